@@ -1,0 +1,100 @@
+// A model as a file: safetensors whose metadata holds the graph, the model description and the provenance.
+//   sluice.version     format version, "1"
+//   sluice.graph       graph.h as JSON
+//   sluice.model       how lab rebuilds the bricks (opaque here), JSON, optional
+//   sluice.task        what the inputs and outputs mean: {"kind": "classify", "data": "fashion-mnist",
+//                      "labels": [...], "mean": 0.286, "std": 0.353}, JSON, optional
+//   sluice.provenance  [{"step": "train", ...}, {"step": "slice-channels", ...}], JSON, optional
+#pragma once
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "sluice/bundle/graph.h"
+#include "sluice/bundle/safetensors.h"
+
+namespace sluice::bundle {
+
+inline constexpr int kFormatVersion = 1;
+
+/// The meaning of an image classifier's input and output.
+struct Task {
+  std::string kind;                 ///< "classify"
+  std::string data;                 ///< data set it was trained on
+  std::vector<std::string> labels;  ///< names of the classes
+  double mean = 0, std = 1;         ///< input = (pixel / 255 - mean) / std
+};
+
+/// An opened bundle; cheap to copy (shared).
+class Bundle {
+ public:
+  struct Options {
+    bool verify_checksums = false;
+    ReadLimits limits;
+  };
+  /// Throws as SafetensorsFile::open and check_graph do; Error{missing} when the file has no graph (an ordinary
+  /// safetensors file: use SafetensorsFile), Error{unsupported} for a newer version.
+  static Bundle open(const std::string& path) { return open(path, Options{}); }
+  static Bundle open(const std::string& path, const Options& options);
+  static Bundle parse(std::span<const std::byte> bytes, const std::string& what, const Options& options);
+
+  const std::string& path() const;
+  const Graph& graph() const;
+  const GraphInfo& info() const;
+  const SafetensorsFile& file() const;
+  const TensorView& tensor(const std::string& name) const { return file().at(name); }
+  const Task& task() const;
+  const std::string& model_json() const;       ///< "" when absent
+  const std::string& provenance_json() const;  ///< "[]" when absent
+  uint64_t file_bytes() const { return file().file_bytes(); }
+
+  /// Compares every tensor with its checksum; throws Error{format} naming the first that differs. Returns how many
+  /// tensors had a checksum.
+  int64_t verify() const;
+
+ private:
+  struct State;
+  std::shared_ptr<const State> state_;
+};
+
+/// Has the metadata key "sluice.graph".
+bool is_bundle(const SafetensorsFile& file);
+
+/// Builds a graph node by node, checking each as it comes, and writes the bundle.
+class Builder {
+ public:
+  Value input(const std::string& name, Shape shape);
+  /// Copies the bytes. Adding the same name twice with the same shape and bytes is one tensor; different: Error{usage}.
+  void tensor(const std::string& name, DType dtype, Shape shape, std::span<const std::byte> bytes,
+              const std::string& format = "f32");
+  void tensor(const std::string& name, Shape shape, std::span<const float> values);
+  /// `tensors`: role -> name of a tensor already added. Returns the output value with its shape.
+  Value node(const std::string& op, const std::string& path, const std::vector<Value>& inputs,
+             Attributes attrs = {}, std::map<std::string, std::string> tensors = {});
+  void output(const Value& value);
+
+  void set_model_json(std::string json) { model_json_ = std::move(json); }
+  void set_task(Task task) { task_ = std::move(task); }
+  void set_provenance_json(std::string json) { provenance_json_ = std::move(json); }
+
+  const Graph& graph() const { return graph_; }
+  /// Writes the bundle with a checksum per tensor. Throws Error{numeric} naming the tensor when an f32 tensor holds
+  /// NaN or infinity, Error{state} without an output.
+  void write(const std::string& path) const;
+  /// The bundle's bytes without a file.
+  std::vector<std::byte> bytes() const;
+
+ private:
+  struct Stored {
+    DType dtype;
+    Shape shape;
+    std::vector<std::byte> bytes;
+  };
+  Graph graph_;
+  std::map<std::string, Shape> shapes_;
+  std::map<std::string, Stored> stored_;
+  Task task_;
+  std::string model_json_, provenance_json_ = "[]";
+};
+
+}  // namespace sluice::bundle

@@ -1,0 +1,86 @@
+// Loading and running a bundle. No LibTorch here.
+//
+//   auto network = engine::Network::open("model.safetensors");
+//   engine::Session session(network, {.batch = 64, .threads = 2});
+//   session.run(input, output);                      // input: batch x numel(input shape), f32, row-major
+//
+// A Network is immutable and may be shared by threads. A Session owns the plan for one batch size: primitives,
+// packed weights (shared through the network where the layout agrees), one arena for all activations. run() does not
+// allocate (oneDNN's own argument tables aside, see docs/decisions/engine-allocation.md). One session per running thread.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "sluice/base/cost.h"
+#include "sluice/bundle/bundle.h"
+
+namespace sluice::engine {
+
+class Network {
+ public:
+  struct Options {
+    bool verify_checksums = false;
+  };
+  static Network open(const std::string& path) { return open(path, Options{}); }
+  static Network open(const std::string& path, const Options& options);
+  /// Throws Error{unsupported} when a node has no kernel, Error{numeric} when a weight is NaN or infinite.
+  explicit Network(bundle::Bundle bundle);
+
+  const bundle::Bundle& bundle() const;
+  const Shape& input_shape() const;   ///< per sample
+  const Shape& output_shape() const;  ///< per sample
+  const Cost& cost() const;           ///< per sample, all nodes
+
+ private:
+  friend class Session;
+  struct State;
+  std::shared_ptr<const State> state_;
+};
+
+struct RunOptions {
+  Meter* meter = nullptr;          ///< counts what really ran, when set
+  const Budget* budget = nullptr;  ///< refuses with Error{limit} before computing, when exceeded
+};
+
+/// One line of the plan, for `sluice bench --nodes` and docs.
+struct PlanStep {
+  std::string path, op, kernel;  ///< kernel: "onednn brgconv:avx512_core", "sluice global_avg_pool"
+  Cost cost;
+  std::vector<std::string> fused;  ///< paths of nodes folded into this step
+};
+
+class Session {
+ public:
+  struct Options {
+    int64_t batch = 1;
+    int threads = 0;  ///< 0: all cores of the process
+    bool fuse = true; ///< activation, addition, batch norm into the producing node
+  };
+  explicit Session(const Network& network) : Session(network, Options{}) {}
+  Session(const Network& network, const Options& options);
+  ~Session();
+  Session(Session&&) noexcept;
+  Session& operator=(Session&&) noexcept;
+
+  /// `count` <= batch samples are computed (a smaller count costs what the plan's batch costs, results of the rest
+  /// are not written). Throws Error{shape} when the spans do not hold count samples.
+  void run(std::span<const float> input, std::span<float> output, int64_t count, const RunOptions& options = {});
+  void run(std::span<const float> input, std::span<float> output, const RunOptions& options = {}) {
+    run(input, output, batch(), options);
+  }
+
+  int64_t batch() const;
+  int64_t arena_bytes() const;
+  std::vector<PlanStep> plan() const;
+  /// Seconds per step of one run, in plan order (instrumented, slower than run()).
+  std::vector<double> time_steps(std::span<const float> input, std::span<float> output);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace sluice::engine
