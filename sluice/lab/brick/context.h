@@ -1,0 +1,69 @@
+// What one forward pass knows: where it is, what may run, and who is watching. No globals.
+//
+// A Context is made per forward (cheap) and handed down by reference. Bricks read it; gates write their decisions into
+// the gate log; layers report what ran to the meter. Not thread-safe.
+#pragma once
+#include <ATen/core/Generator.h>
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "sluice/base/cost.h"
+
+namespace sluice::lab {
+
+/// One decision of one gate for one batch. Gradients flow through both tensors.
+struct GateRecord {
+  std::string path;         ///< of the gate's slot
+  at::Tensor probability;   ///< p [batch, units] in (0, 1)
+  at::Tensor decision;      ///< g [batch, units], 0 or 1 forward
+  at::Tensor unit_macs;     ///< [units], MACs per sample that a closed unit saves
+};
+
+class GateLog {
+ public:
+  void add(GateRecord record) { records_.push_back(std::move(record)); }
+  void clear() { records_.clear(); }
+  const std::vector<GateRecord>& records() const { return records_; }
+  bool empty() const { return records_.empty(); }
+
+ private:
+  std::vector<GateRecord> records_;
+};
+
+class Context {
+ public:
+  GateLog* gate_log = nullptr;
+  Meter* meter = nullptr;
+  Budget budget;
+  /// Source of training noise (gate noise, dropout). Unset: the device's default generator.
+  std::optional<at::Generator> generator;
+  /// Gates answer "open" for every unit without looking (warm-up); nothing is logged then.
+  bool gates_forced_open = false;
+
+  const std::string& path() const { return path_; }
+
+  /// Extends the path while a slot's brick runs.
+  class Scope {
+   public:
+    Scope(Context& context, std::string_view name) : context_(context), size_(context.path_.size()) {
+      if (size_ != 0) context.path_ += '.';
+      context.path_ += name;
+    }
+    ~Scope() { context_.path_.resize(size_); }
+    Scope(const Scope&) = delete;
+    Scope& operator=(const Scope&) = delete;
+
+   private:
+    Context& context_;
+    size_t size_;
+  };
+
+ private:
+  std::string path_;
+};
+
+}  // namespace sluice::lab
