@@ -16,7 +16,12 @@ struct ConsensusOptions {
   double frozen = 0.2;                  ///< share of steps, at the end, with the consensus frozen
   int64_t calibration = 2000;           ///< training samples for the freeze
   double mean_decay = 0.9;              ///< of the running batch means
+  /// "consensus", or "random": as many units per layer as the consensus keeps, chosen at random (a negative control).
+  std::string mask_rule = "consensus";
 };
+
+/// Reads the fields above by name. Throws Error{config} for an unknown key or a value out of range.
+ConsensusOptions consensus_options(const Json& json);
 
 struct ConsensusResult {
   Model model;          ///< gates frozen to constant masks, statistics re-estimated, not sliced yet
