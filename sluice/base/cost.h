@@ -3,13 +3,14 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 namespace sluice {
 
 struct Cost {
-  int64_t macs = 0;          ///< multiply-accumulates of convolutions and matrix products, per sample
-  int64_t params = 0;        ///< stored parameters (weights, biases, norm scale and shift)
+  int64_t macs = 0;    ///< multiply-accumulates of convolutions and matrix products, per sample
+  int64_t params = 0;  ///< stored parameters (weights, biases, norm scale and shift)
   int64_t weight_bytes = 0;  ///< bytes of those parameters in their stored format
 
   Cost& operator+=(const Cost& other) {
@@ -21,8 +22,8 @@ struct Cost {
   friend Cost operator+(Cost a, const Cost& b) { return a += b; }
 };
 
-/// What really ran. One entry per brick or node; the engine reserves them all when it plans, so that
-/// counting allocates nothing. Not thread-safe: one meter per running call.
+/// What really ran. One entry per brick or node; the engine reserves them all when it plans, so
+/// that counting allocates nothing. Not thread-safe: one meter per running call.
 class Meter {
  public:
   struct Entry {
@@ -53,11 +54,12 @@ class Meter {
 
  private:
   std::vector<Entry> entries_;
+  std::unordered_map<std::string, size_t> index_;
   int64_t samples_ = 0;
 };
 
-/// What may run, per request. An unset field is unlimited. A network that cannot stay inside is refused
-/// with Error{limit} before anything is computed.
+/// What may run, per request. An unset field is unlimited. A network that cannot stay inside is
+/// refused with Error{limit} before anything is computed.
 struct Budget {
   std::optional<int64_t> macs_per_sample;
   std::optional<int64_t> weight_bytes;

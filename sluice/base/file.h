@@ -1,4 +1,5 @@
-// Files: read-only mapping, and writing that never leaves something half-written in place of good data.
+// Files: read-only mapping, and writing that never leaves something half-written in place of good
+// data.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -10,10 +11,12 @@
 
 namespace sluice {
 
-/// A read-only memory map. Movable. The bytes live as long as the object (shared_ptr it where needed).
+/// A read-only memory map. Movable. The bytes live as long as the object (shared_ptr it where
+/// needed).
 class MappedFile {
  public:
-  /// Throws Error{missing} when absent, Error{io} when it is a directory or cannot be mapped. Empty files are fine.
+  /// Throws Error{missing} when absent, Error{io} when it is a directory or cannot be mapped. Empty
+  /// files are fine.
   static MappedFile open(const std::string& path);
   MappedFile(MappedFile&& other) noexcept;
   MappedFile& operator=(MappedFile&& other) noexcept;
@@ -28,8 +31,9 @@ class MappedFile {
   size_t size_ = 0;
 };
 
-/// Writes beside `path`, then renames over it in commit(). Without commit() the temporary file is removed and
-/// `path` keeps what it had. Every failure (disk full included) throws Error{io} naming the path and the reason.
+/// Writes beside `path`, then renames over it in commit(). Without commit() the temporary file is
+/// removed and `path` keeps what it had. Every failure (disk full included) throws Error{io} naming
+/// the path and the reason.
 class AtomicFile {
  public:
   explicit AtomicFile(std::string path);

@@ -1,8 +1,8 @@
-// nlohmann::json costs 2.7 s a file: include this in .cpp files (and lab, whose precompiled header has it);
-// other headers take json_fwd.h or plain structs.
+// nlohmann::json costs 2.7 s a file: include this in .cpp files (and lab, whose precompiled header
+// has it); other headers take json_fwd.h or plain structs.
 #pragma once
-#include <nlohmann/json.hpp>
 #include <initializer_list>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
 
@@ -10,8 +10,8 @@
 
 namespace sluice {
 
-/// Parses untrusted text; throws Error{format} naming `what`, the byte offset and the problem. Nesting deeper
-/// than `max_depth`, duplicate keys and trailing text are refused.
+/// Parses untrusted text; throws Error{format} naming `what`, the byte offset and the problem.
+/// Nesting deeper than `max_depth`, duplicate keys and trailing text are refused.
 Json parse_json(std::string_view text, std::string_view what, int max_depth = 64);
 
 /// Reads a whole JSON file. Errors as parse_json, Error{io} when it cannot be read.
@@ -26,7 +26,8 @@ T json_get_or(const Json& object, std::string_view key, T fallback, std::string_
 // Defined for bool, int64_t, double (integers convert), std::string, std::vector<int64_t>,
 // std::vector<double>, std::vector<std::string>, Json (any value) in json.cpp.
 
-/// Throws Error{config} when `object` has a key outside `known`, naming it, the nearest known key and all known.
+/// Throws Error{config} when `object` has a key outside `known`, naming it, the nearest known key
+/// and all known.
 void json_require_known_keys(const Json& object, std::initializer_list<std::string_view> known,
                              std::string_view what);
 

@@ -9,9 +9,9 @@
 namespace sluice {
 
 struct Machine {
-  std::string cpu;         ///< model name
-  std::string isa;         ///< widest of "avx512-amx", "avx512-vnni", "avx512", "avx2", "generic"
-  int cores = 1;           ///< usable by this process
+  std::string cpu;  ///< model name
+  std::string isa;  ///< widest of "avx512-amx", "avx512-vnni", "avx512", "avx2", "generic"
+  int cores = 1;    ///< usable by this process
   int64_t memory_bytes = 0;
 };
 Machine describe_machine();
@@ -20,13 +20,15 @@ double median(std::vector<double> values);  ///< Error{shape} when empty
 double mean(std::span<const double> values);
 double stddev(std::span<const double> values);  ///< sample standard deviation, 0 for fewer than two
 
-/// Seconds per call of each function, interleaved A/B/A/B over `rounds` rounds after one warm-up each; every sample is
-/// the time of enough calls to last `min_seconds`. Returns the medians in order.
-std::vector<double> time_interleaved(const std::vector<std::function<void()>>& functions, int rounds = 7,
-                                     double min_seconds = 0.02);
+/// Seconds per call of each function, interleaved A/B/A/B over `rounds` rounds after one warm-up
+/// each; every sample is the time of enough calls to last `min_seconds`. Returns the medians in
+/// order.
+std::vector<double> time_interleaved(const std::vector<std::function<void()>>& functions,
+                                     int rounds = 7, double min_seconds = 0.02);
 
 /// Measured limits of this machine with `threads` threads.
 double measure_read_bandwidth(int threads);  ///< bytes per second from memory, not cache
-double measure_f32_peak(int threads);        ///< f32 FLOP per second of dependent-free FMA, 2 per multiply-add
+double measure_f32_peak(
+    int threads);  ///< f32 FLOP per second of dependent-free FMA, 2 per multiply-add
 
 }  // namespace sluice

@@ -1,4 +1,5 @@
-// Pictures: a figure is data; gnuplot draws it as SVG (self-contained text that goes into HTML reports and docs).
+// Pictures: a figure is data; gnuplot draws it as SVG (self-contained text that goes into HTML
+// reports and docs).
 #pragma once
 #include <string>
 #include <vector>
@@ -17,16 +18,17 @@ struct Figure {
   Kind kind = Kind::lines;
   std::string title, x_label, y_label;
   bool log_x = false, log_y = false;
-  std::vector<std::string> categories;  ///< bars: one name per group on the x axis; series y has one value per group
-  std::vector<Series> series;           ///< histogram: y holds raw samples, binned over [x_min, x_max]
-  double x_min = 0, x_max = 0;          ///< used when x_min < x_max
+  std::vector<std::string>
+      categories;  ///< bars: one name per group on the x axis; series y has one value per group
+  std::vector<Series> series;   ///< histogram: y holds raw samples, binned over [x_min, x_max]
+  double x_min = 0, x_max = 0;  ///< used when x_min < x_max
   double y_min = 0, y_max = 0;
   int bins = 20;
   int width = 640, height = 400;
 };
 
-/// SVG text. Throws Error{missing} with the package to install when gnuplot is absent, Error{numeric} when a value is
-/// not finite.
+/// SVG text. Throws Error{missing} with the package to install when gnuplot is absent,
+/// Error{numeric} when a value is not finite.
 std::string render_svg(const Figure& figure);
 
 }  // namespace sluice

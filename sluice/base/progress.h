@@ -1,5 +1,5 @@
-// Progress of long work: a bar with rate and time left on a terminal, a plain line now and then otherwise, nothing
-// when quiet. Writes to stderr only, so that stdout stays for results.
+// Progress of long work: a bar with rate and time left on a terminal, a plain line now and then
+// otherwise, nothing when quiet. Writes to stderr only, so that stdout stays for results.
 #pragma once
 #include <chrono>
 #include <cstdint>
@@ -10,7 +10,8 @@ namespace sluice {
 
 enum class ProgressStyle { automatic, bar, lines, quiet };
 
-/// Process-wide choice, made once by the CLI (quiet with --json). automatic: bar if stderr is a terminal.
+/// Process-wide choice, made once by the CLI (quiet with --json). automatic: bar if stderr is a
+/// terminal.
 void set_progress_style(ProgressStyle style);
 
 class Progress {

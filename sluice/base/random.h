@@ -1,5 +1,5 @@
-// Seeds that do not depend on call order: every consumer derives its own stream from (seed, name, index), so that a
-// resumed run draws what the uninterrupted one would have drawn.
+// Seeds that do not depend on call order: every consumer derives its own stream from (seed, name,
+// index), so that a resumed run draws what the uninterrupted one would have drawn.
 #pragma once
 #include <cstdint>
 #include <string_view>

@@ -11,9 +11,10 @@ class Table {
   explicit Table(std::vector<std::string> header);
   /// Rows shorter than the header are padded with empty cells; longer ones are a bug.
   void row(std::vector<std::string> cells);
-  std::string text() const;      ///< columns aligned; a column whose cells are all numbers is right-aligned
+  std::string text()
+      const;  ///< columns aligned; a column whose cells are all numbers is right-aligned
   std::string markdown() const;
-  std::string html() const;      ///< escaped
+  std::string html() const;  ///< escaped
 
  private:
   std::vector<std::string> header_;
