@@ -1,12 +1,17 @@
-// A model as a file: safetensors whose metadata holds the graph, the model description and the provenance.
+// A model as a file: safetensors whose metadata holds the graph, the model description and the
+// provenance.
 //   sluice.version     format version, "1"
 //   sluice.graph       graph.h as JSON
 //   sluice.model       how lab rebuilds the bricks (opaque here), JSON, optional
-//   sluice.task        what the inputs and outputs mean: {"kind": "classify", "data": "fashion-mnist",
+//   sluice.task        what the inputs and outputs mean: {"kind": "classify", "data":
+//   "fashion-mnist",
 //                      "labels": [...], "mean": 0.286, "std": 0.353}, JSON, optional
 //   sluice.provenance  [{"step": "train", ...}, {"step": "slice-channels", ...}], JSON, optional
 #pragma once
+#include <map>
 #include <memory>
+#include <set>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -16,6 +21,7 @@
 namespace sluice::bundle {
 
 inline constexpr int kFormatVersion = 1;
+inline constexpr size_t kMaxLabels = 65536;
 
 /// The meaning of an image classifier's input and output.
 struct Task {
@@ -32,11 +38,12 @@ class Bundle {
     bool verify_checksums = false;
     ReadLimits limits;
   };
-  /// Throws as SafetensorsFile::open and check_graph do; Error{missing} when the file has no graph (an ordinary
-  /// safetensors file: use SafetensorsFile), Error{unsupported} for a newer version.
+  /// Throws as SafetensorsFile::open and check_graph do; Error{missing} when the file has no graph
+  /// (an ordinary safetensors file: use SafetensorsFile), Error{unsupported} for a newer version.
   static Bundle open(const std::string& path) { return open(path, Options{}); }
   static Bundle open(const std::string& path, const Options& options);
-  static Bundle parse(std::span<const std::byte> bytes, const std::string& what, const Options& options);
+  static Bundle parse(std::span<const std::byte> bytes, const std::string& what,
+                      const Options& options);
 
   const std::string& path() const;
   const Graph& graph() const;
@@ -46,10 +53,11 @@ class Bundle {
   const Task& task() const;
   const std::string& model_json() const;       ///< "" when absent
   const std::string& provenance_json() const;  ///< "[]" when absent
+  int version() const;                         ///< of the file's format
   uint64_t file_bytes() const { return file().file_bytes(); }
 
-  /// Compares every tensor with its checksum; throws Error{format} naming the first that differs. Returns how many
-  /// tensors had a checksum.
+  /// Compares every tensor with its checksum; throws Error{format} naming the first that differs.
+  /// Returns how many tensors had a checksum.
   int64_t verify() const;
 
  private:
@@ -60,11 +68,14 @@ class Bundle {
 /// Has the metadata key "sluice.graph".
 bool is_bundle(const SafetensorsFile& file);
 
-/// Builds a graph node by node, checking each as it comes, and writes the bundle.
+/// Builds a graph node by node, checking each as it comes, and writes the bundle. A call that
+/// throws changes nothing.
 class Builder {
  public:
+  /// Error{usage} for a name that is taken ("v0", "v1", ... are the outputs of nodes).
   Value input(const std::string& name, Shape shape);
-  /// Copies the bytes. Adding the same name twice with the same shape and bytes is one tensor; different: Error{usage}.
+  /// Copies the bytes. Adding the same name twice with the same shape and bytes is one tensor;
+  /// different: Error{usage}.
   void tensor(const std::string& name, DType dtype, Shape shape, std::span<const std::byte> bytes,
               const std::string& format = "f32");
   void tensor(const std::string& name, Shape shape, std::span<const float> values);
@@ -78,8 +89,8 @@ class Builder {
   void set_provenance_json(std::string json) { provenance_json_ = std::move(json); }
 
   const Graph& graph() const { return graph_; }
-  /// Writes the bundle with a checksum per tensor. Throws Error{numeric} naming the tensor when an f32 tensor holds
-  /// NaN or infinity, Error{state} without an output.
+  /// Writes the bundle with a checksum per tensor. Throws Error{numeric} naming the tensor when an
+  /// f32 tensor holds NaN or infinity, Error{state} without an output.
   void write(const std::string& path) const;
   /// The bundle's bytes without a file.
   std::vector<std::byte> bytes() const;
@@ -91,7 +102,12 @@ class Builder {
     std::vector<std::byte> bytes;
   };
   Graph graph_;
+  void check_finished() const;
+  std::vector<TensorView> views() const;
+  std::map<std::string, std::string> metadata() const;
+
   std::map<std::string, Shape> shapes_;
+  std::set<std::string> paths_;
   std::map<std::string, Stored> stored_;
   Task task_;
   std::string model_json_, provenance_json_ = "[]";

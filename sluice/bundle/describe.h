@@ -1,4 +1,5 @@
-// What `sluice inspect` shows: the bricks as a tree with shapes, formats, parameters, MACs, sparsity, provenance.
+// What `sluice inspect` shows: the bricks as a tree with shapes, formats, parameters, MACs,
+// sparsity, provenance.
 #pragma once
 #include <string>
 

@@ -31,7 +31,8 @@ struct ReadLimits {
   size_t max_rank = 16;
 };
 
-/// A parsed file. Views point into the mapping and live as long as this object.
+/// A parsed file; cheap to open (only the header is read), copies share the mapping. Views point
+/// into it and live as long as any copy.
 class SafetensorsFile {
  public:
   static SafetensorsFile open(const std::string& path, const ReadLimits& limits = {});
@@ -56,10 +57,16 @@ class SafetensorsFile {
   std::map<std::string, std::string> metadata_;
 };
 
-/// Writes aside, then renames. Tensors are laid out in the given order, each aligned to 64 bytes relative to the file
-/// (header padded with spaces; gaps are not allowed by the format, so tensors are sorted by element size descending
-/// first). Throws Error{shape} when a view's byte count does not match its shape, Error{usage} on duplicate names.
+/// Writes aside, then renames. Tensors are laid out by element size, largest first, equal sizes in
+/// the given order; the header is padded with spaces so that the data starts at a multiple of 64
+/// bytes. The format allows no holes between tensors, so only that and the natural alignment of
+/// each tensor's elements are guaranteed. No copy of the data is made. Throws, before touching
+/// `path`, Error{shape} when a view's byte count does not match its shape and Error{usage} on
+/// duplicate or impossible names.
 void write_safetensors(const std::string& path, std::span<const TensorView> tensors,
                        const std::map<std::string, std::string>& metadata);
+/// The same bytes in memory.
+std::vector<std::byte> safetensors_bytes(std::span<const TensorView> tensors,
+                                         const std::map<std::string, std::string>& metadata);
 
 }  // namespace sluice::bundle

@@ -1,0 +1,148 @@
+#include <cmath>
+#include <cstring>
+
+#include "sluice/base/error.h"
+#include "sluice/base/json.h"
+#include "sluice/bundle/bundle.h"
+#include "sluice/bundle/bundle_json.h"
+#include "sluice/bundle/text.h"
+
+namespace sluice::bundle {
+namespace {
+
+void require_finite(const TensorView& tensor) {
+  if (tensor.dtype != DType::f32) return;
+  const std::span<const float> values = tensor.f32();
+  for (size_t i = 0; i < values.size(); ++i)
+    if (!std::isfinite(values[i]))
+      fail(Code::numeric, "tensor '{}': element {} is {}; a bundle holds finite numbers only",
+           printable(tensor.name), i, values[i]);
+}
+
+}  // namespace
+
+Value Builder::input(const std::string& name, Shape shape) {
+  Value value{name, std::move(shape)};
+  check_value(value, "input");
+  if (shapes_.count(name)) fail(Code::usage, "input '{}': the name is taken; choose another", name);
+  shapes_.emplace(name, value.shape);
+  graph_.inputs.push_back(value);
+  return value;
+}
+
+void Builder::tensor(const std::string& name, DType dtype, Shape shape,
+                     std::span<const std::byte> bytes, const std::string& format) {
+  TensorSpec spec{name, format, dtype, std::move(shape), std::nullopt};
+  check_tensor_spec(spec, "bundle");
+  json_quote(name, "tensor");
+  if (name.empty() || name == "__metadata__")
+    fail(Code::usage, "tensor '{}': not a possible name; choose another", name);
+  const int64_t expected =
+      numel(spec.shape, "tensor '" + printable(name) + "'") * dtype_size(dtype);
+  if (static_cast<int64_t>(bytes.size()) != expected)
+    fail(Code::shape, "tensor '{}': {} of {} takes {} bytes, {} were given", printable(name),
+         to_string(spec.shape), dtype_name(dtype), expected, bytes.size());
+  if (const auto it = stored_.find(name); it != stored_.end()) {
+    const Stored& stored = it->second;
+    const bool same =
+        stored.dtype == dtype && stored.shape == spec.shape &&
+        graph_.tensors.at(name).format == format &&
+        std::equal(bytes.begin(), bytes.end(), stored.bytes.begin(), stored.bytes.end());
+    if (!same)
+      fail(Code::usage,
+           "tensor '{}' was added before with another shape or other values; choose another name",
+           printable(name));
+    return;
+  }
+  spec.xxh64 = xxhash64(bytes);
+  stored_.emplace(name, Stored{dtype, spec.shape, {bytes.begin(), bytes.end()}});
+  graph_.tensors.emplace(name, std::move(spec));
+}
+
+void Builder::tensor(const std::string& name, Shape shape, std::span<const float> values) {
+  tensor(name, DType::f32, std::move(shape), std::as_bytes(values));
+}
+
+Value Builder::node(const std::string& op, const std::string& path,
+                    const std::vector<Value>& inputs, Attributes attrs,
+                    std::map<std::string, std::string> tensors) {
+  Node node{op,
+            path,
+            {},
+            "v" + std::to_string(graph_.nodes.size()),
+            std::move(attrs),
+            std::move(tensors)};
+  for (const Value& value : inputs) {
+    const auto it = shapes_.find(value.name);
+    if (it != shapes_.end() && it->second != value.shape)
+      fail(Code::usage,
+           "node '{}': input '{}' has shape {}, not {}; pass the value that input() or node() "
+           "returned",
+           printable(path), printable(value.name), to_string(it->second), to_string(value.shape));
+    node.inputs.push_back(value.name);
+  }
+  if (paths_.count(path))
+    fail(Code::usage, "node '{}': the path is taken; paths must differ", printable(path));
+  if (shapes_.count(node.output))
+    fail(Code::usage, "node '{}': the input '{}' has the name of a node's output; rename it",
+         printable(path), node.output);
+  Value output{node.output, check_node(node, shapes_, graph_.tensors, "bundle")};
+  graph_to_json({{}, {}, {node}, {}});  // refuses attributes that JSON cannot hold
+  paths_.insert(path);
+  shapes_.emplace(output.name, output.shape);
+  graph_.nodes.push_back(std::move(node));
+  return output;
+}
+
+void Builder::output(const Value& value) {
+  if (!shapes_.count(value.name))
+    fail(Code::usage, "output '{}' is no value of this graph; pass what node() returned",
+         printable(value.name));
+  for (const Value& input : graph_.inputs)
+    if (input.name == value.name)
+      fail(Code::usage, "output '{}' is an input; an output is made by a node",
+           printable(value.name));
+  for (const std::string& name : graph_.outputs)
+    if (name == value.name) fail(Code::usage, "output '{}' was added before", name);
+  graph_.outputs.push_back(value.name);
+}
+
+void Builder::check_finished() const {
+  if (graph_.outputs.empty()) fail(Code::state, "bundle: no output; call output() before writing");
+  const GraphInfo info = check_graph(graph_, "bundle");
+  if (!task_.kind.empty()) check_task(task_, graph_, info, "bundle: task");
+  if (!model_json_.empty()) check_model_json(model_json_, "bundle: model");
+  provenance_from_json(provenance_json_, "bundle: provenance");
+}
+
+std::vector<TensorView> Builder::views() const {
+  std::vector<TensorView> views;
+  views.reserve(stored_.size());
+  for (const auto& [name, stored] : stored_) {
+    views.push_back({name, stored.dtype, stored.shape, stored.bytes});
+    require_finite(views.back());
+  }
+  return views;
+}
+
+std::map<std::string, std::string> Builder::metadata() const {
+  std::map<std::string, std::string> metadata;
+  metadata["sluice.version"] = std::to_string(kFormatVersion);
+  metadata["sluice.graph"] = graph_to_json(graph_);
+  if (!model_json_.empty()) metadata["sluice.model"] = model_json_;
+  if (!task_.kind.empty()) metadata["sluice.task"] = task_to_json(task_);
+  if (provenance_json_ != "[]") metadata["sluice.provenance"] = provenance_json_;
+  return metadata;
+}
+
+void Builder::write(const std::string& path) const {
+  check_finished();
+  write_safetensors(path, views(), metadata());
+}
+
+std::vector<std::byte> Builder::bytes() const {
+  check_finished();
+  return safetensors_bytes(views(), metadata());
+}
+
+}  // namespace sluice::bundle
