@@ -11,9 +11,10 @@
 namespace sluice::probe {
 namespace {
 
-// 24 chains hide the latency of two FMA units of four or five cycles each and still leave registers
-// (32 in AVX-512); with AVX2's 16 registers, 12 do.
-constexpr int kWideChains = 24, kChains = 12;
+// Two FMA units of four or five cycles latency need ten chains; AVX2 has 16 registers, two hold
+// constants.
+constexpr int kChains = 12;
+#define SLUICE_EACH_CHAIN(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
 
 constexpr float kFactor = 0.999F, kTerm = 0.001F;  // converges to 1: no overflow, no denormals
 
@@ -79,45 +80,45 @@ __attribute__((target("avx512f"))) uint64_t sum_avx512(std::span<const uint64_t>
   return sum_generic(lanes);
 }
 
-// The empty asm keeps each chain in a register and stops the compiler from reasoning about the
-// values.
+// Named variables, because gcc leaves an array of vectors on the stack. The empty asm stops the
+// compiler from reasoning about the values.
 
 __attribute__((target("avx2,fma"))) float multiply_add_avx2(int64_t rounds) {
-  __m256 sums[kChains];
-  for (int i = 0; i < kChains; ++i) {
-    sums[i] = _mm256_set1_ps(static_cast<float>(i));
-  }
   const __m256 factor = _mm256_set1_ps(kFactor), term = _mm256_set1_ps(kTerm);
+  __m256 total = _mm256_setzero_ps();
+#define SLUICE_CHAIN(i) __m256 chain##i = _mm256_set1_ps(i);
+  SLUICE_EACH_CHAIN(SLUICE_CHAIN)
+#undef SLUICE_CHAIN
   for (int64_t r = 0; r < rounds; ++r) {
-#pragma GCC unroll 12
-    for (int i = 0; i < kChains; ++i) {
-      sums[i] = _mm256_fmadd_ps(sums[i], factor, term);
-      asm volatile("" : "+x"(sums[i]));
-    }
+#define SLUICE_CHAIN(i)                               \
+  chain##i = _mm256_fmadd_ps(chain##i, factor, term); \
+  asm volatile("" : "+x"(chain##i));
+    SLUICE_EACH_CHAIN(SLUICE_CHAIN)
+#undef SLUICE_CHAIN
   }
-  for (int i = 1; i < kChains; ++i) {
-    sums[0] = _mm256_add_ps(sums[0], sums[i]);
-  }
-  return _mm256_cvtss_f32(sums[0]);
+#define SLUICE_CHAIN(i) total = _mm256_add_ps(total, chain##i);
+  SLUICE_EACH_CHAIN(SLUICE_CHAIN)
+#undef SLUICE_CHAIN
+  return _mm256_cvtss_f32(total);
 }
 
 __attribute__((target("avx512f"))) float multiply_add_avx512(int64_t rounds) {
-  __m512 sums[kWideChains];
-  for (int i = 0; i < kWideChains; ++i) {
-    sums[i] = _mm512_set1_ps(static_cast<float>(i));
-  }
   const __m512 factor = _mm512_set1_ps(kFactor), term = _mm512_set1_ps(kTerm);
+  __m512 total = _mm512_setzero_ps();
+#define SLUICE_CHAIN(i) __m512 chain##i = _mm512_set1_ps(i);
+  SLUICE_EACH_CHAIN(SLUICE_CHAIN)
+#undef SLUICE_CHAIN
   for (int64_t r = 0; r < rounds; ++r) {
-#pragma GCC unroll 24
-    for (int i = 0; i < kWideChains; ++i) {
-      sums[i] = _mm512_fmadd_ps(sums[i], factor, term);
-      asm volatile("" : "+v"(sums[i]));
-    }
+#define SLUICE_CHAIN(i)                               \
+  chain##i = _mm512_fmadd_ps(chain##i, factor, term); \
+  asm volatile("" : "+v"(chain##i));
+    SLUICE_EACH_CHAIN(SLUICE_CHAIN)
+#undef SLUICE_CHAIN
   }
-  for (int i = 1; i < kWideChains; ++i) {
-    sums[0] = _mm512_add_ps(sums[0], sums[i]);
-  }
-  return _mm512_cvtss_f32(sums[0]);
+#define SLUICE_CHAIN(i) total = _mm512_add_ps(total, chain##i);
+  SLUICE_EACH_CHAIN(SLUICE_CHAIN)
+#undef SLUICE_CHAIN
+  return _mm512_cvtss_f32(total);
 }
 
 bool has_avx2() {
@@ -172,7 +173,7 @@ float multiply_add(int64_t rounds) {
 int64_t flops_of_multiply_add(int64_t rounds) {
 #if defined(__x86_64__)
   if (has_avx512()) {
-    return rounds * kWideChains * 16 * 2;
+    return rounds * kChains * 16 * 2;
   }
   if (has_avx2()) {
     return rounds * kChains * 8 * 2;
