@@ -1,0 +1,180 @@
+// sluice eval: quality and cost of one or several models on labelled data, in one table.
+#if SLUICE_HAS_ENGINE
+#include <fmt/core.h>
+
+#include <CLI/CLI.hpp>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "cli/model_data.h"
+#include "cli/output.h"
+#include "cli/verb.h"
+#include "sluice/base/error.h"
+#include "sluice/base/json.h"
+#include "sluice/base/machine.h"
+#include "sluice/base/table.h"
+#include "sluice/engine/graph/evaluate.h"
+
+namespace sluice::cli {
+namespace {
+
+struct Options {
+  std::vector<std::string> models;
+  DataChoice data;
+  int64_t batch = 250;
+  std::optional<int64_t> budget_macs;
+};
+
+struct Row {
+  std::string model, data;
+  engine::Evaluation evaluation;
+  Cost cost;
+  uint64_t file_bytes = 0;
+  double latency = 0;  ///< seconds, batch 1
+};
+
+/// Median seconds for one sample at a time, all models in one interleaved run.
+void measure_latency(const std::vector<engine::Network>& networks, int threads,
+                     std::vector<Row>& rows) {
+  std::vector<engine::Session> sessions;
+  std::vector<std::vector<float>> inputs, outputs;
+  std::vector<std::function<void()>> functions;
+  sessions.reserve(networks.size());
+  for (const engine::Network& network : networks) {
+    sessions.emplace_back(network, engine::Session::Options{.batch = 1, .threads = threads});
+    inputs.emplace_back(static_cast<size_t>(numel(network.input_shape())), 0.5f);
+    outputs.emplace_back(static_cast<size_t>(numel(network.output_shape())));
+  }
+  for (size_t i = 0; i < networks.size(); ++i) {
+    functions.push_back([&, i] { sessions[i].run(inputs[i], outputs[i]); });
+  }
+  const std::vector<double> seconds = time_interleaved(functions, 5, 0.01);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    rows[i].latency = seconds[i];
+  }
+}
+
+Json to_json(const Row& row) {
+  return {{"model", row.model},
+          {"data", row.data},
+          {"accuracy", row.evaluation.accuracy},
+          {"loss", row.evaluation.loss},
+          {"samples", row.evaluation.count},
+          {"macs_per_sample", row.evaluation.macs_per_sample},
+          {"parameters", row.cost.params},
+          {"weight_bytes", row.cost.weight_bytes},
+          {"file_bytes", row.file_bytes},
+          {"latency_seconds", row.latency}};
+}
+
+int evaluate_models(const Options& options, const Globals& globals) {
+  // Everything that can be refused is refused before the first picture is classified.
+  std::vector<engine::Network> networks;
+  std::map<std::string, LabelledData> sets;
+  Budget budget;
+  budget.macs_per_sample = options.budget_macs;
+  for (const std::string& model : options.models) {
+    networks.push_back(engine::Network::open(model));
+    const std::string name = data_name(options.data, networks.back().bundle());
+    if (!sets.contains(name)) {
+      sets.emplace(name, load_data(name, options.data));
+    }
+  }
+  std::vector<Row> rows;
+  for (size_t i = 0; i < networks.size(); ++i) {
+    const engine::Network& network = networks[i];
+    const bundle::Bundle& bundle = network.bundle();
+    const LabelledData& data = sets.at(data_name(options.data, bundle));
+    Row row;
+    row.model = options.models[i];
+    row.data = data.name;
+    row.evaluation = engine::evaluate(network,
+                                      {.pixels = data.split.pixels,
+                                       .labels = data.split.labels,
+                                       .mean = bundle.task().mean,
+                                       .std = bundle.task().std},
+                                      options.batch, globals.threads, &budget);
+    row.cost = network.cost();
+    row.file_bytes = bundle.file_bytes();
+    rows.push_back(std::move(row));
+  }
+  measure_latency(networks, globals.threads, rows);
+
+  if (globals.json) {
+    Json models = Json::array();
+    for (const Row& row : rows) {
+      models.push_back(to_json(row));
+    }
+    print_json({{"split", options.data.split}, {"batch", options.batch}, {"models", models}});
+    return kSuccess;
+  }
+  const bool one_set = sets.size() == 1;
+  std::vector<std::string> header{"model",  "accuracy", "loss", "MACs",
+                                  "params", "weights",  "file", "latency"};
+  if (!one_set) {
+    header.insert(header.begin() + 1, "data");
+  }
+  Table table(header);
+  for (const Row& row : rows) {
+    std::vector<std::string> cells{short_name(row.model, options.models),
+                                   fmt::format("{:.2f} %", 100 * row.evaluation.accuracy),
+                                   fmt::format("{:.4f}", row.evaluation.loss),
+                                   format_macs(row.evaluation.macs_per_sample),
+                                   format_count(row.cost.params),
+                                   format_bytes(row.cost.weight_bytes),
+                                   format_bytes(static_cast<int64_t>(row.file_bytes)),
+                                   format_seconds(row.latency)};
+    if (!one_set) {
+      cells.insert(cells.begin() + 1, row.data);
+    }
+    table.row(std::move(cells));
+  }
+  std::string text;
+  if (one_set) {
+    text = fmt::format("{}, {} split, {} pictures\n\n", rows[0].data, options.data.split,
+                       rows[0].evaluation.count);
+  }
+  text += table.text();
+  text += "\nMACs: metered, per picture. Latency: one picture at a time, median.\n";
+  print(text);
+  return kSuccess;
+}
+
+Action setup(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  app.add_option("MODEL", options->models, "Bundles to compare")->required();
+  app.add_option("--data", options->data.name,
+                 "Data set; by default the one the model was trained on")
+      ->type_name("NAME");
+  app.add_option("--data-dir", options->data.directory, "Where its files are")->type_name("DIR");
+  app.add_option("--split", options->data.split, "test or train")
+      ->check(CLI::IsMember({"test", "train"}))
+      ->type_name("SPLIT")
+      ->capture_default_str();
+  app.add_option("--limit", options->data.limit, "First N pictures only; 0: all")
+      ->check(CLI::NonNegativeNumber)
+      ->type_name("N");
+  app.add_option("--batch", options->batch, "Pictures computed together")
+      ->check(CLI::Range(1, 1 << 16))
+      ->type_name("N")
+      ->capture_default_str();
+  app.add_option("--budget-macs", options->budget_macs,
+                 "Refuse a model that needs more MACs per picture")
+      ->check(CLI::PositiveNumber)
+      ->type_name("N");
+  return [options](const Globals& globals) { return evaluate_models(*options, globals); };
+}
+
+const bool registered =
+    register_verb({"eval", "Accuracy and cost of models on labelled data",
+                   "sluice eval model.safetensors\n"
+                   "sluice eval dense.safetensors sliced.safetensors --limit 2000",
+                   setup});
+
+}  // namespace
+}  // namespace sluice::cli
+#endif

@@ -1,0 +1,222 @@
+// sluice run: classify pictures.
+#if SLUICE_HAS_ENGINE
+#include <fmt/core.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <numeric>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cli/model_data.h"
+#include "cli/output.h"
+#include "cli/verb.h"
+#include "sluice/base/error.h"
+#include "sluice/base/json.h"
+#include "sluice/base/table.h"
+#include "sluice/data/image.h"
+#include "sluice/engine/graph/network.h"
+
+namespace sluice::cli {
+namespace {
+
+struct Options {
+  std::string model;
+  std::vector<std::string> images;
+  std::vector<int64_t> samples;
+  DataChoice data;
+  int64_t top = 3;
+  bool invert = false;
+  std::optional<int64_t> budget_macs;
+};
+
+struct Picture {
+  std::string name;
+  std::vector<float> input;
+  std::optional<int64_t> label;
+};
+
+struct ImageShape {
+  int64_t channels, height, width;
+};
+
+ImageShape image_shape(const engine::Network& network) {
+  const Shape& shape = network.input_shape();
+  if (shape.size() != 3 || (shape[0] != 1 && shape[0] != 3)) {
+    fail(Code::shape, "{} takes inputs of {}, not pictures of 1 or 3 channels",
+         network.bundle().path(), to_string(shape));
+  }
+  return {shape[0], shape[1], shape[2]};
+}
+
+Picture from_file(const std::string& path, const ImageShape& shape, const bundle::Task& task,
+                  bool invert) {
+  data::Image image = data::read_image(path);
+  if (invert) {
+    for (uint8_t& pixel : image.pixels) {
+      pixel = static_cast<uint8_t>(255 - pixel);
+    }
+  }
+  return {path,
+          data::to_input(image, shape.channels, shape.height, shape.width, task.mean, task.std),
+          std::nullopt};
+}
+
+Picture from_sample(const LabelledData& data, int64_t index, const engine::Network& network,
+                    const bundle::Task& task, bool invert) {
+  if (index >= data.split.count()) {
+    fail(Code::usage, "--sample {}: the {} split of {} has samples 0 to {}", index, data.split_name,
+         data.name, data.split.count() - 1);
+  }
+  if (data.split.sample_shape != network.input_shape()) {
+    fail(Code::shape, "{} takes {}, the samples of {} are {}; choose other --data",
+         network.bundle().path(), to_string(network.input_shape()), data.name,
+         to_string(data.split.sample_shape));
+  }
+  Picture picture{fmt::format("{} {} sample {}", data.name, data.split_name, index),
+                  {},
+                  data.split.labels[static_cast<size_t>(index)]};
+  for (const uint8_t pixel : data.split.sample(index)) {
+    const double value = invert ? 255 - pixel : pixel;
+    picture.input.push_back(static_cast<float>((value / 255 - task.mean) / task.std));
+  }
+  return picture;
+}
+
+/// Logits -> probabilities, unless the graph ends in a softmax of its own.
+void to_probabilities(std::vector<float>& values, const bundle::Graph& graph) {
+  if (!graph.nodes.empty() && graph.nodes.back().op == "softmax") {
+    return;
+  }
+  const float largest = *std::max_element(values.begin(), values.end());
+  double sum = 0;
+  for (float& value : values) {
+    value = std::exp(value - largest);
+    sum += value;
+  }
+  for (float& value : values) {
+    value = static_cast<float>(value / sum);
+  }
+}
+
+std::string class_name(const std::vector<std::string>& labels, int64_t index) {
+  return index < static_cast<int64_t>(labels.size()) ? labels[static_cast<size_t>(index)]
+                                                     : fmt::format("class {}", index);
+}
+
+int classify(const Options& options, const Globals& globals) {
+  if (options.images.empty() == options.samples.empty()) {
+    fail(Code::usage, "{} See: sluice run --help",
+         options.images.empty() ? "nothing to classify: give picture files, or --sample N."
+                                : "give picture files or --sample, not both.");
+  }
+  const engine::Network network = engine::Network::open(options.model);
+  const bundle::Task& task = network.bundle().task();
+  std::vector<Picture> pictures;
+  if (!options.images.empty()) {
+    const ImageShape shape = image_shape(network);
+    for (const std::string& path : options.images) {
+      pictures.push_back(from_file(path, shape, task, options.invert));
+    }
+  } else {
+    const LabelledData data = load_data(data_name(options.data, network.bundle()), options.data);
+    for (const int64_t index : options.samples) {
+      pictures.push_back(from_sample(data, index, network, task, options.invert));
+    }
+  }
+
+  Meter meter;
+  Budget budget;
+  budget.macs_per_sample = options.budget_macs;
+  engine::Session session(network, {.batch = 1, .threads = globals.threads});
+  const size_t classes = static_cast<size_t>(numel(network.output_shape()));
+  const size_t top = std::min(static_cast<size_t>(options.top), classes);
+  Json results = Json::array();
+  std::string text;
+  for (const Picture& picture : pictures) {
+    std::vector<float> output(classes);
+    meter.reset();
+    session.run(picture.input, output, {.meter = &meter, .budget = &budget});
+    for (const float value : output) {
+      if (!std::isfinite(value)) {
+        fail(Code::numeric, "{}: the output for {} is not finite", options.model, picture.name);
+      }
+    }
+    to_probabilities(output, network.bundle().graph());
+    std::vector<int64_t> order(classes);
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+      return output[static_cast<size_t>(a)] > output[static_cast<size_t>(b)];
+    });
+    const std::string macs = format_macs(static_cast<double>(meter.macs()));
+    Json classes_json = Json::array();
+    Table table({"class", "probability"});
+    for (size_t i = 0; i < top; ++i) {
+      const double probability = output[static_cast<size_t>(order[i])];
+      classes_json.push_back({{"index", order[i]},
+                              {"label", class_name(task.labels, order[i])},
+                              {"probability", probability}});
+      table.row({class_name(task.labels, order[i]), fmt::format("{:.1f} %", 100 * probability)});
+    }
+    Json result = {{"picture", picture.name}, {"classes", classes_json}, {"macs", meter.macs()}};
+    text += fmt::format("{}{}\n{}", text.empty() ? "" : "\n", picture.name, table.text());
+    if (picture.label) {
+      const bool correct = *picture.label == order[0];
+      result["true"] = {{"index", *picture.label},
+                        {"label", class_name(task.labels, *picture.label)},
+                        {"correct", correct}};
+      text += fmt::format("truth: {} ({})\n", class_name(task.labels, *picture.label),
+                          correct ? "correct" : "wrong");
+    }
+    text += fmt::format("{} MACs ran\n", macs);
+    results.push_back(std::move(result));
+  }
+  if (globals.json) {
+    print_json({{"model", options.model}, {"results", results}});
+  } else {
+    print(text);
+  }
+  return kSuccess;
+}
+
+Action setup(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  app.add_option("MODEL", options->model, "A bundle")->required();
+  app.add_option("IMAGE", options->images,
+                 "Pictures (PNG, PGM, PPM), converted and resized to the model's input");
+  app.add_option("--sample", options->samples,
+                 "A sample of a data set instead of a file; repeatable")
+      ->check(CLI::NonNegativeNumber)
+      ->allow_extra_args(false)
+      ->type_name("N");
+  app.add_option("--data", options->data.name,
+                 "Data set of --sample; by default the one the model was trained on")
+      ->type_name("NAME");
+  app.add_option("--data-dir", options->data.directory, "Where its files are")->type_name("DIR");
+  app.add_option("--split", options->data.split, "test or train")
+      ->check(CLI::IsMember({"test", "train"}))
+      ->type_name("SPLIT")
+      ->capture_default_str();
+  app.add_option("--top", options->top, "Classes shown")
+      ->check(CLI::Range(1, 1000))
+      ->type_name("K")
+      ->capture_default_str();
+  app.add_flag("--invert", options->invert, "Dark on light becomes light on dark");
+  app.add_option("--budget-macs", options->budget_macs,
+                 "Refuse a model that needs more MACs per picture")
+      ->check(CLI::PositiveNumber)
+      ->type_name("N");
+  return [options](const Globals& globals) { return classify(*options, globals); };
+}
+
+const bool registered = register_verb({"run", "Classify pictures",
+                                       "sluice run model.safetensors shoe.png --top 3\n"
+                                       "sluice run model.safetensors --sample 7",
+                                       setup});
+
+}  // namespace
+}  // namespace sluice::cli
+#endif
