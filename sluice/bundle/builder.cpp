@@ -57,6 +57,7 @@ void Builder::tensor(const std::string& name, DType dtype, Shape shape,
   spec.xxh64 = xxhash64(bytes);
   stored_.emplace(name, Stored{dtype, spec.shape, {bytes.begin(), bytes.end()}});
   graph_.tensors.emplace(name, std::move(spec));
+  order_.push_back(name);
 }
 
 void Builder::tensor(const std::string& name, Shape shape, std::span<const float> values) {
@@ -118,7 +119,8 @@ void Builder::check_finished() const {
 std::vector<TensorView> Builder::views() const {
   std::vector<TensorView> views;
   views.reserve(stored_.size());
-  for (const auto& [name, stored] : stored_) {
+  for (const std::string& name : order_) {
+    const Stored& stored = stored_.at(name);
     views.push_back({name, stored.dtype, stored.shape, stored.bytes});
     require_finite(views.back());
   }

@@ -109,6 +109,7 @@ class Builder {
   std::map<std::string, Shape> shapes_;
   std::set<std::string> paths_;
   std::map<std::string, Stored> stored_;
+  std::vector<std::string> order_;  // of stored_, as added: the file's order
   Task task_;
   std::string model_json_, provenance_json_ = "[]";
 };

@@ -1,0 +1,33 @@
+// The tree behind describe.h: dotted paths split into rows that sum what is beneath them. Internal
+// to bundle.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "sluice/bundle/bundle.h"
+
+namespace sluice::bundle {
+
+struct Row {
+  std::string name, path;
+  std::string kind;  ///< of a node: "conv2d 3x3, stride 2"; of a tensor: its element type; "" for a
+                     ///< mere folder
+  std::string op;    ///< of a node
+  Shape shape;  ///< of a node's output or a tensor; an inner row has the output of its last node
+  std::vector<std::string> formats;  ///< different ones beneath, in order of appearance
+  int64_t params = 0, macs = 0, bytes = 0;
+  int64_t zeros = 0;   ///< zero elements among `params`
+  int64_t leaves = 0;  ///< nodes or tensors in this row and beneath
+  std::vector<Row> children;
+};
+
+/// The root's numbers are the bundle's totals: a tensor that several nodes share counts once there
+/// and in every row of a node that uses it.
+Row describe_tree(const Bundle& bundle, bool sparsity);
+Row describe_tree(const SafetensorsFile& file, bool sparsity);
+
+/// Elements that are zero (-0.0 too).
+int64_t count_zeros(const TensorView& tensor);
+
+}  // namespace sluice::bundle
