@@ -1,4 +1,5 @@
-// Batches for training and evaluation: a data split as tensors on the device, in an order that depends on (seed, epoch) only.
+// Batches for training and evaluation: a data split as tensors on the device, in an order that
+// depends on (seed, epoch) only.
 #pragma once
 #include <ATen/core/Tensor.h>
 #include <c10/core/Device.h>
@@ -16,7 +17,9 @@ class Feed {
  public:
   Feed(const data::Split& split, double mean, double std, c10::Device device);
   int64_t count() const { return labels_.size(0); }
-  int64_t batches_per_epoch(int64_t batch) const { return count() / batch; }  ///< the last partial batch is dropped
+  int64_t batches_per_epoch(int64_t batch) const {
+    return count() / batch;
+  }  ///< the last partial batch is dropped
   /// Batch number `step` of an endless stream of epochs, each shuffled by (seed, epoch).
   Batch at_step(int64_t step, int64_t batch, uint64_t seed);
   /// In order, for evaluation; the last may be smaller.

@@ -1,5 +1,6 @@
-// The training loop: one model, one feed, an optimizer, a schedule, and hooks. Everything it draws is derived from
-// (seed, step), and a checkpoint holds all state, so a killed run continues to the same result.
+// The training loop: one model, one feed, an optimizer, a schedule, and hooks. Everything it draws
+// is derived from (seed, step), and a checkpoint holds all state, so a killed run continues to the
+// same result.
 #pragma once
 #include <functional>
 #include <map>
@@ -35,11 +36,11 @@ struct TrainOptions {
   OptimizerOptions optimizer;
   ScheduleOptions schedule;
   double label_smoothing = 0;
-  double clip = 0;                 ///< global gradient norm; 0 off
-  std::string title = "train";     ///< of the progress bar
-  std::string checkpoint;          ///< file; "" none
-  int64_t checkpoint_every = 0;    ///< steps; 0 only at the end of the run
-  int64_t log_every = 20;          ///< steps between curve points
+  double clip = 0;               ///< global gradient norm; 0 off
+  std::string title = "train";   ///< of the progress bar
+  std::string checkpoint;        ///< file; "" none
+  int64_t checkpoint_every = 0;  ///< steps; 0 only at the end of the run
+  int64_t log_every = 20;        ///< steps between curve points
 };
 
 /// State that goes into checkpoints besides model and optimizer.
@@ -50,6 +51,8 @@ struct TrainHooks {
   std::function<at::Tensor(const GateLog& log, int64_t step)> extra_loss;
   /// Before the forward of each step (set context.gates_forced_open, swap bricks, ...).
   std::function<void(int64_t step, Context& context)> before_step;
+  /// Between the backward pass and the update of each step (mask gradients, read them, ...).
+  std::function<void(int64_t step)> after_backward;
   /// After optimizer.step() of each step (apply masks, ...).
   std::function<void(int64_t step)> after_step;
   std::function<ExtraState()> save_extra;
@@ -73,16 +76,20 @@ class Trainer {
   Trainer(Model& model, Feed& feed, TrainOptions options, TrainHooks hooks = {});
   ~Trainer();
 
-  /// Runs steps [current, until) (until < 0: all). Stops with Error{numeric} naming the step when the loss is not finite.
+  /// Runs steps [current, until) (until < 0: all). Stops with Error{numeric} naming the step when
+  /// the loss is not finite.
   TrainResult run(int64_t until = -1);
   int64_t step() const;
-  /// Rebuilds the optimizer over the model's present parameters (after surgery); momentum starts anew.
+  /// Rebuilds the optimizer over the model's present parameters (after surgery); momentum starts
+  /// anew.
   void reset_optimizer();
 
-  /// One safetensors file: parameters and buffers, optimizer state, step, extra state, and the brick description.
+  /// One safetensors file: parameters and buffers, optimizer state, step, extra state, and the
+  /// brick description.
   void save_checkpoint(const std::string& path) const;
-  /// Continues from the file: rebuilds the bricks when the description differs from the present model (surgery happened before
-  /// the checkpoint). Throws Error{config} when options that shape the result differ.
+  /// Continues from the file: rebuilds the bricks when the description differs from the present
+  /// model (surgery happened before the checkpoint). Throws Error{config} when options that shape
+  /// the result differ.
   void load_checkpoint(const std::string& path);
 
  private:
@@ -90,11 +97,11 @@ class Trainer {
   std::unique_ptr<State> state_;
 };
 
-/// Mean cross-entropy and accuracy in evaluation mode, without gradients; logs gates when `log_gates` is set (mean decision
-/// per unit by path).
+/// Mean cross-entropy and accuracy in evaluation mode, without gradients; logs gates when
+/// `log_gates` is set (mean decision per unit by path).
 struct LabEvaluation {
   double accuracy = 0, loss = 0;
-  at::Tensor predictions;                     ///< [count] int64, CPU
+  at::Tensor predictions;                        ///< [count] int64, CPU
   std::map<std::string, at::Tensor> gate_means;  ///< share of samples for which each unit is open
 };
 LabEvaluation evaluate(Model& model, const Feed& feed, bool log_gates = false, int64_t batch = 250);
