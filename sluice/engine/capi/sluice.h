@@ -1,5 +1,6 @@
-/* C interface of the Sluice engine. No LibTorch. Every function that can fail returns a status and leaves a message for
- * sluice_last_error() in the calling thread. Handles are not shared between threads while in use. */
+/* C interface of the Sluice engine. No LibTorch. Every function that can fail returns a status and
+ * leaves a message for sluice_last_error() in the calling thread. Handles are not shared between
+ * threads while in use. */
 #ifndef SLUICE_H_
 #define SLUICE_H_
 #include <stddef.h>
@@ -35,31 +36,33 @@ typedef enum sluice_status {
 typedef struct sluice_network sluice_network;
 
 typedef struct sluice_options {
-  int64_t batch;             /* samples per run; 0 means 1 */
-  int32_t threads;           /* 0: all cores */
-  int32_t verify_checksums;  /* not 0: compare every tensor with its checksum */
+  int64_t batch;            /* samples per run; 0 means 1 */
+  int32_t threads;          /* 0: all cores */
+  int32_t verify_checksums; /* not 0: compare every tensor with its checksum */
 } sluice_options;
 
 typedef struct sluice_info {
-  int64_t input_elements;   /* per sample */
-  int64_t output_elements;  /* per sample */
-  int64_t input_rank;       /* entries used in input_shape */
+  int64_t input_elements;  /* per sample */
+  int64_t output_elements; /* per sample */
+  int64_t input_rank;      /* entries used in input_shape */
   int64_t input_shape[8];
   int64_t parameters;
-  int64_t macs;             /* per sample */
+  int64_t macs; /* per sample */
   int64_t file_bytes;
-  int64_t label_count;      /* 0 when the bundle names no classes */
+  int64_t label_count; /* 0 when the bundle names no classes */
 } sluice_info;
 
 SLUICE_API const char* sluice_version(void);
 /* options may be NULL. */
-SLUICE_API sluice_status sluice_load(const char* path, const sluice_options* options, sluice_network** network);
+SLUICE_API sluice_status sluice_load(const char* path, const sluice_options* options,
+                                     sluice_network** network);
 SLUICE_API sluice_status sluice_query(const sluice_network* network, sluice_info* info);
 /* Name of a class; NULL when out of range. Lives as long as the network. */
 SLUICE_API const char* sluice_label(const sluice_network* network, int64_t index);
 /* input: count x input_elements, output: count x output_elements, count <= batch. */
-SLUICE_API sluice_status sluice_run(sluice_network* network, const float* input, size_t input_elements, float* output,
-                                    size_t output_elements, int64_t count);
+SLUICE_API sluice_status sluice_run(sluice_network* network, const float* input,
+                                    size_t input_elements, float* output, size_t output_elements,
+                                    int64_t count);
 /* Message of this thread's last failure; "" when none. Valid until the thread's next call. */
 SLUICE_API const char* sluice_last_error(void);
 /* NULL is fine. */

@@ -1,4 +1,5 @@
-// Accuracy of a network over labelled 8-bit pictures, in batches; what `sluice eval` and the recipes call.
+// Accuracy of a network over labelled 8-bit pictures, in batches; what `sluice eval` and the
+// recipes call.
 #pragma once
 #include <cstdint>
 #include <span>
@@ -9,9 +10,9 @@
 namespace sluice::engine {
 
 struct LabelledPixels {
-  std::span<const uint8_t> pixels;   ///< count x numel(network input)
-  std::span<const int64_t> labels;   ///< count
-  double mean = 0, std = 1;          ///< input = (pixel / 255 - mean) / std
+  std::span<const uint8_t> pixels;  ///< count x numel(network input)
+  std::span<const int64_t> labels;  ///< count
+  double mean = 0, std = 1;         ///< input = (pixel / 255 - mean) / std
 };
 
 struct Evaluation {
@@ -22,8 +23,9 @@ struct Evaluation {
   double macs_per_sample = 0;  ///< metered
 };
 
-/// Throws Error{shape} when the samples do not fit the network's input or a label is outside its outputs.
-Evaluation evaluate(const Network& network, const LabelledPixels& samples, int64_t batch = 250, int threads = 0,
-                    const Budget* budget = nullptr);
+/// Throws Error{shape} when the samples do not fit the network's input or a label is outside its
+/// outputs.
+Evaluation evaluate(const Network& network, const LabelledPixels& samples, int64_t batch = 250,
+                    int threads = 0, const Budget* budget = nullptr);
 
 }  // namespace sluice::engine

@@ -2,11 +2,15 @@
 //
 //   auto network = engine::Network::open("model.safetensors");
 //   engine::Session session(network, {.batch = 64, .threads = 2});
-//   session.run(input, output);                      // input: batch x numel(input shape), f32, row-major
+//   session.run(input, output);                      // input: batch x numel(input shape), f32,
+//   row-major
 //
-// A Network is immutable and may be shared by threads. A Session owns the plan for one batch size: primitives,
-// packed weights (shared through the network where the layout agrees), one arena for all activations. run() does not
-// allocate (oneDNN's own argument tables aside, see docs/decisions/engine-allocation.md). One session per running thread.
+// A Network is immutable and may be shared by threads. A Session owns the plan for one batch size:
+// primitives, packed weights (shared through the network where the layout agrees), one arena per
+// thread for all activations. A batch is run in chunks whose activations stay in the second-level
+// cache; threads take whole chunks, or share one step when there are fewer samples than threads.
+// run() does not allocate (what oneDNN does inside its own calls aside, see
+// docs/decisions/engine-allocation.md). One session per running thread.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -15,6 +19,7 @@
 #include <vector>
 
 #include "sluice/base/cost.h"
+#include "sluice/base/shape.h"
 #include "sluice/bundle/bundle.h"
 
 namespace sluice::engine {
@@ -26,7 +31,8 @@ class Network {
   };
   static Network open(const std::string& path) { return open(path, Options{}); }
   static Network open(const std::string& path, const Options& options);
-  /// Throws Error{unsupported} when a node has no kernel, Error{numeric} when a weight is NaN or infinite.
+  /// Throws Error{unsupported} when a node has no kernel, Error{numeric} when a weight is NaN or
+  /// infinite.
   explicit Network(bundle::Bundle bundle);
 
   const bundle::Bundle& bundle() const;
@@ -56,8 +62,8 @@ class Session {
  public:
   struct Options {
     int64_t batch = 1;
-    int threads = 0;  ///< 0: all cores of the process
-    bool fuse = true; ///< activation, addition, batch norm into the producing node
+    int threads = 0;   ///< 0: all cores of the process
+    bool fuse = true;  ///< activation, addition, batch norm into the producing node
   };
   explicit Session(const Network& network) : Session(network, Options{}) {}
   Session(const Network& network, const Options& options);
@@ -65,15 +71,18 @@ class Session {
   Session(Session&&) noexcept;
   Session& operator=(Session&&) noexcept;
 
-  /// `count` <= batch samples are computed (a smaller count costs what the plan's batch costs, results of the rest
-  /// are not written). Throws Error{shape} when the spans do not hold count samples.
-  void run(std::span<const float> input, std::span<float> output, int64_t count, const RunOptions& options = {});
+  /// `count` <= batch samples are computed (rounded up to whole chunks; results of the rest are not
+  /// written). Throws Error{shape} when the spans do not hold count samples.
+  void run(std::span<const float> input, std::span<float> output, int64_t count,
+           const RunOptions& options = {});
   void run(std::span<const float> input, std::span<float> output, const RunOptions& options = {}) {
     run(input, output, batch(), options);
   }
 
   int64_t batch() const;
-  int64_t arena_bytes() const;
+  int threads() const;
+  int64_t chunk() const;        ///< samples computed at once by one call of the plan
+  int64_t arena_bytes() const;  ///< activations and scratch of all threads
   std::vector<PlanStep> plan() const;
   /// Seconds per step of one run, in plan order (instrumented, slower than run()).
   std::vector<double> time_steps(std::span<const float> input, std::span<float> output);

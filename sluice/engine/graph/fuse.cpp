@@ -1,0 +1,191 @@
+#include "sluice/engine/graph/fuse.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <set>
+#include <span>
+
+namespace sluice::engine {
+namespace {
+
+using bundle::Bundle;
+using bundle::Node;
+
+std::span<const float> values_of(const Bundle& bundle, const Node& node, const std::string& role) {
+  const auto found = node.tensors.find(role);
+  if (found == node.tensors.end()) return {};
+  return bundle.tensor(found->second).f32();
+}
+
+/// Multiplies the rows of the weight (and the bias) by factor[c], then adds shift[c] to the bias.
+void fold(Group& group, std::span<const float> factor, std::span<const float> shift,
+          size_t channels) {
+  const size_t row = group.weight.size() / channels;
+  if (group.bias.empty() && !shift.empty()) group.bias.assign(channels, 0.0f);
+  for (size_t c = 0; c < channels; ++c) {
+    const float f = factor.size() == 1 ? factor[0] : factor[c];
+    for (size_t i = 0; i < row; ++i) group.weight[c * row + i] *= f;
+    if (!group.bias.empty()) group.bias[c] = group.bias[c] * f + (shift.empty() ? 0.0f : shift[c]);
+  }
+}
+
+class Grouper {
+ public:
+  Grouper(const Bundle& bundle, bool fuse)
+      : bundle_(bundle), nodes_(bundle.graph().nodes), fuse_(fuse) {
+    for (size_t i = 0; i < nodes_.size(); ++i) {
+      for (const std::string& input : nodes_[i].inputs) consumers_[input].push_back(i);
+    }
+    outputs_.insert(bundle.graph().outputs.begin(), bundle.graph().outputs.end());
+    claimed_.assign(nodes_.size(), false);
+  }
+
+  std::vector<Group> run() {
+    std::vector<Group> groups;
+    for (size_t i = 0; i < nodes_.size(); ++i) {
+      if (!claimed_[i]) groups.push_back(start(i));
+    }
+    // A group runs when its last node would have: the other addend is there by then.
+    std::stable_sort(groups.begin(), groups.end(), [](const Group& a, const Group& b) {
+      return (a.fused.empty() ? a.main : a.fused.back()) <
+             (b.fused.empty() ? b.main : b.fused.back());
+    });
+    return groups;
+  }
+
+ private:
+  Group start(size_t index) {
+    const Node& node = nodes_[index];
+    Group group;
+    group.main = index;
+    group.inputs = node.inputs;
+    group.output = node.output;
+    const bool product = node.op == "conv2d" || node.op == "linear";
+    if (product) {
+      const auto weight = values_of(bundle_, node, "weight"),
+                 bias = values_of(bundle_, node, "bias");
+      group.weight.assign(weight.begin(), weight.end());
+      group.bias.assign(bias.begin(), bias.end());
+    }
+    if (!fuse_) return group;
+    if (product) {
+      while (fold_next(group)) {
+      }
+      take_add(group);
+    }
+    if (product || node.op == "add") {
+      take_activation(group);
+      while (product && fold_after_relu(group)) {
+      }
+    }
+    return group;
+  }
+
+  /// The only consumer of the group's output, or nullptr.
+  const Node* next(const Group& group, size_t* index) const {
+    if (outputs_.count(group.output)) return nullptr;
+    const auto found = consumers_.find(group.output);
+    if (found == consumers_.end() || found->second.size() != 1) return nullptr;
+    *index = found->second[0];
+    return claimed_[*index] ? nullptr : &nodes_[*index];
+  }
+
+  void claim(Group& group, size_t index) {
+    claimed_[index] = true;
+    group.fused.push_back(index);
+    group.output = nodes_[index].output;
+  }
+
+  /// Whether dimension 0 of the group's output is the output channel of its weight.
+  bool channels_lead(const Group& group) const {
+    const Shape& shape = bundle_.info().shapes.at(group.output);
+    return nodes_[group.main].op == "conv2d" || shape.size() == 1;
+  }
+
+  bool fold_next(Group& group) {
+    size_t index = 0;
+    const Node* node = next(group, &index);
+    if (!node || !channels_lead(group)) return false;
+    const size_t channels = static_cast<size_t>(bundle_.info().shapes.at(group.output)[0]);
+    if (node->op == "batch_norm") {
+      const ScaleShift factors = batch_norm_factors(bundle_, *node);
+      fold(group, factors.scale, factors.shift, channels);
+    } else if (node->op == "scale") {
+      fold(group, values_of(bundle_, *node, "scale"), {}, channels);
+    } else {
+      return false;
+    }
+    claim(group, index);
+    return true;
+  }
+
+  /// relu(x) * s = relu(x * s) for s >= 0: frozen gates behind the activation.
+  bool fold_after_relu(Group& group) {
+    size_t index = 0;
+    const Node* node = next(group, &index);
+    if (!node || node->op != "scale" || group.activation != Activation::relu || group.adds)
+      return false;
+    const auto factors = values_of(bundle_, *node, "scale");
+    if (factors.size() != 1 && !channels_lead(group)) return false;
+    if (std::any_of(factors.begin(), factors.end(), [](float f) { return !(f >= 0); }))
+      return false;
+    const size_t channels =
+        factors.size() == 1 ? 1 : static_cast<size_t>(bundle_.info().shapes.at(group.output)[0]);
+    if (channels == 1) {
+      for (float& w : group.weight) w *= factors[0];
+      for (float& b : group.bias) b *= factors[0];
+    } else {
+      fold(group, factors, {}, channels);
+    }
+    claim(group, index);
+    return true;
+  }
+
+  void take_add(Group& group) {
+    size_t index = 0;
+    const Node* node = next(group, &index);
+    if (!node || node->op != "add") return;
+    group.inputs.push_back(node->inputs[0] == group.output ? node->inputs[1] : node->inputs[0]);
+    group.adds = true;
+    claim(group, index);
+  }
+
+  void take_activation(Group& group) {
+    size_t index = 0;
+    const Node* node = next(group, &index);
+    if (!node || node->op != "activation") return;
+    group.activation = activation_from_name(bundle::attr_string(node->attrs, "kind", "relu"));
+    claim(group, index);
+  }
+
+  const Bundle& bundle_;
+  const std::vector<Node>& nodes_;
+  const bool fuse_;
+  std::map<std::string, std::vector<size_t>> consumers_;
+  std::set<std::string> outputs_;
+  std::vector<bool> claimed_;
+};
+
+}  // namespace
+
+ScaleShift batch_norm_factors(const Bundle& bundle, const Node& node) {
+  const auto mean = values_of(bundle, node, "running_mean"),
+             variance = values_of(bundle, node, "running_var");
+  const auto weight = values_of(bundle, node, "weight"), bias = values_of(bundle, node, "bias");
+  const double eps = bundle::attr_double(node.attrs, "eps", 1e-5);
+  ScaleShift result;
+  for (size_t c = 0; c < mean.size(); ++c) {
+    const double factor =
+        (weight.empty() ? 1.0 : weight[c]) / std::sqrt(static_cast<double>(variance[c]) + eps);
+    result.scale.push_back(static_cast<float>(factor));
+    result.shift.push_back(static_cast<float>((bias.empty() ? 0.0 : bias[c]) - mean[c] * factor));
+  }
+  return result;
+}
+
+std::vector<Group> group_nodes(const Bundle& bundle, bool fuse) {
+  return Grouper(bundle, fuse).run();
+}
+
+}  // namespace sluice::engine

@@ -1,0 +1,35 @@
+// The first half of planning: which nodes run as one step, with batch norms and constant scales
+// folded into the weights.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "sluice/bundle/bundle.h"
+#include "sluice/engine/kernel/kernel.h"
+
+namespace sluice::engine {
+
+/// Nodes that run together. Groups are in execution order: every input is the output of an earlier
+/// group or of the graph.
+struct Group {
+  size_t main = 0;                  ///< index of the node that names the group
+  std::vector<size_t> fused;        ///< nodes folded into it, in order
+  std::vector<std::string> inputs;  ///< values
+  std::string output;
+  std::vector<float> weight, bias;  ///< conv2d, linear: after folding; bias may be empty
+  bool adds = false;  ///< the last of `inputs` is added to a conv2d's or linear's result
+  Activation activation = Activation::none;  ///< after everything else
+};
+
+/// Fusion needs a value with one consumer that is no output of the graph:
+///   conv2d | linear, then batch_norm and scale (folded), then activation, or add and activation
+///   add, then activation
+std::vector<Group> group_nodes(const bundle::Bundle& bundle, bool fuse);
+
+/// Per-channel factor and offset of a batch_norm node.
+struct ScaleShift {
+  std::vector<float> scale, shift;
+};
+ScaleShift batch_norm_factors(const bundle::Bundle& bundle, const bundle::Node& node);
+
+}  // namespace sluice::engine

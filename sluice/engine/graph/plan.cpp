@@ -1,0 +1,164 @@
+#include "sluice/engine/graph/plan.h"
+
+#include <algorithm>
+#include <map>
+
+#include "sluice/base/error.h"
+#include "sluice/engine/graph/fuse.h"
+#include "sluice/engine/graph/memory.h"
+#include "sluice/engine/graph/steps.h"
+#include "sluice/engine/kernel/reduce.h"
+
+namespace sluice::engine {
+
+Planner::Planner(const bundle::Bundle& bundle, const PlanOptions& options, onednn::PackCache& cache)
+    : bundle_(bundle),
+      options_(options),
+      cache_(cache),
+      groups_(group_nodes(bundle, options.fuse)) {
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    for (const std::string& input : groups_[g].inputs) last_use_[input] = g;
+  }
+  for (const std::string& output : bundle.graph().outputs) last_use_[output] = groups_.size();
+}
+
+int Planner::add_value(Shape shape, Layout layout) {
+  PlanValue value;
+  value.bytes = static_cast<int64_t>(sizeof(float)) *
+                checked_mul(options_.samples, numel(shape), "activation");
+  value.shape = std::move(shape);
+  value.layout = layout;
+  value.buffer = static_cast<int>(plan_.values.size());
+  plan_.values.push_back(std::move(value));
+  return static_cast<int>(plan_.values.size()) - 1;
+}
+
+int Planner::add_view(int of, Shape shape) {
+  const int view = add_value(std::move(shape), Layout::plain);
+  plan_.values[static_cast<size_t>(view)].buffer = plan_.values[static_cast<size_t>(of)].buffer;
+  return view;
+}
+
+int Planner::fetch(const std::string& name) const { return names_.at(name).begin()->second; }
+
+int Planner::fetch(const std::string& name, Layout layout) {
+  std::map<Layout, int>& versions = names_.at(name);
+  if (const auto found = versions.find(layout); found != versions.end()) return found->second;
+  const int from = versions.begin()->second;
+  const PlanValue source = plan_.values[static_cast<size_t>(from)];
+  if (same_bytes(source.shape, source.layout, layout)) return from;
+  const size_t samples = static_cast<size_t>(options_.samples),
+               channels = static_cast<size_t>(source.shape[0]),
+               pixels = static_cast<size_t>(source.shape[1] * source.shape[2]);
+  const bool to_last = layout == Layout::channels_last;
+  Step step;
+  step.info.path = name + ".reorder";
+  step.info.op = "reorder";
+  step.kernel.name = to_last ? "sluice to_channels_last" : "sluice to_plain";
+  step.kernel.bind = [=](const Binding& b) -> std::function<void()> {
+    const float* in = b.inputs[0];
+    float* out = b.output;
+    return [=] {
+      transpose(in, out, samples, to_last ? channels : pixels, to_last ? pixels : channels);
+    };
+  };
+  step.inputs = {from};
+  step.output = add_value(source.shape, layout);
+  versions[layout] = step.output;
+  const int output = step.output;
+  add_step(std::move(step));
+  return output;
+}
+
+bool Planner::dies_here(const std::string& name, size_t group) const {
+  const auto found = last_use_.find(name);
+  if (found == last_use_.end() || found->second != group) return false;
+  // A view keeps its source's memory alive for as long as the view is used.
+  const int buffer = plan_.values[static_cast<size_t>(fetch(name))].buffer;
+  for (const auto& [other, versions] : names_) {
+    if (other == name) continue;
+    for (const auto& [layout, value] : versions) {
+      if (plan_.values[static_cast<size_t>(value)].buffer != buffer) continue;
+      const auto use = last_use_.find(other);
+      if (use != last_use_.end() && use->second >= group) return false;
+    }
+  }
+  return true;
+}
+
+void Planner::add_step(Step step) {
+  const auto bytes_of = [&](int v) {
+    return plan_.values[static_cast<size_t>(v)].bytes / options_.samples;
+  };
+  for (int input : step.inputs) step.activation_bytes += bytes_of(input);
+  step.activation_bytes += bytes_of(step.output);
+  plan_.scratch_bytes = std::max(plan_.scratch_bytes, step.kernel.scratch_bytes);
+  plan_.steps.push_back(std::move(step));
+}
+
+void Planner::define(const std::string& name, int value) {
+  names_[name][plan_.values[static_cast<size_t>(value)].layout] = value;
+}
+
+Plan Planner::run() {
+  const bundle::Value& input = bundle_.graph().inputs[0];
+  plan_.input = add_value(input.shape, Layout::plain);
+  define(input.name, plan_.input);
+  for (size_t g = 0; g < groups_.size(); ++g) plan_group(g);
+  plan_.output = fetch(bundle_.graph().outputs[0], Layout::plain);
+  place_values();
+  return std::move(plan_);
+}
+
+void Planner::place_values() {
+  std::vector<PlanValue>& values = plan_.values;
+  const int count = static_cast<int>(plan_.steps.size());
+  const auto buffer_of = [&](int v) -> int& { return values[static_cast<size_t>(v)].buffer; };
+  std::vector<Lifetime> lives(values.size());
+  std::vector<bool> defined(values.size(), false);
+  const auto touch = [&](int v, int step) {
+    Lifetime& life = lives[static_cast<size_t>(buffer_of(v))];
+    life.bytes = std::max(life.bytes, values[static_cast<size_t>(v)].bytes);
+    if (!defined[static_cast<size_t>(buffer_of(v))]) life.first = step;
+    defined[static_cast<size_t>(buffer_of(v))] = true;
+    life.last = std::max(life.last, step);
+  };
+  const auto measure = [&] {
+    std::fill(lives.begin(), lives.end(), Lifetime{});
+    std::fill(defined.begin(), defined.end(), false);
+    touch(plan_.input, -1);
+    for (int i = 0; i < count; ++i) {
+      for (int v : plan_.steps[static_cast<size_t>(i)].inputs) touch(v, i);
+      touch(plan_.steps[static_cast<size_t>(i)].output, i);
+    }
+    touch(plan_.output, count);
+  };
+  measure();
+  for (int i = 0; i < count; ++i) {
+    const Step& step = plan_.steps[static_cast<size_t>(i)];
+    if (step.kernel.in_place < 0) continue;
+    const int shared = step.inputs[static_cast<size_t>(step.kernel.in_place)];
+    const int from = buffer_of(step.output), to = buffer_of(shared);
+    // Another input in the same memory would be overwritten while it is read.
+    bool possible = lives[static_cast<size_t>(to)].last == i && from != to;
+    for (size_t k = 0; k < step.inputs.size(); ++k) {
+      if (static_cast<int>(k) != step.kernel.in_place && buffer_of(step.inputs[k]) == to)
+        possible = false;
+    }
+    SLUICE_CHECK(possible || !step.kernel.must_share);
+    if (!possible) continue;
+    for (PlanValue& value : values) {
+      if (value.buffer == from) value.buffer = to;
+    }
+    measure();
+  }
+  const Arena arena = place(lives);
+  plan_.offsets = arena.offsets;
+  plan_.arena_bytes = arena.bytes;
+}
+
+Plan make_plan(const bundle::Bundle& bundle, const PlanOptions& options, onednn::PackCache& cache) {
+  return Planner(bundle, options, cache).run();
+}
+
+}  // namespace sluice::engine

@@ -1,0 +1,44 @@
+// What a kernel is to the plan: made once per node, bound once per lane (a lane is one thread's
+// arena), then called without arguments. Kernels are immutable after planning and shared by all
+// lanes.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "sluice/base/shape.h"
+
+namespace sluice::engine {
+
+/// Memory order of a value with per-sample shape [C,H,W]; values of other ranks are always plain.
+enum class Layout : uint8_t { plain, channels_last };
+
+/// True when both orders put the same bytes in the same place.
+inline bool same_bytes(const Shape& shape, Layout a, Layout b) {
+  return a == b || shape.size() != 3 || shape[0] == 1 || shape[1] * shape[2] == 1;
+}
+
+enum class Activation : uint8_t { none, relu, gelu, silu, sigmoid, tanh, hard_swish };
+/// Throws Error{unsupported} for an unknown name.
+Activation activation_from_name(std::string_view name);
+
+/// Where one lane's call finds its operands. `output` may equal inputs[i] where the kernel allows
+/// it.
+struct Binding {
+  std::span<float* const> inputs;
+  float* output = nullptr;
+  std::byte* scratch = nullptr;
+};
+
+struct Kernel {
+  std::string name;           ///< "onednn brgconv:avx512_core", "sluice add"
+  int64_t scratch_bytes = 0;  ///< per lane, 64-byte aligned
+  int in_place = -1;          ///< index of an input that may share the output's memory, -1 none
+  bool must_share = false;    ///< that input has to be the output's memory (accumulating kernels)
+  std::function<std::function<void()>(const Binding&)> bind;
+};
+
+}  // namespace sluice::engine

@@ -1,0 +1,326 @@
+#include "sluice/engine/kernel/onednn.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <oneapi/dnnl/dnnl.hpp>
+#include <string_view>
+
+#include "sluice/base/error.h"
+#include "sluice/engine/kernel/threads.h"
+
+namespace sluice::engine::onednn {
+namespace {
+
+using dnnl::memory;
+using tag = memory::format_tag;
+constexpr auto kF32 = memory::data_type::f32;
+
+thread_local bool t_inside = false;
+
+dnnl::engine& cpu() {
+  static dnnl::engine engine(dnnl::engine::kind::cpu, 0);
+  return engine;
+}
+
+dnnl::stream& stream() {
+  // One per thread: oneDNN does not promise that a stream may be used by several threads at once.
+  thread_local dnnl::stream stream(cpu());
+  return stream;
+}
+
+memory::desc any_desc(const memory::dims& dims) { return {dims, kF32, tag::any}; }
+
+memory::desc image(int64_t n, int64_t c, int64_t h, int64_t w, Layout layout) {
+  return {{n, c, h, w}, kF32, layout == Layout::plain ? tag::nchw : tag::nhwc};
+}
+
+void append_activation(dnnl::post_ops& ops, Activation activation) {
+  dnnl::algorithm kind{};
+  float alpha = 0, beta = 0;
+  switch (activation) {
+    case Activation::none:
+      return;
+    case Activation::relu:
+      kind = dnnl::algorithm::eltwise_relu;
+      break;
+    case Activation::gelu:
+      kind = dnnl::algorithm::eltwise_gelu_erf;
+      break;
+    case Activation::silu:
+      kind = dnnl::algorithm::eltwise_swish;
+      alpha = 1;
+      break;
+    case Activation::sigmoid:
+      kind = dnnl::algorithm::eltwise_logistic;
+      break;
+    case Activation::tanh:
+      kind = dnnl::algorithm::eltwise_tanh;
+      break;
+    case Activation::hard_swish:
+      kind = dnnl::algorithm::eltwise_hardswish;
+      alpha = 1.0f / 6;  // ignored by 2.x, whose hardswish has no parameters
+      beta = 0.5f;
+      break;
+  }
+#if DNNL_VERSION_MAJOR >= 3
+  ops.append_eltwise(kind, alpha, beta);
+#else
+  ops.append_eltwise(1.0f, kind, alpha, beta);
+#endif
+}
+
+dnnl::primitive_attr attributes(const Tail& tail, const memory::desc& other) {
+  dnnl::primitive_attr attr;
+  attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+  dnnl::post_ops ops;
+  if (tail.add == Tail::Add::accumulate) ops.append_sum(1.0f);
+  if (tail.add == Tail::Add::operand) ops.append_binary(dnnl::algorithm::binary_add, other);
+  append_activation(ops, tail.activation);
+  attr.set_post_ops(ops);
+  return attr;
+}
+
+std::string desc_key(const memory::desc& desc) {
+#if DNNL_VERSION_MAJOR >= 3
+  const auto blob = const_cast<memory::desc&>(desc).get_blob();
+  return std::string(reinterpret_cast<const char*>(blob.data()), blob.size());
+#else
+  return std::string(reinterpret_cast<const char*>(&desc.data), sizeof desc.data);
+#endif
+}
+
+/// A primitive, its constant operands and its descriptors; immutable, shared by all lanes.
+struct Compiled {
+  dnnl::primitive primitive;
+  memory::desc src, dst, scratch;
+  std::shared_ptr<Buffer> weights;
+  Buffer bias;
+  memory weights_memory, bias_memory;
+  Tail tail;
+};
+
+/// One lane's argument table; execute() of the C++ interface would build a vector on every call.
+struct Call {
+  std::shared_ptr<const Compiled> compiled;
+  std::array<memory, 4> memories;
+  std::array<dnnl_exec_arg_t, 6> args;
+  int count = 0;
+
+  void add(int id, const memory& m) { args[static_cast<size_t>(count++)] = {id, m.get()}; }
+  void run() const {
+    dnnl_stream_t s = stream().get();
+    t_inside = true;
+    const dnnl_status_t status =
+        dnnl_primitive_execute(compiled->primitive.get(), s, count, args.data());
+    t_inside = false;
+    if (status != dnnl_success)
+      fail(Code::internal, "oneDNN: execution failed with status {}", int(status));
+  }
+};
+
+Kernel kernel_of(std::shared_ptr<const Compiled> compiled, const std::string& name,
+                 bool has_weights) {
+  Kernel kernel;
+  kernel.name = "onednn " + name;
+  kernel.scratch_bytes = static_cast<int64_t>(compiled->scratch.get_size());
+  if (compiled->tail.add == Tail::Add::accumulate) {
+    kernel.in_place = 1;
+    kernel.must_share = true;
+  }
+  kernel.bind = [compiled, has_weights](const Binding& b) -> std::function<void()> {
+    auto call = std::make_shared<Call>();
+    call->compiled = compiled;
+    call->memories[0] = memory(compiled->src, cpu(), b.inputs[0]);
+    call->memories[1] = memory(compiled->dst, cpu(), b.output);
+    call->memories[2] = memory(compiled->scratch, cpu(), b.scratch);
+    call->add(DNNL_ARG_SRC, call->memories[0]);
+    call->add(DNNL_ARG_DST, call->memories[1]);
+    call->add(DNNL_ARG_SCRATCHPAD, call->memories[2]);
+    if (has_weights) {
+      call->add(DNNL_ARG_WEIGHTS, compiled->weights_memory);
+      if (compiled->bias.bytes() > 0) call->add(DNNL_ARG_BIAS, compiled->bias_memory);
+    }
+    if (compiled->tail.add == Tail::Add::operand) {
+      call->memories[3] = memory(compiled->dst, cpu(), b.inputs[1]);
+      call->add(DNNL_ARG_ATTR_MULTIPLE_POST_OP(0) | DNNL_ARG_SRC_1, call->memories[3]);
+    }
+    return [call] { call->run(); };
+  };
+  return kernel;
+}
+
+}  // namespace
+
+struct PackCache::State {
+  std::mutex mutex;
+  std::map<std::string, std::weak_ptr<Buffer>> packed;
+};
+
+PackCache::PackCache() : state_(std::make_unique<State>()) {}
+PackCache::~PackCache() = default;
+
+namespace {
+
+std::shared_ptr<Buffer> pack(std::span<const float> values, const memory::desc& from,
+                             const memory::desc& to, PackCache& cache, const std::string& key) {
+  PackCache::State& state = *cache.state();
+  std::lock_guard lock(state.mutex);
+  std::weak_ptr<Buffer>& slot = state.packed[key + '\n' + desc_key(to)];
+  if (auto packed = slot.lock()) return packed;
+  auto packed = std::make_shared<Buffer>(static_cast<int64_t>(to.get_size()));
+  memory source(from, cpu(), const_cast<float*>(values.data()));
+  memory target(to, cpu(), packed->data());
+  dnnl::reorder(source, target).execute(stream(), source, target);
+  stream().wait();
+  slot = packed;
+  return packed;
+}
+
+void set_constants(Compiled& compiled, std::span<const float> weight, const memory::desc& plain,
+                   const memory::desc& packed, std::span<const float> bias,
+                   const memory::desc& bias_desc, PackCache& cache, const std::string& key) {
+  compiled.weights = pack(weight, plain, packed, cache, key);
+  compiled.weights_memory = memory(packed, cpu(), compiled.weights->data());
+  if (bias.empty()) return;
+  compiled.bias = Buffer(static_cast<int64_t>(bias.size_bytes()));
+  std::memcpy(compiled.bias.data(), bias.data(), bias.size_bytes());
+  compiled.bias_memory = memory(bias_desc, cpu(), compiled.bias.data());
+}
+
+bool is_reference(std::string_view name) {
+  return name.starts_with("ref") || name.starts_with("simple");
+}
+
+}  // namespace
+
+std::optional<Kernel> make_conv(const ConvShape& s, Layout layout, const Tail& tail,
+                                std::span<const float> weight, std::span<const float> bias,
+                                int threads, PackCache& cache, const std::string& key,
+                                bool accept_reference) {
+  const ThreadScope scope(threads);
+  const memory::desc src = image(s.samples, s.in_channels, s.in_height, s.in_width, layout);
+  const memory::desc dst = image(s.samples, s.out_channels, s.out_height, s.out_width, layout);
+  memory::dims dims{s.out_channels, s.in_channels / s.groups, s.kernel[0], s.kernel[1]};
+  tag plain_tag = tag::oihw;
+  if (s.groups > 1) {
+    dims = {s.groups, s.out_channels / s.groups, s.in_channels / s.groups, s.kernel[0],
+            s.kernel[1]};
+    plain_tag = tag::goihw;
+  }
+  const memory::dims strides{s.stride[0], s.stride[1]},
+      dilates{s.dilation[0] - 1, s.dilation[1] - 1}, padding{s.padding[0], s.padding[1]};
+  // What the stride leaves over at the far edge is not padding.
+  memory::dims padding_end(2);
+  const int64_t in[2] = {s.in_height, s.in_width}, out[2] = {s.out_height, s.out_width};
+  for (size_t i = 0; i < 2; ++i) {
+    padding_end[i] =
+        std::max<int64_t>(0, (out[i] - 1) * s.stride[i] + (s.kernel[i] - 1) * s.dilation[i] + 1 -
+                                 in[i] - s.padding[i]);
+  }
+  const memory::desc weights_any = any_desc(dims);
+  const memory::desc bias_desc =
+      bias.empty() ? memory::desc() : memory::desc({s.out_channels}, kF32, tag::x);
+  const dnnl::primitive_attr attr = attributes(tail, dst);
+  using Forward = dnnl::convolution_forward;
+  constexpr auto kInference = dnnl::prop_kind::forward_inference;
+  constexpr auto kDirect = dnnl::algorithm::convolution_direct;
+#if DNNL_VERSION_MAJOR >= 3
+  Forward::primitive_desc pd(cpu(), kInference, kDirect, src, weights_any, bias_desc, dst, strides,
+                             dilates, padding, padding_end, attr, true);
+#else
+  const Forward::desc desc = bias.empty()
+                                 ? Forward::desc(kInference, kDirect, src, weights_any, dst,
+                                                 strides, dilates, padding, padding_end)
+                                 : Forward::desc(kInference, kDirect, src, weights_any, bias_desc,
+                                                 dst, strides, dilates, padding, padding_end);
+  Forward::primitive_desc pd(desc, attr, cpu(), true);
+#endif
+  if (!pd) return std::nullopt;
+  const std::string name = pd.impl_info_str();
+  if (is_reference(name) && !accept_reference) return std::nullopt;
+  auto compiled = std::make_shared<Compiled>();
+  compiled->primitive = Forward(pd);
+  compiled->src = src;
+  compiled->dst = dst;
+  compiled->scratch = pd.scratchpad_desc();
+  compiled->tail = tail;
+  set_constants(*compiled, weight, memory::desc(dims, kF32, plain_tag), pd.weights_desc(), bias,
+                bias_desc, cache, key);
+  return kernel_of(compiled, name, true);
+}
+
+Kernel make_linear(int64_t rows, int64_t in, int64_t out, const Tail& tail,
+                   std::span<const float> weight, std::span<const float> bias, int threads,
+                   PackCache& cache, const std::string& key) {
+  const ThreadScope scope(threads);
+  const memory::desc src({rows, in}, kF32, tag::ab), dst({rows, out}, kF32, tag::ab);
+  const memory::desc weights_any = any_desc({out, in});
+  const memory::desc bias_desc = bias.empty() ? memory::desc() : memory::desc({out}, kF32, tag::x);
+  const dnnl::primitive_attr attr = attributes(tail, dst);
+  using Forward = dnnl::inner_product_forward;
+  constexpr auto kInference = dnnl::prop_kind::forward_inference;
+#if DNNL_VERSION_MAJOR >= 3
+  const Forward::primitive_desc pd(cpu(), kInference, src, weights_any, bias_desc, dst, attr);
+#else
+  const Forward::desc desc = bias.empty()
+                                 ? Forward::desc(kInference, src, weights_any, dst)
+                                 : Forward::desc(kInference, src, weights_any, bias_desc, dst);
+  const Forward::primitive_desc pd(desc, attr, cpu());
+#endif
+  auto compiled = std::make_shared<Compiled>();
+  compiled->primitive = Forward(pd);
+  compiled->src = src;
+  compiled->dst = dst;
+  compiled->scratch = pd.scratchpad_desc();
+  compiled->tail = tail;
+  set_constants(*compiled, weight, memory::desc({out, in}, kF32, tag::ab), pd.weights_desc(), bias,
+                bias_desc, cache, key);
+  return kernel_of(compiled, pd.impl_info_str(), true);
+}
+
+Kernel make_pool(const ConvShape& s, Layout layout, bool maximum, int threads) {
+  const ThreadScope scope(threads);
+  const memory::desc src = image(s.samples, s.in_channels, s.in_height, s.in_width, layout);
+  const memory::desc dst = image(s.samples, s.in_channels, s.out_height, s.out_width, layout);
+  const memory::dims strides{s.stride[0], s.stride[1]}, window{s.kernel[0], s.kernel[1]},
+      dilation{0, 0}, padding{s.padding[0], s.padding[1]};
+  memory::dims padding_end(2);
+  const int64_t in[2] = {s.in_height, s.in_width}, out[2] = {s.out_height, s.out_width};
+  for (size_t i = 0; i < 2; ++i) {
+    padding_end[i] =
+        std::max<int64_t>(0, (out[i] - 1) * s.stride[i] + s.kernel[i] - in[i] - s.padding[i]);
+  }
+  constexpr auto kInference = dnnl::prop_kind::forward_inference;
+  const auto kind =
+      maximum ? dnnl::algorithm::pooling_max : dnnl::algorithm::pooling_avg_exclude_padding;
+  dnnl::primitive_attr attr;
+  attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+#if DNNL_VERSION_MAJOR >= 3
+  using Forward = dnnl::pooling_forward;
+  const Forward::primitive_desc pd(cpu(), kInference, kind, src, dst, strides, window, dilation,
+                                   padding, padding_end, attr);
+#else
+  using Forward = dnnl::pooling_v2_forward;
+  const Forward::primitive_desc pd(
+      Forward::desc(kInference, kind, src, dst, strides, window, dilation, padding, padding_end),
+      attr, cpu());
+#endif
+  auto compiled = std::make_shared<Compiled>();
+  compiled->primitive = Forward(pd);
+  compiled->src = src;
+  compiled->dst = dst;
+  compiled->scratch = pd.scratchpad_desc();
+  return kernel_of(compiled, pd.impl_info_str(), false);
+}
+
+bool inside() { return t_inside; }
+
+std::string version() {
+  const dnnl::version_t* v = dnnl::version();
+  return fmt::format("{}.{}.{}", v->major, v->minor, v->patch);
+}
+
+}  // namespace sluice::engine::onednn

@@ -1,0 +1,65 @@
+// The only door to oneDNN: the differences between its 2.x and 3.x interfaces stay in onednn.cpp.
+// Every make_* creates a primitive for a fixed shape and thread count and packs constant operands
+// once.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+
+#include "sluice/engine/kernel/buffer.h"
+#include "sluice/engine/kernel/kernel.h"
+
+namespace sluice::engine::onednn {
+
+/// What happens to a result before it is stored: + other, then the activation.
+struct Tail {
+  enum class Add {
+    none,
+    accumulate,
+    operand
+  };  ///< accumulate: the output's memory already holds the other addend
+  Add add = Add::none;
+  Activation activation = Activation::none;
+};
+
+struct ConvShape {
+  int64_t samples = 1, groups = 1, in_channels = 1, out_channels = 1;  ///< channels over all groups
+  int64_t in_height = 1, in_width = 1, out_height = 1, out_width = 1;
+  int64_t kernel[2] = {1, 1}, stride[2] = {1, 1}, padding[2] = {0, 0}, dilation[2] = {1, 1};
+};
+
+/// Keeps packed weights alive and lets sessions of one network share them.
+class PackCache {
+ public:
+  PackCache();
+  ~PackCache();
+  struct State;
+  State* state() const { return state_.get(); }
+
+ private:
+  std::unique_ptr<State> state_;
+};
+
+/// Inputs when bound: x, and the other addend if tail.add is not none. `weight` [O,C/g,kh,kw],
+/// `bias` [O] or empty. `key` names the weights in `cache`. Returns nothing when oneDNN has only
+/// its reference code for this case (the caller tries another layout) unless `accept_reference`.
+std::optional<Kernel> make_conv(const ConvShape& shape, Layout layout, const Tail& tail,
+                                std::span<const float> weight, std::span<const float> bias,
+                                int threads, PackCache& cache, const std::string& key,
+                                bool accept_reference);
+/// rows x in times weight [out,in] transposed, + bias.
+Kernel make_linear(int64_t rows, int64_t in, int64_t out, const Tail& tail,
+                   std::span<const float> weight, std::span<const float> bias, int threads,
+                   PackCache& cache, const std::string& key);
+/// kernel, stride, padding of `shape`; channels are in_channels. Average pooling does not count the
+/// padding.
+Kernel make_pool(const ConvShape& shape, Layout layout, bool maximum, int threads);
+
+/// True while the calling thread is inside oneDNN: what it allocates there is not ours to avoid.
+bool inside();
+/// "2.6.3"
+std::string version();
+
+}  // namespace sluice::engine::onednn

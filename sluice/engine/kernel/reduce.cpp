@@ -1,0 +1,158 @@
+#include "sluice/engine/kernel/reduce.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "sluice/engine/kernel/reduce.cpp"
+#include <hwy/foreach_target.h>  // keep before highway.h
+#include <hwy/highway.h>
+
+#include "sluice/engine/kernel/activation-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace sluice::engine::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+using D = hn::ScalableTag<float>;
+using V = hn::Vec<D>;
+
+float Sum(const float* in, size_t count) {
+  const D d;
+  const size_t lanes = hn::Lanes(d);
+  V sums[4] = {hn::Zero(d), hn::Zero(d), hn::Zero(d), hn::Zero(d)};
+  size_t i = 0;
+  for (; i + 4 * lanes <= count; i += 4 * lanes) {
+    for (size_t k = 0; k < 4; ++k) sums[k] = hn::Add(sums[k], hn::LoadU(d, in + i + k * lanes));
+  }
+  for (; i + lanes <= count; i += lanes) sums[0] = hn::Add(sums[0], hn::LoadU(d, in + i));
+  float rest = 0;
+  for (; i < count; ++i) rest += in[i];
+  return rest + hn::GetLane(hn::SumOfLanes(
+                    d, hn::Add(hn::Add(sums[0], sums[1]), hn::Add(sums[2], sums[3]))));
+}
+
+void AveragePlain(const float* in, float* out, size_t samples, size_t channels, size_t pixels) {
+  const float inverse = 1.0f / static_cast<float>(pixels);
+  for (size_t i = 0; i < samples * channels; ++i) out[i] = Sum(in + i * pixels, pixels) * inverse;
+}
+
+void AverageChannelsLast(const float* in, float* out, size_t samples, size_t channels,
+                         size_t pixels) {
+  const D d;
+  const size_t lanes = hn::Lanes(d);
+  const float inverse = 1.0f / static_cast<float>(pixels);
+  for (size_t s = 0; s < samples; ++s, in += channels * pixels, out += channels) {
+    size_t c = 0;
+    for (; c + lanes <= channels; c += lanes) {
+      V even = hn::Zero(d), odd = hn::Zero(d);
+      size_t p = 0;
+      for (; p + 2 <= pixels; p += 2) {
+        even = hn::Add(even, hn::LoadU(d, in + p * channels + c));
+        odd = hn::Add(odd, hn::LoadU(d, in + (p + 1) * channels + c));
+      }
+      if (p < pixels) even = hn::Add(even, hn::LoadU(d, in + p * channels + c));
+      hn::StoreU(hn::Mul(hn::Add(even, odd), hn::Set(d, inverse)), d, out + c);
+    }
+    for (; c < channels; ++c) {
+      float sum = 0;
+      for (size_t p = 0; p < pixels; ++p) sum += in[p * channels + c];
+      out[c] = sum * inverse;
+    }
+  }
+}
+
+void Softmax(const float* in, float* out, size_t rows, size_t width) {
+  const D d;
+  const size_t lanes = hn::Lanes(d);
+  for (size_t r = 0; r < rows; ++r, in += width, out += width) {
+    float top = -std::numeric_limits<float>::infinity();
+    for (size_t i = 0; i < width; ++i) top = std::max(top, in[i]);
+    const V largest = hn::Set(d, top), lowest = hn::Set(d, -88.0f);
+    size_t i = 0;
+    for (; i + lanes <= width; i += lanes) {
+      const V x = hn::Max(hn::Sub(hn::LoadU(d, in + i), largest), lowest);
+      hn::StoreU(hn::Exp(d, x), d, out + i);
+    }
+    for (; i < width; ++i) out[i] = std::exp(in[i] - top);
+    const float inverse = 1.0f / Sum(out, width);
+    for (i = 0; i + lanes <= width; i += lanes) {
+      hn::StoreU(hn::Mul(hn::LoadU(d, out + i), hn::Set(d, inverse)), d, out + i);
+    }
+    for (; i < width; ++i) out[i] *= inverse;
+  }
+}
+
+void LayerNorm(const float* in, const float* weight, const float* bias, float eps, float* out,
+               size_t rows, size_t width) {
+  const D d;
+  const size_t lanes = hn::Lanes(d);
+  for (size_t r = 0; r < rows; ++r, in += width, out += width) {
+    const float mean = Sum(in, width) / static_cast<float>(width);
+    V squares = hn::Zero(d);
+    const V center = hn::Set(d, mean);
+    size_t i = 0;
+    for (; i + lanes <= width; i += lanes) {
+      const V x = hn::Sub(hn::LoadU(d, in + i), center);
+      squares = hn::MulAdd(x, x, squares);
+    }
+    float variance = hn::GetLane(hn::SumOfLanes(d, squares));
+    for (; i < width; ++i) variance += (in[i] - mean) * (in[i] - mean);
+    const float factor = 1.0f / std::sqrt(variance / static_cast<float>(width) + eps);
+    const V scale = hn::Set(d, factor);
+    for (i = 0; i + lanes <= width; i += lanes) {
+      V x = hn::Mul(hn::Sub(hn::LoadU(d, in + i), center), scale);
+      if (weight) x = hn::Mul(x, hn::LoadU(d, weight + i));
+      if (bias) x = hn::Add(x, hn::LoadU(d, bias + i));
+      hn::StoreU(x, d, out + i);
+    }
+    for (; i < width; ++i) {
+      const float x = (in[i] - mean) * factor * (weight ? weight[i] : 1.0f);
+      out[i] = x + (bias ? bias[i] : 0.0f);
+    }
+  }
+}
+
+}  // namespace sluice::engine::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace sluice::engine {
+
+HWY_EXPORT(AveragePlain);
+HWY_EXPORT(AverageChannelsLast);
+HWY_EXPORT(Softmax);
+HWY_EXPORT(LayerNorm);
+
+void average_plain(const float* in, float* out, size_t samples, size_t channels, size_t pixels) {
+  HWY_DYNAMIC_DISPATCH(AveragePlain)(in, out, samples, channels, pixels);
+}
+void average_channels_last(const float* in, float* out, size_t samples, size_t channels,
+                           size_t pixels) {
+  HWY_DYNAMIC_DISPATCH(AverageChannelsLast)(in, out, samples, channels, pixels);
+}
+void softmax(const float* in, float* out, size_t rows, size_t width) {
+  HWY_DYNAMIC_DISPATCH(Softmax)(in, out, rows, width);
+}
+void layer_norm(const float* in, const float* weight, const float* bias, float eps, float* out,
+                size_t rows, size_t width) {
+  HWY_DYNAMIC_DISPATCH(LayerNorm)(in, weight, bias, eps, out, rows, width);
+}
+
+void transpose(const float* in, float* out, size_t samples, size_t rows, size_t columns) {
+  constexpr size_t kTile = 16;  // one cache line of each side
+  for (size_t s = 0; s < samples; ++s, in += rows * columns, out += rows * columns) {
+    for (size_t r0 = 0; r0 < rows; r0 += kTile) {
+      const size_t r1 = std::min(rows, r0 + kTile);
+      for (size_t c0 = 0; c0 < columns; c0 += kTile) {
+        const size_t c1 = std::min(columns, c0 + kTile);
+        for (size_t c = c0; c < c1; ++c) {
+          for (size_t r = r0; r < r1; ++r) out[c * rows + r] = in[r * columns + c];
+        }
+      }
+    }
+  }
+}
+
+}  // namespace sluice::engine
+#endif  // HWY_ONCE

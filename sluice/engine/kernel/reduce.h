@@ -1,0 +1,23 @@
+// Kernels that reduce over a dimension, and the copies between memory orders. Highway with run-time
+// dispatch; sums over long rows are kept in several partial sums, so their error grows with the
+// logarithm of the length.
+#pragma once
+#include <cstddef>
+
+namespace sluice::engine {
+
+/// in [samples][channels][pixels] -> out [samples][channels]
+void average_plain(const float* in, float* out, size_t samples, size_t channels, size_t pixels);
+/// in [samples][pixels][channels] -> out [samples][channels]
+void average_channels_last(const float* in, float* out, size_t samples, size_t channels,
+                           size_t pixels);
+/// Over rows of `width`; out may be in.
+void softmax(const float* in, float* out, size_t rows, size_t width);
+/// (x - mean) / sqrt(variance + eps) * weight + bias over rows; weight, bias may be null; out may
+/// be in.
+void layer_norm(const float* in, const float* weight, const float* bias, float eps, float* out,
+                size_t rows, size_t width);
+/// Per sample: in [rows][columns] -> out [columns][rows]. [C][HW] -> [HW][C] is (C, HW).
+void transpose(const float* in, float* out, size_t samples, size_t rows, size_t columns);
+
+}  // namespace sluice::engine
