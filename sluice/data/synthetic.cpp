@@ -9,7 +9,7 @@
 namespace sluice::data {
 namespace {
 
-constexpr int kClasses = 10, kSide = 12, kShift = 1;
+constexpr int kClasses = 10, kSide = 12, kShift = 2;
 constexpr int kField = kSide + 2 * kShift;  // room to move the window
 constexpr int kKnots = 5;  // a coarse grid, interpolated: what makes a field smooth
 constexpr uint64_t kSeed = 20230401;
@@ -77,7 +77,7 @@ Split make_split(const std::string& name, int count, const std::array<Field, kCl
         const int value =
             fields[static_cast<size_t>(label)][static_cast<size_t>((y + dy) * kField + x + dx)];
         split.pixels.push_back(static_cast<uint8_t>(
-            std::clamp(brightness + value * contrast / 100 + stream.noise(40), 0, 255)));
+            std::clamp(brightness + value * contrast / 100 + stream.noise(28), 0, 255)));
       }
     }
   }
