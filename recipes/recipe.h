@@ -1,12 +1,19 @@
-// A recipe: one published system, runnable. It measures system, baseline and negative control in one run and returns a
-// report; bars are data in its recipe.toml, verdicts are computed, never written.
+// A recipe: one published system, runnable. It measures system, baseline and negative control in
+// one run and returns a report; bars are data in its recipe.toml, verdicts are computed, never
+// written.
 //
-//   recipes/<family>/<slug>/recipe.cpp   `static const bool registered = register_recipe("<slug>", run);`
-//   recipes/<family>/<slug>/recipe.toml  [scale.tiny|small|full] sizes and schedules, [[bar]] bars, [[control]] controls
+//   recipes/<family>/<slug>/recipe.cpp   `static const bool registered = register_recipe("<slug>",
+//   run);`, in a
+//                                        namespace of its own (recipes are compiled several to a
+//                                        file)
+//   recipes/<family>/<slug>/recipe.toml  [defaults] and [scale.tiny|small|full] sizes and
+//   schedules, [[bar]] bars,
+//                                        [[control]] controls
 //   recipes/<family>/<slug>/README.md    what, paper, command, result, limits
 #pragma once
 #include <c10/core/Device.h>
 
+#include <cstdint>
 #include <map>
 #include <string>
 #include <vector>
@@ -40,7 +47,8 @@ class Report {
  public:
   Arm& arm(const std::string& name, const std::string& role);
   const Arm* find(const std::string& name) const;
-  void add(const std::string& arm, const std::string& role, const std::string& metric, double value);
+  void add(const std::string& arm, const std::string& role, const std::string& metric,
+           double value);
   std::vector<Arm> arms;
   std::vector<std::string> data, notes;
   std::map<std::string, double> limits;
@@ -58,8 +66,8 @@ struct RunOptions {
 /// Handed to a recipe's run function.
 struct RecipeRun {
   const RunOptions& options;
-  const Json& settings;             ///< [scale.<scale>] of recipe.toml, over [defaults]
-  std::vector<uint64_t> seeds;      ///< fixed list 1, 2, ...
+  const Json& settings;         ///< [scale.<scale>] of recipe.toml, over [defaults]
+  std::vector<uint64_t> seeds;  ///< fixed list 1, 2, ...
   Report& report;
 };
 
@@ -68,15 +76,22 @@ bool register_recipe(const std::string& slug, RecipeFunction run);
 /// Slugs with code, sorted.
 std::vector<std::string> runnable();
 
-/// Runs and judges. The JSON follows the report schema of docs/add-a-recipe.md. Throws Error{usage} for an unknown slug or scale.
-/// `bars` and `controls` of recipe.toml:
-///   [[bar]]      name, claim, arm, metric, op = "value"|"ratio"|"diff", against = {arm, metric}?, relation = "<="|">=", bound
-///   [[control]]  bar = "<bar name>", arm: the bar evaluated with this arm in place of the system's must fail.
-///   Both may carry scales = ["small", "full"]: where they are judged (default all).
+/// Runs and judges. The JSON follows the report schema of docs/add-a-recipe.md. Throws Error{usage}
+/// for an unknown slug or scale. `bars` and `controls` of recipe.toml:
+///   [[bar]]      name, claim, arm, metric, op = "value"|"ratio"|"diff", against = {arm, metric}?,
+///   relation = "<="|">=", bound
+///   [[control]]  bar = "<bar name>", arm: the bar evaluated with this arm in place of the system's
+///   must fail. Both may carry scales = ["small", "full"]: where they are judged (default all).
 Json reproduce(const RunOptions& options, Report& report);
 
 /// Pure function of a report's arms and the declared bars; tested on its own.
 Json judge(const Report& report, const Json& declared, const std::string& scale);
+
+/// Writes <directory>/<slug>.json and the figures as <directory>/<slug>-<name>.svg, each whole or
+/// not at all; returns the paths. A figure that cannot be drawn (no gnuplot) throws after the JSON
+/// is safe.
+std::vector<std::string> write_report(const Json& report, const Report& collected,
+                                      const std::string& directory);
 
 /// Tables for people from a report JSON.
 std::string report_text(const Json& report);
