@@ -73,18 +73,39 @@ Json convert(const toml::node& node, std::string_view what, int depth) {
   }
 }
 
-// A dotted key of n parts becomes n nested tables, which toml++ destroys recursively: refuse absurd
-// ones before they are built. Counts dots of a key, outside quotes; a number ends a run.
-void refuse_deep_keys(std::string_view text, std::string_view what) {
-  int dots = 0;
+// toml++ builds and destroys nested values recursively and does not limit all of them: refuse
+// absurd nesting before it sees the text. Knows just enough of TOML to tell brackets and dots from
+// those in strings and comments.
+void refuse_deep_nesting(std::string_view text, std::string_view what) {
+  int brackets = 0, dots = 0;
   for (size_t i = 0; i < text.size(); ++i) {
     const char c = text[i];
-    if (c == '.') {
-      if (++dots > 4 * kMaxDepth) {
-        fail(Code::config, "{}: byte {}: a key nested deeper than {} levels", what, i, kMaxDepth);
+    if (c == '"' || c == '\'') {
+      const std::string_view three = c == '"' ? "\"\"\"" : "\'\'\'";
+      const bool block = text.substr(i).starts_with(three);
+      for (i += block ? 3 : 1; i < text.size(); ++i) {
+        if (c == '"' && text[i] == '\\') {
+          ++i;
+        } else if (block ? text.substr(i).starts_with(three) : text[i] == c || text[i] == '\n') {
+          i += block ? 2 : 0;
+          break;
+        }
       }
-    } else if (c == '\n' || c == '=' || c == ',' || c == '[' || c == ']' || c == '{') {
+    } else if (c == '#') {
+      i = std::min(text.find('\n', i), text.size()) - 1;
+    } else if (c == '[' || c == '{') {
+      ++brackets;
+    } else if (c == ']' || c == '}') {
+      brackets = std::max(0, brackets - 1);
+    } else if (c == '.') {
+      ++dots;
+    } else if (c == '\n' || c == '=' || c == ',') {
       dots = 0;
+    }
+    if (std::max(brackets, dots) > kMaxDepth) {
+      const auto line =
+          std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(i), '\n');
+      fail(Code::config, "{}:{}: nested deeper than {} levels", what, line + 1, kMaxDepth);
     }
   }
 }
@@ -92,7 +113,7 @@ void refuse_deep_keys(std::string_view text, std::string_view what) {
 }  // namespace
 
 Json parse_toml(std::string_view text, std::string_view what) {
-  refuse_deep_keys(text, what);
+  refuse_deep_nesting(text, what);
   try {
     const toml::table table = toml::parse(text);
     return convert_table(table, what, 0);

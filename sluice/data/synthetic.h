@@ -6,7 +6,7 @@
 namespace sluice::data {
 
 /// Ten classes of 1x12x12 pictures: a class is a smooth random field; a sample is that field moved
-/// by up to one pixel, at a random contrast and brightness, with noise. The same on every machine:
+/// by up to two pixels, at a random contrast and brightness, with noise. The same on every machine:
 /// no libm, no floating-point sums whose order could change.
 ImageSet make_blobs();
 

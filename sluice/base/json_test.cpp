@@ -1,0 +1,148 @@
+#include "sluice/base/json.h"
+
+#include "sluice/base/file.h"
+#include "sluice/base/test_error.h"
+#include "sluice/base/test_files.h"
+
+namespace sluice {
+namespace {
+
+using ::testing::ElementsAre;
+
+TEST(ParseJson, KeepsValuesAndOrder) {
+  const std::string text =
+      R"({"z":1,"a":[true,null,-2,1.5,"x\u00e9",{}],"m":{"k":18446744073709551615}})";
+  EXPECT_EQ(parse_json(text, "t").dump(),
+            R"({"z":1,"a":[true,null,-2,1.5,"xé",{}],"m":{"k":18446744073709551615}})");
+  EXPECT_EQ(parse_json(" 7 \n", "t"), Json(7));
+}
+
+struct Bad {
+  std::string text;
+  const char* message;
+};
+
+TEST(ParseJson, RefusesMalformedText) {
+  const Bad cases[] = {
+      {"", "byte 0"},
+      {"{", "not valid JSON"},
+      {"{\"a\":1,}", "byte 7"},
+      {"[1,2", "not valid JSON"},
+      {"{} x", "byte 3"},
+      {"{}{}", "byte 2"},
+      {"{'a':1}", "byte 1"},
+      {"// c\n1", "byte 0"},
+      {"nul", "not valid JSON"},
+      {"01", "byte 1"},
+      {"1e999", "number overflow"},
+      {"NaN", "byte 0"},
+      {"\"\xff\"", "UTF-8"},
+      {"\"\\ud800\"", "surrogate"},
+      {"\"a\nb\"", "control character"},
+      {std::string("{}\0junk", 7), "byte 2: a zero byte"},
+      {"{\"a\":1,\"b\":{\"c\":1,\"c\":2}}", "the key 'c' is there twice"},
+      {"{\"a\":1,\"\\u0061\":2}", "the key 'a' is there twice"},
+  };
+  for (const Bad& c : cases) {
+    SCOPED_TRACE(c.text);
+    EXPECT_ERROR(parse_json(c.text, "model.json"), Code::format, c.message);
+    EXPECT_ERROR(parse_json(c.text, "model.json"), Code::format, "model.json: byte ");
+  }
+}
+
+TEST(ParseJson, NamesTheOffsetOfADuplicate) {
+  EXPECT_ERROR(parse_json(R"({"a":1,"a":2})", "t"), Code::format, "byte 9");
+}
+
+TEST(ParseJson, SameKeyInDifferentTablesIsFine) {
+  EXPECT_EQ(parse_json(R"({"a":{"a":[{"a":1},{"a":2}]}})", "t")["a"]["a"][1]["a"], 2);
+}
+
+TEST(ParseJson, HoldsTheDepthLimitExactly) {
+  const auto nested = [](size_t depth) {
+    return std::string(depth, '[') + std::string(depth, ']');
+  };
+  EXPECT_NO_THROW(parse_json(nested(64), "t"));
+  EXPECT_ERROR(parse_json(nested(65), "t"), Code::format, "byte 64: nested deeper than 64");
+  EXPECT_ERROR(parse_json(nested(1000000), "t"), Code::format, "nested deeper");
+  EXPECT_NO_THROW(parse_json("[[1]]", "t", 2));
+  EXPECT_ERROR(parse_json("[{\"a\":[]}]", "t", 2), Code::format, "nested deeper than 2");
+}
+
+TEST(ParseJson, ShortensHugeTokensInMessages) {
+  const auto error = error_of([] { parse_json("\"" + std::string(1000000, 'x'), "t"); });
+  ASSERT_TRUE(error.has_value());
+  EXPECT_LT(std::string(error->what()).size(), 400U);
+}
+
+TEST(ParseJson, ManyKeysStayFast) {
+  std::string text = "{";
+  for (int i = 0; i < 50000; ++i) {
+    text += "\"key" + std::to_string(i) + "\":0,";
+  }
+  text.back() = '}';
+  EXPECT_EQ(parse_json(text, "t").size(), 50000U);
+}
+
+TEST(ParseJson, EveryPrefixIsAnErrorNotACrash) {
+  const std::string text = R"({"a":[1,-2.5e3,true,null,"\u00e9\n"],"b":{"c":{}}})";
+  for (size_t length = 0; length < text.size(); ++length) {
+    EXPECT_ERROR(parse_json(text.substr(0, length), "t"), Code::format, "t: byte");
+  }
+}
+
+TEST(ReadJsonFile, NamesTheFile) {
+  const TestDirectory directory;
+  write_text_file(directory.file("a.json"), "{\"a\":}");
+  EXPECT_ERROR(read_json_file(directory.file("a.json")), Code::format, "a.json: byte 5");
+  EXPECT_ERROR(read_json_file(directory.file("b.json")), Code::missing, "b.json");
+}
+
+TEST(JsonGet, ConvertsOnlyWhatLosesNothing) {
+  const Json j = parse_json(
+      R"({"b":true,"i":3,"d":1.0,"s":"x","is":[1,2],"ds":[1,2.5],"ss":["a"],"n":null,
+          "big":9223372036854775808,"max":9223372036854775807,"mixed":[1,"a"]})",
+      "t");
+  EXPECT_TRUE(json_get<bool>(j, "b", "t"));
+  EXPECT_EQ(json_get<int64_t>(j, "i", "t"), 3);
+  EXPECT_EQ(json_get<int64_t>(j, "max", "t"), INT64_MAX);
+  EXPECT_DOUBLE_EQ(json_get<double>(j, "i", "t"), 3.0);
+  EXPECT_EQ(json_get<std::string>(j, "s", "t"), "x");
+  EXPECT_THAT(json_get<std::vector<int64_t>>(j, "is", "t"), ElementsAre(1, 2));
+  EXPECT_THAT(json_get<std::vector<double>>(j, "ds", "t"), ElementsAre(1, 2.5));
+  EXPECT_THAT(json_get<std::vector<std::string>>(j, "ss", "t"), ElementsAre("a"));
+  EXPECT_TRUE(json_get<Json>(j, "n", "t").is_null());
+
+  EXPECT_ERROR(json_get<int64_t>(j, "d", "t"), Code::config,
+               "'d': expected an integer, found a number: 1.0");
+  EXPECT_ERROR(json_get<int64_t>(j, "big", "t"), Code::config, "below 2^63");
+  EXPECT_ERROR(json_get<int64_t>(j, "b", "t"), Code::config, "expected an integer");
+  EXPECT_ERROR(json_get<bool>(j, "i", "t"), Code::config, "expected true or false");
+  EXPECT_ERROR(json_get<double>(j, "s", "t"), Code::config, "expected a number");
+  EXPECT_ERROR(json_get<std::string>(j, "i", "t"), Code::config, "expected a string");
+  EXPECT_ERROR(json_get<std::vector<int64_t>>(j, "i", "t"), Code::config, "expected an array");
+  EXPECT_ERROR(json_get<std::vector<int64_t>>(j, "mixed", "t"), Code::config, "'mixed[1]'");
+  EXPECT_ERROR(json_get<std::string>(j, "none", "a.toml"), Code::config,
+               "a.toml: the key 'none' is missing");
+  EXPECT_ERROR(json_get<std::string>(Json(3), "x", "t"), Code::config, "expected a table");
+}
+
+TEST(JsonGetOr, DefaultsOnlyForAbsentKeys) {
+  const Json j = parse_json(R"({"i":3,"n":null})", "t");
+  EXPECT_EQ(json_get_or<int64_t>(j, "i", 5, "t"), 3);
+  EXPECT_EQ(json_get_or<int64_t>(j, "x", 5, "t"), 5);
+  EXPECT_ERROR(json_get_or<int64_t>(j, "n", 5, "t"), Code::config, "found null");
+}
+
+TEST(JsonRequireKnownKeys, NamesTheNearestAndAllKnown) {
+  const Json j = parse_json(R"({"epochs":3,"bach":2})", "t");
+  EXPECT_NO_THROW(json_require_known_keys(j, {"epochs", "bach"}, "t"));
+  EXPECT_ERROR(json_require_known_keys(j, {"epochs", "batch"}, "run.toml"), Code::config,
+               "run.toml: unknown key 'bach', did you mean 'batch'?; known: epochs, batch");
+  EXPECT_ERROR(json_require_known_keys(j, {}, "t"), Code::config, "known: none");
+  EXPECT_ERROR(json_require_known_keys(Json::array(), {"a"}, "t"), Code::config,
+               "expected a table");
+}
+
+}  // namespace
+}  // namespace sluice

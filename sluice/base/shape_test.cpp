@@ -1,0 +1,44 @@
+#include "sluice/base/shape.h"
+
+#include <limits>
+
+#include "sluice/base/test_error.h"
+
+namespace sluice {
+namespace {
+
+constexpr int64_t kMax = std::numeric_limits<int64_t>::max();
+
+TEST(Shape, MultipliesUpToTheLimitAndRefusesBeyond) {
+  EXPECT_EQ(checked_mul(kMax, 1, "x"), kMax);
+  EXPECT_EQ(checked_mul(0, kMax, "x"), 0);
+  EXPECT_ERROR(checked_mul(kMax / 2 + 1, 2, "weights"), Code::limit, "weights");
+  EXPECT_ERROR(checked_mul(-1, 2, "weights"), Code::limit, "negative");
+  EXPECT_ERROR(checked_mul(2, -1, "weights"), Code::limit, "negative");
+}
+
+TEST(Shape, AddsUpToTheLimitAndRefusesBeyond) {
+  EXPECT_EQ(checked_add(kMax - 1, 1, "x"), kMax);
+  EXPECT_ERROR(checked_add(kMax, 1, "offset"), Code::limit, "offset");
+  EXPECT_ERROR(checked_add(-1, 5, "offset"), Code::limit, "negative");
+}
+
+TEST(Shape, CountsElements) {
+  EXPECT_EQ(numel(Shape{}), 1);
+  EXPECT_EQ(numel(Shape{2, 3, 4}), 24);
+  EXPECT_EQ(numel(Shape{2, 0, 4}), 0);
+}
+
+TEST(Shape, RefusesImpossibleElementCounts) {
+  EXPECT_ERROR(numel(Shape{2, -1}, "w"), Code::limit, "w: 2 x -1");
+  EXPECT_ERROR(numel(Shape{1LL << 32, 1LL << 32}, "w"), Code::limit, "w");
+  EXPECT_ERROR(numel(Shape{1LL << 32, 1LL << 32, 0}, "w"), Code::limit, "w");
+}
+
+TEST(Shape, PrintsForPeople) {
+  EXPECT_EQ(to_string(Shape{64, 3, 3}), "64 x 3 x 3");
+  EXPECT_EQ(to_string(Shape{}), "scalar");
+}
+
+}  // namespace
+}  // namespace sluice
