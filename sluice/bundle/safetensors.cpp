@@ -81,12 +81,18 @@ Layout plan_layout(const std::string& what, std::span<const TensorView> tensors,
                    const std::map<std::string, std::string>& metadata) {
   Layout layout;
   std::unordered_set<std::string_view> names;
+  if (tensors.size() > ReadLimits{}.max_tensors)
+    fail(Code::limit, "{}: {} tensors; at most {} are allowed", what, tensors.size(),
+         ReadLimits{}.max_tensors);
   for (const TensorView& t : tensors) {
     if (t.name == "__metadata__")
       fail(Code::usage, "{}: a tensor cannot be called '__metadata__'; rename it", what);
     if (!names.insert(t.name).second)
       fail(Code::usage, "{}: two tensors are called '{}'; names must differ", what,
            printable(t.name));
+    if (t.shape.size() > ReadLimits{}.max_rank)
+      fail(Code::limit, "{}: tensor '{}' has {} dimensions; at most {} are allowed", what,
+           printable(t.name), t.shape.size(), ReadLimits{}.max_rank);
     uint64_t expected = 0;
     if (!byte_count(t.shape, t.dtype, &expected) || expected != t.bytes.size())
       fail(Code::shape, "{}: tensor '{}': {} of {} does not match its {} bytes", what,

@@ -1,0 +1,227 @@
+#include "sluice/bundle/ops.h"
+
+#include <gtest/gtest.h>
+
+#include <limits>
+#include <set>
+
+#include "sluice/bundle/expect_error.h"
+
+namespace sluice::bundle {
+namespace {
+
+using Ints = std::vector<int64_t>;
+using testing::expect_error;
+
+struct NodeCase {
+  const char* op;
+  std::vector<Shape> inputs;
+  Attributes attrs;
+  std::map<std::string, Shape> tensors;  // by role
+  Shape output;
+  int64_t macs = 0;
+};
+
+Shape check(const NodeCase& c, Cost* cost = nullptr) {
+  Node node{c.op, "path", {}, "out", c.attrs, {}};
+  std::map<std::string, Shape> shapes;
+  std::map<std::string, TensorSpec> tensors;
+  for (const Shape& shape : c.inputs) {
+    node.inputs.push_back("x" + std::to_string(shapes.size()));
+    shapes[node.inputs.back()] = shape;
+  }
+  for (const auto& [role, shape] : c.tensors) {
+    node.tensors[role] = "tensor." + role;
+    tensors["tensor." + role] = {"tensor." + role, "f32", DType::f32, shape, {}};
+  }
+  return check_node(node, shapes, tensors, "test", cost);
+}
+
+std::vector<NodeCase> valid_cases() {
+  const std::string gelu = "gelu";
+  const Shape image{6, 9, 8};
+  return {
+      {"conv2d", {image}, {}, {{"weight", {4, 6, 3, 3}}}, {4, 7, 6}, 4 * 6 * 9 * 7 * 6},
+      {"conv2d",
+       {image},
+       {{"padding", int64_t{1}}, {"stride", int64_t{2}}},
+       {{"weight", {4, 6, 3, 3}}, {"bias", {4}}},
+       {4, 5, 4},
+       4 * 6 * 9 * 20},
+      {"conv2d",
+       {image},
+       {{"padding", Ints{2, 0}}, {"stride", Ints{1, 3}}, {"dilation", Ints{2, 1}}},
+       {{"weight", {1, 6, 3, 2}}},
+       {1, 9, 3},
+       6 * 6 * 27},
+      {"conv2d",
+       {image},
+       {{"groups", int64_t{3}}},
+       {{"weight", {9, 2, 1, 1}}},
+       {9, 9, 8},
+       9 * 2 * 72},
+      {"conv2d", {image}, {{"groups", int64_t{6}}}, {{"weight", {6, 1, 9, 8}}}, {6, 1, 1}, 6 * 72},
+      {"linear", {{5}}, {}, {{"weight", {3, 5}}, {"bias", {3}}}, {3}, 15},
+      {"linear", {{2, 7, 5}}, {}, {{"weight", {3, 5}}}, {2, 7, 3}, 2 * 7 * 15},
+      {"batch_norm",
+       {image},
+       {{"eps", 1e-3}},
+       {{"weight", {6}}, {"bias", {6}}, {"running_mean", {6}}, {"running_var", {6}}},
+       image},
+      {"batch_norm", {{6}}, {}, {{"running_mean", {6}}, {"running_var", {6}}}, {6}},
+      {"layer_norm", {{4, 6}}, {{"eps", int64_t{0}}}, {{"weight", {6}}}, {4, 6}},
+      {"activation", {image}, {{"kind", gelu}}, {}, image},
+      {"add", {image, image}, {}, {}, image},
+      {"mul", {image, image}, {}, {}, image},
+      {"mul", {image, {6}}, {}, {}, image},
+      {"mul", {image, {1}}, {}, {}, image},
+      {"scale", {image}, {}, {{"scale", {6}}}, image},
+      {"scale", {image}, {}, {{"scale", {1}}}, image},
+      {"max_pool2d",
+       {image},
+       {{"kernel", int64_t{3}}, {"stride", int64_t{2}}, {"padding", int64_t{1}}},
+       {},
+       {6, 5, 4}},
+      {"max_pool2d", {image}, {{"kernel", Ints{2, 3}}}, {}, {6, 4, 2}},
+      {"avg_pool2d", {image}, {{"kernel", int64_t{2}}, {"stride", int64_t{1}}}, {}, {6, 8, 7}},
+      {"global_avg_pool", {image}, {}, {}, {6}},
+      {"flatten", {image}, {}, {}, {432}},
+      {"softmax", {{2, 10}}, {}, {}, {2, 10}},
+      {"threshold", {image}, {{"value", int64_t{2}}}, {}, image},
+      {"threshold", {image}, {}, {}, image},
+  };
+}
+
+TEST(Operators, ShapesAndMacsMatchHandWrittenValues) {
+  for (const NodeCase& c : valid_cases()) {
+    Cost cost;
+    EXPECT_EQ(check(c, &cost), c.output) << c.op;
+    EXPECT_EQ(cost.macs, c.macs) << c.op;
+  }
+}
+
+TEST(Operators, EveryOneHasACase) {
+  std::set<std::string_view> tested;
+  for (const NodeCase& c : valid_cases()) tested.insert(c.op);
+  for (const Operator& op : all_operators()) {
+    EXPECT_TRUE(tested.count(op.name)) << op.name;
+    EXPECT_EQ(find_operator(op.name), &op);
+  }
+  EXPECT_EQ(find_operator("conv3d"), nullptr);
+}
+
+TEST(Operators, RefuseWhatDoesNotFit) {
+  const std::map<std::string, Shape> weight = {{"weight", {4, 6, 3, 3}}};
+  const std::map<std::string, Shape> statistics = {{"running_mean", {6}}, {"running_var", {6}}};
+  const Shape image{6, 9, 8};
+  struct Case {
+    NodeCase node;
+    Code code;
+    const char* words;
+  };
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  const std::vector<Case> cases = {
+      {{"conv3d", {image}, {}, weight}, Code::unsupported, "did you mean 'conv2d'"},
+      {{"conv2d", {}, {}, weight}, Code::shape, "expected 1 input, found 0"},
+      {{"add", {image}, {}, {}}, Code::shape, "expected 2 inputs, found 1"},
+      {{"conv2d", {image}, {}, {}}, Code::missing, "tensor 'weight' is not there"},
+      {{"conv2d", {image}, {}, {{"weight", {4, 6, 3, 3}}, {"scale", {4}}}},
+       Code::format,
+       "unknown tensor role 'scale'; expected weight, bias"},
+      {{"conv2d", {image}, {{"strides", int64_t{1}}}, weight},
+       Code::format,
+       "unknown attribute 'strides'; expected stride, padding, dilation, groups"},
+      {{"flatten", {image}, {{"axis", int64_t{1}}}, {}},
+       Code::format,
+       "unknown attribute 'axis'; expected none"},
+      {{"conv2d", {{6, 9}}, {}, weight}, Code::shape, "expected [C,H,W], found 6 x 9"},
+      {{"conv2d", {image}, {}, {{"weight", {4, 6, 3}}}},
+       Code::shape,
+       "expected [O,C/groups,kh,kw]"},
+      {{"conv2d", {image}, {}, {{"weight", {4, 6, 0, 3}}}}, Code::shape, "sizes >= 1"},
+      {{"conv2d", {image}, {}, {{"weight", {4, 5, 3, 3}}}},
+       Code::shape,
+       "expected 6 input channels per group"},
+      {{"conv2d", {image}, {}, {{"weight", {4, 6, 3, 3}}, {"bias", {5}}}},
+       Code::shape,
+       "bias 'tensor.bias': expected 4, found 5"},
+      {{"conv2d", {image}, {{"groups", int64_t{4}}}, weight},
+       Code::shape,
+       "must divide 6 input and 4 output channels"},
+      {{"conv2d", {image}, {{"groups", int64_t{0}}}, weight}, Code::shape, "'groups'"},
+      {{"conv2d", {image}, {{"stride", int64_t{0}}}, weight},
+       Code::shape,
+       "'stride': expected 1 to"},
+      {{"conv2d", {image}, {{"dilation", int64_t{0}}}, weight},
+       Code::shape,
+       "'dilation': expected 1 to"},
+      {{"conv2d", {image}, {{"padding", int64_t{-1}}}, weight},
+       Code::shape,
+       "'padding': expected 0 to"},
+      {{"conv2d", {image}, {{"padding", std::numeric_limits<int64_t>::max()}}, weight},
+       Code::shape,
+       "'padding': expected 0 to"},
+      {{"conv2d", {image}, {{"stride", Ints{1, 1, 1}}}, weight},
+       Code::shape,
+       "expected 2 integers, found 3"},
+      {{"conv2d", {image}, {{"stride", 1.0}}, weight},
+       Code::shape,
+       "'stride': expected a list of integers, found a number"},
+      {{"conv2d", {image}, {{"dilation", int64_t{5}}}, weight},
+       Code::shape,
+       "smaller than the window of 11"},
+      {{"conv2d", {{1, 1 << 15, 1 << 15}}, {}, {{"weight", {1 << 20, 1, 1, 1}}}},
+       Code::limit,
+       "value 'out'"},
+      {{"linear", {{5}}, {}, {{"weight", {3, 4}}}}, Code::shape, "expected [O,5], found 3 x 4"},
+      {{"linear", {{5}}, {}, {{"weight", {0, 5}}}}, Code::shape, "expected [O,5]"},
+      {{"linear", {{5}}, {}, {{"weight", {3, 5}}, {"bias", {1, 3}}}}, Code::shape, "bias"},
+      {{"batch_norm", {image}, {}, {{"running_mean", {6}}}}, Code::missing, "running_var"},
+      {{"batch_norm", {image}, {}, {{"running_mean", {6}}, {"running_var", {9}}}},
+       Code::shape,
+       "running_var 'tensor.running_var': expected 6"},
+      {{"batch_norm", {image}, {{"eps", -1.0}}, statistics}, Code::shape, "'eps'"},
+      {{"batch_norm", {image}, {{"eps", nan}}, statistics}, Code::shape, "'eps'"},
+      {{"layer_norm", {image}, {}, {{"weight", {6}}}}, Code::shape, "expected 8, found 6"},
+      {{"activation", {image}, {}, {}}, Code::unsupported, "'kind': expected relu"},
+      {{"activation", {image}, {{"kind", std::string("swoosh")}}, {}},
+       Code::unsupported,
+       "found 'swoosh'"},
+      {{"activation", {image}, {{"kind", true}}, {}},
+       Code::shape,
+       "expected text, found a boolean"},
+      {{"add", {image, {6}}, {}, {}}, Code::shape, "same shape"},
+      {{"mul", {image, {9}}, {}, {}}, Code::shape, "expected 6 x 9 x 8, 6 or 1, found 9"},
+      {{"scale", {image}, {}, {{"scale", {6, 1}}}}, Code::shape, "expected 6 or 1"},
+      {{"max_pool2d", {image}, {}, {}}, Code::shape, "'kernel': expected 1 to"},
+      {{"max_pool2d", {image}, {{"kernel", int64_t{3}}, {"padding", int64_t{2}}}, {}},
+       Code::shape,
+       "more than half of kernel 3"},
+      {{"avg_pool2d", {image}, {{"kernel", int64_t{10}}}, {}},
+       Code::shape,
+       "smaller than the window of 10"},
+      {{"global_avg_pool", {{6}}, {}, {}}, Code::shape, "expected [C,H,W]"},
+      {{"threshold", {image}, {{"value", nan}}, {}}, Code::numeric, "'value'"},
+  };
+  for (const Case& c : cases) {
+    expect_error(
+        c.code, c.words, [&] { check(c.node); }, c.words);
+    expect_error(
+        c.code, "test: node 'path' (", [&] { check(c.node); }, c.words);
+  }
+}
+
+TEST(Operators, CostCountsParametersAndBytesButNotRunningStatisticsAsParameters) {
+  Cost cost;
+  check({"batch_norm",
+         {{6, 2, 2}},
+         {},
+         {{"weight", {6}}, {"bias", {6}}, {"running_mean", {6}}, {"running_var", {6}}},
+         {}},
+        &cost);
+  EXPECT_EQ(cost.params, 12);
+  EXPECT_EQ(cost.weight_bytes, 4 * 24);
+}
+
+}  // namespace
+}  // namespace sluice::bundle
