@@ -60,10 +60,14 @@ struct PlanStep {
 
 class Session {
  public:
+  /// What to do with linear layers whose weights are mostly zero.
+  enum class Sparse : uint8_t { automatic, never };
   struct Options {
     int64_t batch = 1;
     int threads = 0;   ///< 0: all cores of the process
     bool fuse = true;  ///< activation, addition, batch norm into the producing node
+    Sparse sparse = Sparse::automatic;  ///< compressed rows where that is faster; the meter then
+                                        ///< counts non-zeros
   };
   explicit Session(const Network& network) : Session(network, Options{}) {}
   Session(const Network& network, const Options& options);

@@ -92,6 +92,7 @@ void Planner::add_step(Step step) {
   };
   for (int input : step.inputs) step.activation_bytes += bytes_of(input);
   step.activation_bytes += bytes_of(step.output);
+  step.info.kernel = step.kernel.name;
   plan_.scratch_bytes = std::max(plan_.scratch_bytes, step.kernel.scratch_bytes);
   plan_.steps.push_back(std::move(step));
 }
@@ -104,6 +105,7 @@ Plan Planner::run() {
   const bundle::Value& input = bundle_.graph().inputs[0];
   plan_.input = add_value(input.shape, Layout::plain);
   define(input.name, plan_.input);
+  plan_.cost = bundle_.info().total;
   for (size_t g = 0; g < groups_.size(); ++g) plan_group(g);
   plan_.output = fetch(bundle_.graph().outputs[0], Layout::plain);
   place_values();

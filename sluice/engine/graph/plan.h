@@ -15,6 +15,7 @@ struct PlanOptions {
   int64_t samples = 1;  ///< per call of the plan
   int threads = 1;      ///< inside a step
   bool fuse = true;
+  bool sparse = true;  ///< compressed weights where they pay
 };
 
 struct PlanValue {
@@ -38,6 +39,7 @@ struct Plan {
   int input = 0, output = 0;
   std::vector<int64_t> offsets;  ///< by buffer
   int64_t arena_bytes = 0, scratch_bytes = 0;
+  Cost cost;  ///< per sample; shared tensors once, compressed weights as stored
 };
 
 /// Throws Error{unsupported} for a node without a kernel. The bundle must outlive the plan.

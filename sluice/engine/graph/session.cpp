@@ -47,7 +47,6 @@ struct Session::State {
   int64_t batch, chunk, input_elements, output_elements;
   int threads;
   Plan plan;
-  Cost cost;
   std::vector<Lane> lanes;
   std::vector<size_t> meter_entries;
 
@@ -73,8 +72,8 @@ struct Session::State {
     plan_options.samples = chunk;
     plan_options.threads = lane_count > 1 ? 1 : threads;
     plan_options.fuse = options.fuse;
+    plan_options.sparse = options.sparse == Sparse::automatic;
     plan = make_plan(n.bundle(), plan_options, n.state_->packed);
-    for (const Step& step : plan.steps) cost += step.info.cost;
     lanes.resize(static_cast<size_t>(lane_count));
     for (Lane& lane : lanes) bind(lane);
     meter_entries.assign(plan.steps.size(), 0);
@@ -165,7 +164,7 @@ void Session::run(std::span<const float> input, std::span<float> output, int64_t
                   const RunOptions& options) {
   State& state = *state_;
   state.check_spans(input, output, count);
-  if (options.budget) options.budget->require(state.cost, state.network.bundle().path());
+  if (options.budget) options.budget->require(state.plan.cost, state.network.bundle().path());
   const ThreadScope scope(state.threads);
   const int64_t used =
       std::min<int64_t>(static_cast<int64_t>(state.lanes.size()), state.chunks_of(count));

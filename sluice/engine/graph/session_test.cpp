@@ -279,6 +279,46 @@ TEST(Session, BudgetIsCheckedBeforeAnythingRuns) {
   EXPECT_THAT(output, ::testing::Not(::testing::Each(-1.0f)));
 }
 
+Model pruned_mlp(double density) {
+  NetworkBuilder net(11);
+  Value x = net.node("flatten", "flatten", {net.input({1, 12, 13})});
+  x = net.activation("relu1", net.linear("fc1", x, 67, true, density));
+  const Value y = net.activation("relu2", net.linear("fc2", x, 67, false, density), "tanh");
+  return net.finish(
+      net.linear("fc3", net.node("add", "add", {net.linear("fc4", y, 67, true, density), x}), 10));
+}
+
+TEST(Session, SparseLinearLayersMatchTheReference) {
+  for (const int64_t batch : {1, 2, 5, 8, 16, 33, 70})
+    expect_parity(pruned_mlp(0.05), batch, "pruned");
+}
+
+TEST(Session, ALayerWithoutWeightsLeftGivesItsBias) {
+  expect_parity(pruned_mlp(1e-9), 17, "empty");
+}
+
+TEST(Session, MeterAndBudgetCountOnlyWeightsThatAreLeft) {
+  const Model model = pruned_mlp(0.05);
+  const Network network(model.bundle);
+  int64_t nonzero = 67 * 10;  // fc3 is dense
+  for (const char* name : {"fc1.weight", "fc2.weight", "fc4.weight"}) {
+    for (float w : model.bundle.tensor(name).f32()) nonzero += w != 0;
+  }
+  Session session(network, {.batch = 20, .threads = 2});
+  EXPECT_THAT(session.plan()[0].kernel, ::testing::StartsWith("sluice csr (density 0.0"));
+  const auto input = random_input(network, 20);
+  std::vector<float> output(200), dense(200);
+  Meter meter;
+  Budget budget;
+  budget.macs_per_sample = nonzero;
+  session.run(input, output, {.meter = &meter, .budget = &budget});
+  EXPECT_EQ(meter.macs(), 20 * nonzero);
+
+  Session never(network, {.batch = 20, .threads = 1, .sparse = Session::Sparse::never});
+  EXPECT_THAT(never.plan()[0].kernel, ::testing::StartsWith("onednn"));
+  EXPECT_THROW(never.run(input, dense, {.budget = &budget}), Error);
+}
+
 TEST(Session, TimesEveryStepOfItsPlan) {
   const Model model = make_resnet({.size = 8, .width = 4, .blocks = 1});
   const Network network(model.bundle);

@@ -5,14 +5,16 @@
 #include "sluice/base/error.h"
 #include "sluice/engine/kernel/elementwise.h"
 #include "sluice/engine/kernel/reduce.h"
+#include "sluice/engine/kernel/sparse.h"
 
 namespace sluice::engine {
 namespace {
 
 using bundle::Node;
 
-// Waking a second thread costs about 2 us, the time of 200 000 multiply-accumulates on one core.
-constexpr int64_t kParallelMacs = 400'000;
+// Below this a step stays on one thread: two threads gain little on steps of some 20 us, and a
+// barrier that waits for a thread which the system has put aside costs milliseconds.
+constexpr int64_t kParallelMacs = 4'000'000;
 
 std::vector<float> copy_tensor(const bundle::Bundle& bundle, const Node& node,
                                const std::string& role) {
@@ -161,14 +163,54 @@ void Planner::plan_linear(size_t index, Step step) {
   const Group& group = groups_[index];
   const Node& node = bundle_.graph().nodes[group.main];
   step.inputs = {fetch(group.inputs[0], Layout::plain)};
-  const onednn::Tail tail = tail_of(index, Layout::plain, step);
   const Shape& shape = shape_of(step.inputs[0]);
   const int64_t in = shape.back(),
                 rows = options_.samples * (numel(shape) / std::max<int64_t>(in, 1));
   const int64_t out = static_cast<int64_t>(group.weight.size()) / in;
+  if (options_.sparse && sparse_pays(density_of(group.weight), rows))
+    return plan_sparse(index, std::move(step), rows);
+  const onednn::Tail tail = tail_of(index, Layout::plain, step);
   step.kernel = onednn::make_linear(rows, in, out, tail, group.weight, group.bias,
                                     threads_for(step.info.cost.macs), cache_,
                                     node.path + (options_.fuse ? "|fused" : ""));
+  finish(group, std::move(step), Layout::plain);
+}
+
+void Planner::plan_sparse(size_t index, Step step, int64_t rows) {
+  struct Operands {
+    SparseWeights weight;
+    std::vector<float> bias;
+  };
+  const Group& group = groups_[index];
+  const int64_t in = shape_of(step.inputs[0]).back(),
+                out = static_cast<int64_t>(group.weight.size()) / in;
+  auto operands = std::make_shared<Operands>();
+  operands->weight = compress(group.weight, out, in);
+  operands->bias = group.bias;
+  const SparseWeights& weight = operands->weight;
+  Cost cost = step.info.cost;
+  cost.macs = weight.nonzero() * (rows / options_.samples);
+  cost.weight_bytes += weight.bytes() - out * in * static_cast<int64_t>(sizeof(float));
+  plan_.cost.macs += cost.macs - step.info.cost.macs;
+  plan_.cost.weight_bytes += cost.weight_bytes - step.info.cost.weight_bytes;
+  step.info.cost = cost;
+  if (group.adds) step.inputs.push_back(fetch(group.inputs.back(), Layout::plain));
+  step.kernel.name = fmt::format("sluice csr (density {:.2g})", weight.density());
+  step.kernel.scratch_bytes =
+      static_cast<int64_t>(sparse_scratch(weight, static_cast<size_t>(rows)) * sizeof(float));
+  step.kernel.bind = [operands, rows = static_cast<size_t>(rows), adds = group.adds,
+                      activation = group.activation](const Binding& b) -> std::function<void()> {
+    const float* x = b.inputs[0];
+    const float* other = adds ? b.inputs[1] : nullptr;
+    float* y = b.output;
+    float* scratch = reinterpret_cast<float*>(b.scratch);
+    return [=] {
+      const float* bias = operands->bias.empty() ? nullptr : operands->bias.data();
+      linear_sparse(x, operands->weight, bias, other ? Activation::none : activation, y, rows,
+                    scratch);
+      if (other) add(y, other, activation, y, rows * static_cast<size_t>(operands->weight.out));
+    };
+  };
   finish(group, std::move(step), Layout::plain);
 }
 

@@ -19,6 +19,7 @@ class Planner {
   void plan_group(size_t index);
   void plan_conv(size_t index, Step step);
   void plan_linear(size_t index, Step step);
+  void plan_sparse(size_t index, Step step, int64_t rows);
   void plan_pool(size_t index, Step step);
   void plan_scale(size_t index, Step step);
   void plan_mul(size_t index, Step step);

@@ -113,6 +113,48 @@ void LayerNorm(const float* in, const float* weight, const float* bias, float ep
   }
 }
 
+// 4 x 4 blocks in registers; 128 bits are enough, as the stores are the limit.
+void Transpose(const float* in, float* out, size_t rows, size_t columns, size_t in_stride,
+               size_t out_stride) {
+#if HWY_TARGET != HWY_SCALAR
+  const hn::FixedTag<float, 4> d;
+  const hn::Repartition<double, decltype(d)> dd;
+#endif
+  constexpr size_t kTile = 16;  // one cache line of each side
+  for (size_t r0 = 0; r0 < rows; r0 += kTile) {
+    const size_t r1 = std::min(rows, r0 + kTile);
+    for (size_t c0 = 0; c0 < columns; c0 += kTile) {
+      const size_t c1 = std::min(columns, c0 + kTile);
+      size_t c = c0;
+      for (; c + 4 <= c1; c += 4) {
+        size_t r = r0;
+#if HWY_TARGET != HWY_SCALAR
+        for (; r + 4 <= r1; r += 4) {
+          const float* from = in + r * in_stride + c;
+          float* to = out + c * out_stride + r;
+          const auto a = hn::LoadU(d, from), b = hn::LoadU(d, from + in_stride),
+                     e = hn::LoadU(d, from + 2 * in_stride), f = hn::LoadU(d, from + 3 * in_stride);
+          const auto ab = hn::BitCast(dd, hn::InterleaveLower(d, a, b)),
+                     ef = hn::BitCast(dd, hn::InterleaveLower(d, e, f));
+          const auto hi_ab = hn::BitCast(dd, hn::InterleaveUpper(d, a, b)),
+                     hi_ef = hn::BitCast(dd, hn::InterleaveUpper(d, e, f));
+          hn::StoreU(hn::BitCast(d, hn::InterleaveLower(dd, ab, ef)), d, to);
+          hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(dd, ab, ef)), d, to + out_stride);
+          hn::StoreU(hn::BitCast(d, hn::InterleaveLower(dd, hi_ab, hi_ef)), d, to + 2 * out_stride);
+          hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(dd, hi_ab, hi_ef)), d, to + 3 * out_stride);
+        }
+#endif
+        for (; r < r1; ++r) {
+          for (size_t k = 0; k < 4; ++k) out[(c + k) * out_stride + r] = in[r * in_stride + c + k];
+        }
+      }
+      for (; c < c1; ++c) {
+        for (size_t r = r0; r < r1; ++r) out[c * out_stride + r] = in[r * in_stride + c];
+      }
+    }
+  }
+}
+
 }  // namespace sluice::engine::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
@@ -123,6 +165,7 @@ HWY_EXPORT(AveragePlain);
 HWY_EXPORT(AverageChannelsLast);
 HWY_EXPORT(Softmax);
 HWY_EXPORT(LayerNorm);
+HWY_EXPORT(Transpose);
 
 void average_plain(const float* in, float* out, size_t samples, size_t channels, size_t pixels) {
   HWY_DYNAMIC_DISPATCH(AveragePlain)(in, out, samples, channels, pixels);
@@ -139,18 +182,14 @@ void layer_norm(const float* in, const float* weight, const float* bias, float e
   HWY_DYNAMIC_DISPATCH(LayerNorm)(in, weight, bias, eps, out, rows, width);
 }
 
+void transpose_strided(const float* in, float* out, size_t rows, size_t columns, size_t in_stride,
+                       size_t out_stride) {
+  HWY_DYNAMIC_DISPATCH(Transpose)(in, out, rows, columns, in_stride, out_stride);
+}
+
 void transpose(const float* in, float* out, size_t samples, size_t rows, size_t columns) {
-  constexpr size_t kTile = 16;  // one cache line of each side
   for (size_t s = 0; s < samples; ++s, in += rows * columns, out += rows * columns) {
-    for (size_t r0 = 0; r0 < rows; r0 += kTile) {
-      const size_t r1 = std::min(rows, r0 + kTile);
-      for (size_t c0 = 0; c0 < columns; c0 += kTile) {
-        const size_t c1 = std::min(columns, c0 + kTile);
-        for (size_t c = c0; c < c1; ++c) {
-          for (size_t r = r0; r < r1; ++r) out[c * rows + r] = in[r * columns + c];
-        }
-      }
-    }
+    transpose_strided(in, out, rows, columns, columns, rows);
   }
 }
 

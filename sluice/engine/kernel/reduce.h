@@ -19,5 +19,8 @@ void layer_norm(const float* in, const float* weight, const float* bias, float e
                 size_t rows, size_t width);
 /// Per sample: in [rows][columns] -> out [columns][rows]. [C][HW] -> [HW][C] is (C, HW).
 void transpose(const float* in, float* out, size_t samples, size_t rows, size_t columns);
+/// in[r * in_stride + c] -> out[c * out_stride + r]
+void transpose_strided(const float* in, float* out, size_t rows, size_t columns, size_t in_stride,
+                       size_t out_stride);
 
 }  // namespace sluice::engine
