@@ -19,12 +19,14 @@ constexpr std::array<const char*, 7> kColours{"#0072B2", "#D55E00", "#009E73", "
 
 const char* colour(size_t series) { return kColours[series % kColours.size()]; }
 
-/// A gnuplot string literal. Single quotes: no escape sequences, only a quote itself is doubled.
+/// A gnuplot string literal. Single quotes: no escapes, no command substitution. A quote in the
+/// text becomes the typographic one: gnuplot misreads a doubled quote at the start of a literal,
+/// and what follows would be a command.
 std::string quote(const std::string& text) {
   std::string result = "'";
   for (const char c : text) {
     const bool control = static_cast<unsigned char>(c) < 0x20 || c == 0x7F;
-    result += c == '\'' ? "''" : std::string(1, control ? ' ' : c);
+    result += c == '\'' ? "\u2019" : std::string(1, control ? ' ' : c);
   }
   return result + "'";
 }
