@@ -1,0 +1,27 @@
+// Writes the bundle that capi_test.c loads: make_bundle <path>
+#include <cstdio>
+
+#include "sluice/base/error.h"
+#include "sluice/bundle/bundle.h"
+
+int main(int argc, char** argv) {
+  if (argc != 2) return 2;
+  try {
+    sluice::bundle::Builder builder;
+    builder.tensor("fc.weight", {2, 3}, std::vector<float>{1, 2, 3, -1, 0, 0.5f});
+    builder.tensor("fc.bias", {2}, std::vector<float>{0.5f, -0.25f});
+    const auto x = builder.input("x", {3});
+    const auto y =
+        builder.node("linear", "fc", {x}, {}, {{"weight", "fc.weight"}, {"bias", "fc.bias"}});
+    builder.output(builder.node("activation", "relu", {y}, {{"kind", std::string("relu")}}));
+    sluice::bundle::Task task;
+    task.kind = "classify";
+    task.labels = {"left", "right"};
+    builder.set_task(task);
+    builder.write(argv[1]);
+  } catch (const sluice::Error& e) {
+    std::fprintf(stderr, "%s\n", e.what());
+    return 1;
+  }
+  return 0;
+}
