@@ -1,0 +1,25 @@
+// Any bytes as an IDX file, plain or gzipped: reading may only throw Error, and the shape fits the
+// data.
+#include <cstdint>
+#include <cstdlib>
+#include <span>
+
+#include "sluice/base/error.h"
+#include "sluice/data/idx.h"
+
+using namespace sluice;
+using namespace sluice::data;
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  try {
+    const IdxArray array = parse_idx(std::as_bytes(std::span(data, size)), "input", 1 << 20);
+    if (numel(array.shape) != static_cast<int64_t>(array.bytes.size()) || array.shape.empty()) {
+      std::abort();
+    }
+  } catch (const Error& error) {
+    if (error.what()[0] == '\0' || error.code() == Code::internal) {
+      std::abort();
+    }
+  }
+  return 0;
+}
