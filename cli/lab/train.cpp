@@ -1,0 +1,237 @@
+// sluice train: a configuration in, a bundle out. A killed run continues with --resume to the same
+// bytes.
+#include <CLI/CLI.hpp>
+#include <filesystem>
+
+#include "cli/lab/lab_verb.h"
+#include "cli/lab/train_config.h"
+#include "cli/output.h"
+#include "sluice/base/config.h"
+#include "sluice/base/error.h"
+#include "sluice/base/file.h"
+#include "sluice/base/json.h"
+#include "sluice/base/progress.h"
+#include "sluice/base/table.h"
+#include "sluice/lab/train/consensus.h"
+#include "sluice/lab/train/trainer.h"
+#if SLUICE_HAS_ENGINE
+#include "sluice/engine/graph/evaluate.h"
+#endif
+
+namespace sluice::cli {
+namespace {
+
+struct Options {
+  std::string config, output, gated_output, device = "cpu";
+  std::vector<std::string> assignments;
+  bool resume = false;
+};
+
+struct Quality {
+  std::string split, by;
+  double accuracy = 0, loss = 0;
+  int64_t samples = 0;
+};
+
+Quality evaluate_lab(lab::Model& model, const data::Split& split, const std::string& name,
+                     const data::ImageSet& set, c10::Device device) {
+  const lab::Feed feed(split, set.mean, set.std, device);
+  const lab::LabEvaluation evaluation = lab::evaluate(model, feed);
+  return {name, "libtorch", evaluation.accuracy, evaluation.loss, split.count()};
+}
+
+/// Of the file that was written, by what will run it.
+Quality evaluate_written(const std::string& path, lab::Model& model, const data::ImageSet& set,
+                         int threads, c10::Device device) {
+#if SLUICE_HAS_ENGINE
+  const engine::Network network = engine::Network::open(path);
+  const engine::Evaluation evaluation = engine::evaluate(
+      network,
+      {.pixels = set.test.pixels, .labels = set.test.labels, .mean = set.mean, .std = set.std}, 250,
+      threads);
+  return {"test", "engine", evaluation.accuracy, evaluation.loss, evaluation.count};
+#else
+  return evaluate_lab(model, set.test, "test", set, device);
+#endif
+}
+
+Json to_json(const Quality& quality) {
+  return {{"accuracy", quality.accuracy},
+          {"loss", quality.loss},
+          {"samples", quality.samples},
+          {"by", quality.by}};
+}
+
+/// Where the checkpoint goes; true when the configuration did not say and it is ours to remove.
+bool place_checkpoint(TrainConfig& config, const std::string& output) {
+  const bool ours = config.train.checkpoint.empty();
+  if (ours) {
+    config.train.checkpoint = output + ".checkpoint";
+  }
+  if (config.train.checkpoint_every == 0) {
+    config.train.checkpoint_every = std::max<int64_t>(1, config.train.steps / 10);
+  }
+  return ours;
+}
+
+struct Trained {
+  lab::Model model;
+  std::optional<lab::Model> gated;
+  lab::TrainResult result;
+  Json freeze_report;
+};
+
+Trained train_model(const TrainConfig& config, lab::Model model, lab::Feed& feed, bool resume) {
+  const bool present = file_exists(config.train.checkpoint);
+  if (resume && !present) {
+    log_line(
+        fmt::format("no checkpoint {}: starting from the first step", config.train.checkpoint));
+  }
+  if (config.gates) {
+    lab::ConsensusResult result =
+        lab::train_consensus(model, feed, config.train, *config.gates, resume && present);
+    return {std::move(result.model), std::move(result.gated), std::move(result.training),
+            std::move(result.freeze_report)};
+  }
+  Trained trained{std::move(model), std::nullopt, {}, {}};
+  lab::Trainer trainer(trained.model, feed, config.train);
+  if (resume && present) {
+    trainer.load_checkpoint(config.train.checkpoint);
+    log_line(fmt::format("continuing from step {} of {}", trainer.step(), config.train.steps));
+  }
+  trained.result = trainer.run();
+  return trained;
+}
+
+int train(const Options& options, const Globals& globals) {
+  Json document = read_toml_file(options.config);
+  for (const std::string& assignment : options.assignments) {
+    set_by_path(document, assignment);
+  }
+  TrainConfig config = parse_train_config(document, options.config);
+  const c10::Device device = parse_device(options.device);
+  const std::string output =
+      options.output.empty()
+          ? std::filesystem::path(options.config).stem().string() + ".safetensors"
+          : options.output;
+  prepare_output(output);
+  if (!options.gated_output.empty()) {
+    if (!config.gates) {
+      fail(Code::usage, "--gated: {} has no [gates] table, so nothing is gated", options.config);
+    }
+    prepare_output(options.gated_output);
+  }
+
+  const data::ImageSet set = data::load_image_set(config.data, config.load);
+  auto [training, validation] =
+      data::split_validation(set.train, config.validation, config.split_seed);
+  lab::Feed feed(training, set.mean, set.std, device);
+  const int64_t per_epoch = feed.batches_per_epoch(config.train.batch);
+  if (per_epoch == 0) {
+    fail(Code::config, "{} [train]: batch = {} is more than the {} training samples",
+         options.config, config.train.batch, feed.count());
+  }
+  if (config.epochs > 0) {
+    config.train.steps = std::max<int64_t>(1, std::llround(config.epochs * per_epoch));
+  }
+  config.train.title = config.model + " on " + config.data;
+  const bool remove_checkpoint = place_checkpoint(config, output);
+  prepare_output(config.train.checkpoint);
+
+  lab::Model fresh = lab::make_model(config.model, config.model_options, set, config.train.seed);
+  fresh.root->to(device);
+  Trained trained = train_model(config, std::move(fresh), feed, options.resume);
+  lab::Model& model = trained.model;
+
+  std::vector<Quality> qualities;
+  Json step = {{"step", "train"}, {"config", config.record}, {"steps", config.train.steps}};
+  if (validation.count() > 0) {
+    qualities.push_back(evaluate_lab(model, validation, "validation", set, device));
+    step["validation"] = {{"accuracy", qualities[0].accuracy}, {"loss", qualities[0].loss}};
+  }
+  model.add_step(step);
+  lab::save_bundle(model, output);
+  if (!options.gated_output.empty()) {
+    trained.gated->add_step(step);
+    lab::save_bundle(*trained.gated, options.gated_output);
+  }
+  qualities.push_back(evaluate_written(output, model, set, globals.threads, device));
+  if (remove_checkpoint) {
+    std::error_code ignored;
+    std::filesystem::remove(config.train.checkpoint, ignored);
+  }
+
+  const Cost cost = model.cost();
+  if (globals.json) {
+    Json result = {{"output", output},
+                   {"steps", config.train.steps},
+                   {"seconds", trained.result.seconds},
+                   {"parameters", cost.params},
+                   {"macs", cost.macs}};
+    for (const Quality& quality : qualities) {
+      result[quality.split] = to_json(quality);
+    }
+    Json curve = Json::array();
+    for (const lab::CurvePoint& point : trained.result.curve) {
+      curve.push_back({{"step", point.step},
+                       {"loss", point.loss},
+                       {"accuracy", point.accuracy},
+                       {"rate", point.rate}});
+    }
+    result["curve"] = curve;
+    if (config.gates) {
+      result["gates"] = trained.freeze_report;
+    }
+    print_json(result);
+    return kSuccess;
+  }
+  Table table({"split", "accuracy", "loss", "pictures", "computed by"});
+  for (const Quality& quality : qualities) {
+    table.row({quality.split, fmt::format("{:.2f} %", 100 * quality.accuracy),
+               fmt::format("{:.4f}", quality.loss), std::to_string(quality.samples),
+               quality.by == "engine" ? "engine, from the file" : "LibTorch"});
+  }
+  std::string text = table.text();
+  if (config.gates && !one_line(trained.freeze_report).empty()) {
+    text += fmt::format("\ngates: {}\n", one_line(trained.freeze_report));
+  }
+  text += fmt::format("\n{}: {} parameters, {} MACs a picture; {} steps in {}\n", output,
+                      format_count(cost.params), format_count(cost.macs), config.train.steps,
+                      format_seconds(trained.result.seconds));
+  if (config.gates) {
+    text += fmt::format("next: sluice transform {} -o small.safetensors --pass slice-channels\n",
+                        output);
+  }
+  print(text);
+  return kSuccess;
+}
+
+Action setup(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  app.add_option("CONFIG", options->config, "TOML file; examples are in configs/")->required();
+  app.add_option("-o,--output", options->output,
+                 "Bundle to write; by default the name of CONFIG with .safetensors")
+      ->type_name("FILE");
+  app.add_option("--set", options->assignments, "Change a value of CONFIG; repeatable")
+      ->allow_extra_args(false)
+      ->type_name("KEY=VALUE");
+  app.add_flag("--resume", options->resume, "Continue from the checkpoint of a killed run");
+  app.add_option("--gated", options->gated_output,
+                 "With [gates]: also write the gated network as it was before the freeze")
+      ->type_name("FILE");
+  app.add_option("--device", options->device, "cpu, cuda or cuda:N")
+      ->type_name("DEVICE")
+      ->capture_default_str();
+  return [options](const Globals& globals) {
+    return with_libtorch(globals, [&] { return train(*options, globals); });
+  };
+}
+
+const bool registered =
+    register_verb({"train", "Train a network from a configuration",
+                   "sluice train configs/blobs-tiny.toml -o tiny.safetensors\n"
+                   "sluice train configs/resnet-fashion.toml --set train.epochs=1 --resume",
+                   setup});
+
+}  // namespace
+}  // namespace sluice::cli

@@ -1,0 +1,146 @@
+#include "cli/lab/train_config.h"
+
+#include "sluice/base/error.h"
+#include "sluice/base/json.h"
+
+namespace sluice::cli {
+namespace {
+
+Json table(const Json& config, const std::string& key, const std::string& what) {
+  const auto found = config.find(key);
+  if (found == config.end()) {
+    return Json::object();
+  }
+  if (!found->is_object()) {
+    fail(Code::config, "{}: '{}' has to be a table: [{}]", what, key, key);
+  }
+  return *found;
+}
+
+int64_t at_least(int64_t least, const Json& object, const char* key, int64_t fallback,
+                 const std::string& what) {
+  const int64_t value = json_get_or<int64_t>(object, key, fallback, what);
+  if (value < least) {
+    fail(Code::config, "{}: {} = {}; it has to be at least {}", what, key, value, least);
+  }
+  return value;
+}
+
+double between(double low, double high, const Json& object, const char* key, double fallback,
+               const std::string& what) {
+  const double value = json_get_or<double>(object, key, fallback, what);
+  if (!(value >= low && value <= high)) {
+    fail(Code::config, "{}: {} = {}; it has to be between {} and {}", what, key, value, low, high);
+  }
+  return value;
+}
+
+void read_data(const Json& data, const std::string& what, TrainConfig& result) {
+  json_require_known_keys(
+      data, {"name", "directory", "train_limit", "test_limit", "validation", "split_seed"}, what);
+  result.data = json_get<std::string>(data, "name", what);
+  result.load.directory = json_get_or<std::string>(data, "directory", "", what);
+  result.load.train_limit = at_least(0, data, "train_limit", 0, what);
+  result.load.test_limit = at_least(0, data, "test_limit", 0, what);
+  result.validation = between(0, 0.9, data, "validation", result.validation, what);
+  result.split_seed = static_cast<uint64_t>(at_least(0, data, "split_seed", 1, what));
+}
+
+void read_train(const Json& train, const std::string& what, TrainConfig& result) {
+  json_require_known_keys(train,
+                          {"steps", "epochs", "batch", "seed", "label_smoothing", "clip",
+                           "checkpoint", "checkpoint_every", "log_every", "optimizer", "schedule"},
+                          what);
+  lab::TrainOptions& options = result.train;
+  if (train.contains("steps") == train.contains("epochs")) {
+    fail(Code::config, "{}: give either steps or epochs{}", what,
+         train.contains("steps") ? ", not both" : "");
+  }
+  if (train.contains("epochs")) {
+    result.epochs = between(1e-3, 1e6, train, "epochs", 0, what);
+  } else {
+    options.steps = at_least(1, train, "steps", 0, what);
+  }
+  options.batch = at_least(1, train, "batch", options.batch, what);
+  options.seed = static_cast<uint64_t>(at_least(0, train, "seed", 1, what));
+  options.label_smoothing = between(0, 0.99, train, "label_smoothing", 0, what);
+  options.clip = between(0, 1e9, train, "clip", 0, what);
+  options.checkpoint = json_get_or<std::string>(train, "checkpoint", "", what);
+  options.checkpoint_every = at_least(0, train, "checkpoint_every", 0, what);
+  options.log_every = at_least(1, train, "log_every", options.log_every, what);
+
+  const std::string optimizer_what = what + " optimizer";
+  const Json optimizer = table(train, "optimizer", what);
+  json_require_known_keys(optimizer, {"kind", "rate", "momentum", "weight_decay", "decay_all"},
+                          optimizer_what);
+  lab::OptimizerOptions& o = options.optimizer;
+  o.kind = json_get_or<std::string>(optimizer, "kind", o.kind, optimizer_what);
+  o.rate = between(1e-12, 1e6, optimizer, "rate", o.kind == "sgd" ? o.rate : 1e-3, optimizer_what);
+  o.momentum = between(0, 1, optimizer, "momentum", o.momentum, optimizer_what);
+  o.weight_decay = between(0, 10, optimizer, "weight_decay", o.weight_decay, optimizer_what);
+  o.decay_all = json_get_or<bool>(optimizer, "decay_all", o.decay_all, optimizer_what);
+
+  const std::string schedule_what = what + " schedule";
+  const Json schedule = table(train, "schedule", what);
+  json_require_known_keys(schedule, {"kind", "warmup", "floor"}, schedule_what);
+  lab::ScheduleOptions& s = options.schedule;
+  s.kind = json_get_or<std::string>(schedule, "kind", s.kind, schedule_what);
+  s.warmup = between(0, 1, schedule, "warmup", s.warmup, schedule_what);
+  s.floor = between(0, 1, schedule, "floor", s.floor, schedule_what);
+}
+
+lab::ConsensusOptions read_gates(const Json& gates, const std::string& what) {
+  json_require_known_keys(gates,
+                          {"granularity", "kept", "budget_weight", "polarization_weight", "warmup",
+                           "ramp", "frozen", "calibration", "mean_decay"},
+                          what);
+  lab::ConsensusOptions o;
+  o.granularity = json_get_or<std::string>(gates, "granularity", o.granularity, what);
+  if (o.granularity != "channel" && o.granularity != "block") {
+    fail(Code::config, "{}: granularity = \"{}\"; expected \"channel\" or \"block\"", what,
+         o.granularity);
+  }
+  o.kept = between(0.01, 1, gates, "kept", o.kept, what);
+  o.budget_weight = between(0, 1e6, gates, "budget_weight", o.budget_weight, what);
+  o.polarization_weight =
+      between(0, 1e6, gates, "polarization_weight", o.polarization_weight, what);
+  o.warmup = between(0, 1, gates, "warmup", o.warmup, what);
+  o.ramp = between(0, 1, gates, "ramp", o.ramp, what);
+  o.frozen = between(0, 1, gates, "frozen", o.frozen, what);
+  o.calibration = at_least(1, gates, "calibration", o.calibration, what);
+  o.mean_decay = between(0, 0.9999, gates, "mean_decay", o.mean_decay, what);
+  if (o.warmup + o.frozen >= 1) {
+    fail(Code::config, "{}: warmup {} and frozen {} leave no steps in which gates can learn", what,
+         o.warmup, o.frozen);
+  }
+  return o;
+}
+
+}  // namespace
+
+TrainConfig parse_train_config(const Json& config, const std::string& what) {
+  json_require_known_keys(config, {"data", "model", "train", "gates"}, what);
+  for (const char* required : {"data", "model", "train"}) {
+    if (!config.contains(required)) {
+      fail(Code::config, "{}: the table [{}] is missing; see the examples in configs/", what,
+           required);
+    }
+  }
+  TrainConfig result;
+  read_data(table(config, "data", what), what + " [data]", result);
+  Json model = table(config, "model", what);
+  result.model = json_get<std::string>(model, "name", what + " [model]");
+  model.erase("name");
+  result.model_options = std::move(model);
+  read_train(table(config, "train", what), what + " [train]", result);
+  if (config.contains("gates")) {
+    result.gates = read_gates(table(config, "gates", what), what + " [gates]");
+  }
+  result.record = config;
+  result.record["data"].erase("directory");
+  result.record["train"].erase("checkpoint");
+  result.record["train"].erase("checkpoint_every");
+  return result;
+}
+
+}  // namespace sluice::cli

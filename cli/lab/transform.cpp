@@ -1,0 +1,263 @@
+// sluice transform: passes over a model, one after another, with what each changed.
+#include <CLI/CLI.hpp>
+
+#include "cli/lab/lab_verb.h"
+#include "cli/output.h"
+#include "sluice/base/config.h"
+#include "sluice/base/error.h"
+#include "sluice/base/json.h"
+#include "sluice/base/progress.h"
+#include "sluice/base/table.h"
+#include "sluice/lab/pass/pass.h"
+#include "sluice/lab/train/feed.h"
+
+namespace sluice::cli {
+namespace {
+
+constexpr int64_t kCalibrationSamples = 1000;
+constexpr int64_t kProbeSamples = 64;
+
+struct Options {
+  std::string input, output, calibrate;
+  std::vector<std::string> passes;
+  bool list = false;
+};
+
+struct PassCall {
+  std::string name;
+  Json options = Json::object();
+};
+
+/// "prune:rate=0.5,slots=stage0.**": commas inside brackets belong to the value.
+PassCall parse_pass(const std::string& text) {
+  PassCall call;
+  const size_t colon = text.find(':');
+  call.name = text.substr(0, colon);
+  lab::find_pass(call.name);
+  if (colon == std::string::npos) {
+    return call;
+  }
+  int depth = 0;
+  bool quoted = false;
+  std::string part;
+  const auto take = [&] {
+    if (part.find('=') == std::string::npos) {
+      fail(Code::usage, "--pass {}: '{}' is not key=value; see: sluice transform --list", text,
+           part);
+    }
+    set_by_path(call.options, part);
+    part.clear();
+  };
+  for (const char c : text.substr(colon + 1)) {
+    quoted ^= c == '"';
+    depth += quoted ? 0 : (c == '[' || c == '{') - (c == ']' || c == '}');
+    if (c == ',' && depth == 0 && !quoted) {
+      take();
+    } else {
+      part += c;
+    }
+  }
+  take();
+  return call;
+}
+
+struct Calibration {
+  std::string data;
+  int64_t samples = kCalibrationSamples;
+};
+
+Calibration parse_calibration(const std::string& text) {
+  const size_t colon = text.find(':');
+  Calibration calibration{text.substr(0, colon)};
+  if (colon != std::string::npos) {
+    const std::string count = text.substr(colon + 1);
+    const bool digits = !count.empty() && count.size() < 10 &&
+                        count.find_first_not_of("0123456789") == std::string::npos;
+    calibration.samples = digits ? std::stoll(count) : 0;
+    if (calibration.samples == 0) {
+      fail(Code::usage, "--calibrate {}: expected DATASET or DATASET:SAMPLES", text);
+    }
+  }
+  return calibration;
+}
+
+at::Tensor load_inputs(const Calibration& calibration, const lab::Model& model) {
+  const data::ImageSet set =
+      data::load_image_set(calibration.data, {.train_limit = calibration.samples, .test_limit = 1});
+  if (set.train.sample_shape != model.input_shape) {
+    fail(Code::shape, "--calibrate {}: its samples are {}, the model takes {}", calibration.data,
+         to_string(set.train.sample_shape), to_string(model.input_shape));
+  }
+  const lab::Feed feed(set.train, model.task.mean, model.task.std, c10::Device(c10::kCPU));
+  return feed.range(0, feed.count()).inputs;
+}
+
+/// Inputs on which outputs are compared before and after a pass.
+at::Tensor probe_inputs(const lab::Model& model, const at::Tensor& calibration) {
+  if (calibration.defined()) {
+    return calibration.narrow(0, 0, std::min<int64_t>(kProbeSamples, calibration.size(0)));
+  }
+  std::vector<int64_t> sizes{kProbeSamples};
+  sizes.insert(sizes.end(), model.input_shape.begin(), model.input_shape.end());
+  at::Generator generator = at::detail::createCPUGenerator(1);
+  return torch::randn(sizes, generator);
+}
+
+at::Tensor outputs(lab::Model& model, const at::Tensor& inputs) {
+  const torch::NoGradGuard no_grad;
+  model.root->eval();
+  lab::Context context;
+  return model.forward(inputs, context);
+}
+
+std::string change(int64_t before, int64_t after, std::string (*format)(int64_t)) {
+  if (before == after) {
+    return format(after);
+  }
+  return fmt::format("{} -> {}", format(before), format(after));
+}
+
+std::string list_text() {
+  Table table({"pass", "outputs", "calibration", "what it does"});
+  std::string text;
+  for (const lab::PassEntry* pass : lab::all_passes()) {
+    table.row({pass->info.name, pass->info.keeps_function ? "kept" : "changed",
+               pass->info.needs_calibration ? "needed" : "-", pass->info.summary});
+  }
+  text = table.text() + "\nOptions, as in --pass NAME:key=value,key=value\n";
+  for (const lab::PassEntry* pass : lab::all_passes()) {
+    text += fmt::format("\n{}\n", pass->info.name);
+    size_t begin = 0;
+    const std::string& lines = pass->info.options;
+    if (lines.empty()) {
+      text += "  (none)\n";
+    }
+    while (begin < lines.size()) {
+      const size_t end = std::min(lines.find('\n', begin), lines.size());
+      text += "  " + lines.substr(begin, end - begin) + "\n";
+      begin = end + 1;
+    }
+  }
+  return text;
+}
+
+int list(const Globals& globals) {
+  if (!globals.json) {
+    print(list_text());
+    return kSuccess;
+  }
+  Json passes = Json::array();
+  for (const lab::PassEntry* pass : lab::all_passes()) {
+    passes.push_back({{"name", pass->info.name},
+                      {"summary", pass->info.summary},
+                      {"options", pass->info.options},
+                      {"needs_calibration", pass->info.needs_calibration},
+                      {"keeps_function", pass->info.keeps_function}});
+  }
+  print_json({{"passes", passes}});
+  return kSuccess;
+}
+
+int transform(const Options& options, const Globals& globals) {
+  if (options.list) {
+    return list(globals);
+  }
+  if (options.input.empty() || options.output.empty() || options.passes.empty()) {
+    fail(Code::usage,
+         "{} is missing: sluice transform IN -o OUT --pass NAME. See: sluice transform --help",
+         options.input.empty()    ? "the model (IN)"
+         : options.output.empty() ? "the file to write (-o OUT)"
+                                  : "what to do (--pass NAME)");
+  }
+  std::vector<PassCall> calls;
+  bool needs_calibration = false;
+  for (const std::string& text : options.passes) {
+    calls.push_back(parse_pass(text));
+    needs_calibration |= lab::find_pass(calls.back().name).info.needs_calibration;
+  }
+  std::optional<Calibration> calibration;
+  if (!options.calibrate.empty()) {
+    calibration = parse_calibration(options.calibrate);
+  }
+  lab::Model model = lab::load_model(options.input);
+  prepare_output(options.output);
+  if (!calibration && needs_calibration && !model.task.data.empty()) {
+    calibration = Calibration{model.task.data};
+    log_line(
+        fmt::format("calibrating on {} training pictures of {}, which the model was trained "
+                    "on; choose others with --calibrate",
+                    calibration->samples, calibration->data));
+  }
+  lab::PassInput input;
+  if (calibration) {
+    input.calibration = load_inputs(*calibration, model);
+  }
+  const at::Tensor probe = probe_inputs(model, input.calibration);
+  at::Tensor before = outputs(model, probe);
+
+  Json rows = Json::array();
+  Table table({"pass", "params", "MACs", "weights", "largest output change"});
+  std::string notes;
+  for (const PassCall& call : calls) {
+    const Cost old = model.cost();
+    input.options = call.options;
+    model = lab::run_pass(model, call.name, input);
+    const Cost now = model.cost();
+    const at::Tensor after = outputs(model, probe);
+    const double difference = (after - before).abs().max().item<double>();
+    before = after;
+    const Json report = model.provenance.empty()
+                            ? Json::object()
+                            : model.provenance.back().value("report", Json::object());
+    table.row({call.name, change(old.params, now.params, format_count),
+               change(old.macs, now.macs, format_count),
+               change(old.weight_bytes, now.weight_bytes, format_bytes),
+               fmt::format("{:.2g}", difference)});
+    if (const std::string line = one_line(report); !line.empty()) {
+      notes += fmt::format("{}: {}\n", call.name, line);
+    }
+    rows.push_back({{"pass", call.name},
+                    {"options", call.options},
+                    {"parameters", {{"before", old.params}, {"after", now.params}}},
+                    {"macs", {{"before", old.macs}, {"after", now.macs}}},
+                    {"weight_bytes", {{"before", old.weight_bytes}, {"after", now.weight_bytes}}},
+                    {"largest_output_change", difference},
+                    {"report", report}});
+  }
+  lab::save_bundle(model, options.output);
+  if (globals.json) {
+    print_json({{"input", options.input}, {"output", options.output}, {"passes", rows}});
+    return kSuccess;
+  }
+  print(fmt::format("{}{}{}\nwrote {}\n", table.text(), notes.empty() ? "" : "\n", notes,
+                    options.output));
+  return kSuccess;
+}
+
+Action setup(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  app.add_option("IN", options->input, "A bundle written by sluice train or transform");
+  app.add_option("-o,--output", options->output, "Bundle to write")->type_name("FILE");
+  app.add_option("--pass", options->passes, "What to do; repeatable, in order")
+      ->allow_extra_args(false)
+      ->type_name("NAME[:key=value,...]");
+  app.add_option("--calibrate", options->calibrate,
+                 "Training pictures for passes that look at activations")
+      ->type_name("DATASET[:N]");
+  app.add_flag("--list", options->list, "Show the passes and their options");
+  return [options](const Globals& globals) {
+    return with_libtorch(globals, [&] { return transform(*options, globals); });
+  };
+}
+
+const bool registered =
+    register_verb({"transform", "Change a trained network: prune, slice, fold, gate",
+                   "sluice transform model.safetensors -o small.safetensors --pass slice-channels "
+                   "--pass fold-norm\n"
+                   "sluice transform model.safetensors -o half.safetensors --pass "
+                   "prune:rate=0.5,granularity=channel\n"
+                   "sluice transform --list",
+                   setup});
+
+}  // namespace
+}  // namespace sluice::cli
