@@ -4,6 +4,7 @@
 
 #include "sluice/base/error.h"
 #include "sluice/engine/kernel/elementwise.h"
+#include "sluice/engine/kernel/narrow_conv.h"
 #include "sluice/engine/kernel/reduce.h"
 #include "sluice/engine/kernel/sparse.h"
 
@@ -135,6 +136,11 @@ void Planner::plan_conv(size_t index, Step step) {
   shape.kernel[1] = bundle_.tensor(node.tensors.at("weight")).shape[3];
   const int threads = threads_for(step.info.cost.macs);
   const std::string key = node.path + (options_.fuse ? "|fused" : "");
+  if (!group.adds && narrow_conv_pays(shape)) {
+    step.inputs = {fetch(group.inputs[0], Layout::channels_last)};
+    step.kernel = make_narrow_conv(shape, group.activation, group.weight, group.bias, threads);
+    return finish(group, std::move(step), Layout::channels_last);
+  }
   // Channels last keeps odd channel counts exact, see docs/decisions/conv-layout.md.
   for (const bool last_try : {false, true}) {
     for (const Layout layout : {Layout::channels_last, Layout::plain}) {
