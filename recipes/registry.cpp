@@ -71,7 +71,9 @@ Json declared_settings(const std::string& slug) {
     fail(Code::internal, "recipe '{}' is registered but has no recipe.toml beside it", slug);
   const std::string what = slug + "/recipe.toml";
   auto toml = parse_toml(found->second, what);
-  json_require_known_keys(toml, {"defaults", "scale", "bar", "control"}, what);
+  json_require_known_keys(toml, {"slug", "defaults", "scale", "bar", "control"}, what);
+  if (const auto named = json_get_or<std::string>(toml, "slug", slug, what); named != slug)
+    fail(Code::config, "{}: slug '{}' in the folder of '{}'", what, named, slug);
   return toml;
 }
 

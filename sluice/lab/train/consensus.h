@@ -10,8 +10,8 @@ namespace sluice::lab {
 struct ConsensusOptions {
   std::string granularity = "channel";  ///< "channel" or "block"
   double kept = 0.5;                    ///< wanted share of the gated MACs
-  double budget_weight = 1.0;           ///< lam_s at the end of the ramp
-  double polarization_weight = 1.0;     ///< lam_p at the end of the ramp; 0 is the negative control
+  double budget_weight = 30.0;          ///< lam_s at the end of the ramp
+  double polarization_weight = 4.0;     ///< lam_p at the end of the ramp; 0 is the negative control
   double warmup = 0.1;                  ///< share of steps with gates forced open
   double ramp = 0.5;                    ///< share of steps over which both weights rise
   double frozen = 0.2;                  ///< share of steps, at the end, with the consensus frozen

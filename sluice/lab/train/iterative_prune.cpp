@@ -4,7 +4,6 @@
 
 #include "sluice/base/file.h"
 #include "sluice/base/json.h"
-#include "sluice/base/path_pattern.h"
 #include "sluice/lab/train/state_file.h"
 
 namespace sluice::lab {
@@ -12,13 +11,6 @@ namespace {
 
 constexpr int kVersion = 1;
 constexpr const char* kKey = "sluice.iterative_prune";
-
-/// First matching pattern decides; a rate of 0 means "never pruned", as no match does.
-double rate_of(const PruneRates& rates, const std::string& path) {
-  for (const auto& [pattern, rate] : rates.rates)
-    if (path_matches(pattern, path)) return rate;
-  return 0;
-}
 
 Json describe(const IterativePruneOptions& o) {
   Json rates = Json::array();
@@ -98,9 +90,9 @@ void Snapshots::restore_flattened(const std::map<std::string, at::Tensor>& flatt
 
 MaskSet full_masks(const Brick& root, const PruneRates& rates) {
   MaskSet out;
-  for (const auto& item : root.named_parameters())
-    if (item.value().dim() >= 2 && rate_of(rates, item.key()) > 0)
-      out.set(item.key(), torch::ones_like(item.value().detach()));
+  for (const auto& [path, mask] :
+       prune_masks(root, {}, rates, magnitude_score(), PruneScope::layer).masks())
+    out.set(path, torch::ones_like(mask));
   if (out.empty()) fail(Code::config, "the prune rates match no weight of the model");
   return out;
 }

@@ -121,6 +121,9 @@ struct Trainer::State {
   /// Of the steps since the last curve point; read only at the next one, so that a GPU is never
   /// waited for.
   std::vector<at::Tensor> losses, correct;
+  /// Lives across the calls of run() that make up one training.
+  std::unique_ptr<Progress> progress;
+  std::string note;
 
   void take_step();
   void log_point();
@@ -128,8 +131,8 @@ struct Trainer::State {
 };
 
 Trainer::Trainer(Model& model, Feed& feed, TrainOptions options, TrainHooks hooks)
-    : state_(
-          new State{model, feed, std::move(options), std::move(hooks), {}, {}, 0, 0, {}, {}, {}}) {
+    : state_(new State{
+          model, feed, std::move(options), std::move(hooks), {}, {}, 0, 0, {}, {}, {}, {}, {}}) {
   const auto& o = state_->options;
   if (o.steps < 1) fail(Code::config, "training steps {}: at least 1", o.steps);
   if (o.batch < 1 || o.batch > feed.count())
@@ -213,8 +216,8 @@ TrainResult Trainer::run(int64_t until) {
   auto& s = *state_;
   const int64_t end = until < 0 ? s.options.steps : std::min(until, s.options.steps);
   const bool saves = !s.options.checkpoint.empty();
-  Progress progress(s.options.title, s.options.steps, "steps");
-  std::string note;
+  if (!s.progress && !s.options.title.empty())
+    s.progress = std::make_unique<Progress>(s.options.title, s.options.steps, "steps");
   int64_t saved = -1;
   while (s.step < end) {
     const auto start = std::chrono::steady_clock::now();
@@ -222,17 +225,20 @@ TrainResult Trainer::run(int64_t until) {
     if (s.step % s.options.log_every == 0 || s.step == s.options.steps) {
       s.log_point();
       const auto& last = s.curve.back();
-      note = fmt::format("loss {:.4f}  accuracy {:.1f}%", last.loss, 100 * last.accuracy);
+      s.note = fmt::format("loss {:.4f}  accuracy {:.1f}%", last.loss, 100 * last.accuracy);
     }
     s.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     if (saves && s.options.checkpoint_every > 0 && s.step % s.options.checkpoint_every == 0) {
       save_checkpoint(s.options.checkpoint);
       saved = s.step;
     }
-    progress.update(s.step, note);
+    if (s.progress) s.progress->update(s.step, s.note);
   }
   if (saves && saved != s.step) save_checkpoint(s.options.checkpoint);
-  progress.finish(note);
+  if (s.progress && s.step == s.options.steps) {
+    s.progress->finish(s.note);
+    s.progress.reset();
+  }
   return {s.curve, s.seconds, s.step};
 }
 

@@ -37,7 +37,7 @@ struct TrainOptions {
   ScheduleOptions schedule;
   double label_smoothing = 0;
   double clip = 0;               ///< global gradient norm; 0 off
-  std::string title = "train";   ///< of the progress bar
+  std::string title = "train";   ///< of the progress bar; "" none
   std::string checkpoint;        ///< file; "" none
   int64_t checkpoint_every = 0;  ///< steps; 0 only at the end of the run
   int64_t log_every = 20;        ///< steps between curve points
