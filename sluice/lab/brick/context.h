@@ -1,7 +1,7 @@
 // What one forward pass knows: where it is, what may run, and who is watching. No globals.
 //
-// A Context is made per forward (cheap) and handed down by reference. Bricks read it; gates write their decisions into
-// the gate log; layers report what ran to the meter. Not thread-safe.
+// A Context is made per forward (cheap) and handed down by reference. Bricks read it; gates write
+// their decisions into the gate log; layers report what ran to the meter. Not thread-safe.
 #pragma once
 #include <ATen/core/Generator.h>
 #include <ATen/core/Tensor.h>
@@ -17,10 +17,10 @@ namespace sluice::lab {
 
 /// One decision of one gate for one batch. Gradients flow through both tensors.
 struct GateRecord {
-  std::string path;         ///< of the gate's slot
-  at::Tensor probability;   ///< p [batch, units] in (0, 1)
-  at::Tensor decision;      ///< g [batch, units], 0 or 1 forward
-  at::Tensor unit_macs;     ///< [units], MACs per sample that a closed unit saves
+  std::string path;        ///< of the gate's slot
+  at::Tensor probability;  ///< p [batch, units] in (0, 1)
+  at::Tensor decision;     ///< g [batch, units], 0 or 1 forward
+  at::Tensor unit_macs;    ///< [units], MACs per sample that a closed unit saves
 };
 
 class GateLog {
@@ -41,7 +41,8 @@ class Context {
   Budget budget;
   /// Source of training noise (gate noise, dropout). Unset: the device's default generator.
   std::optional<at::Generator> generator;
-  /// Gates answer "open" for every unit without looking (warm-up); nothing is logged then.
+  /// Gates answer "open" for every unit without looking (warm-up); nothing is logged then. Constant
+  /// masks stay.
   bool gates_forced_open = false;
 
   const std::string& path() const { return path_; }
@@ -49,7 +50,8 @@ class Context {
   /// Extends the path while a slot's brick runs.
   class Scope {
    public:
-    Scope(Context& context, std::string_view name) : context_(context), size_(context.path_.size()) {
+    Scope(Context& context, std::string_view name)
+        : context_(context), size_(context.path_.size()) {
       if (size_ != 0) context.path_ += '.';
       context.path_ += name;
     }
@@ -65,5 +67,8 @@ class Context {
  private:
   std::string path_;
 };
+
+/// Uniform [0, 1) of `like`'s shape, type and device, from the context's generator.
+at::Tensor uniform_noise(const at::Tensor& like, const Context& context);
 
 }  // namespace sluice::lab

@@ -1,4 +1,5 @@
-// The ordinary layers as bricks. Each: constructor from sizes, `slice_*` where surgery needs it (returns a new brick).
+// The ordinary layers as bricks. Each: constructor from sizes, `slice_*` where surgery needs it
+// (returns a new brick).
 #pragma once
 #include "sluice/lab/brick/brick.h"
 
@@ -25,10 +26,14 @@ class Linear final : public Brick, public Sliceable {
   at::Tensor forward(const at::Tensor& x, Context& context) override;
   Shape output_shape(const Shape& input) const override;
   Cost cost(const Shape& input) const override;
-  bundle::Value lower(bundle::Builder& builder, const bundle::Value& x, const std::string& path) const override;
+  bundle::Value lower(bundle::Builder& builder, const bundle::Value& x,
+                      const std::string& path) const override;
   BrickPtr slice_outputs(const at::Tensor& keep) const override;
   BrickPtr slice_inputs(const at::Tensor& keep) const override;
   at::Tensor output_norms(double norm) const override;
+
+  int64_t inputs() const { return inputs_; }
+  int64_t outputs() const { return outputs_; }
 
   at::Tensor weight, bias;  ///< bias undefined when absent
 
@@ -50,8 +55,10 @@ class Conv2d final : public Brick, public Sliceable {
   at::Tensor forward(const at::Tensor& x, Context& context) override;
   Shape output_shape(const Shape& input) const override;
   Cost cost(const Shape& input) const override;
-  bundle::Value lower(bundle::Builder& builder, const bundle::Value& x, const std::string& path) const override;
-  BrickPtr slice_outputs(const at::Tensor& keep) const override;  ///< groups == 1 only, else Error{unsupported}
+  bundle::Value lower(bundle::Builder& builder, const bundle::Value& x,
+                      const std::string& path) const override;
+  BrickPtr slice_outputs(
+      const at::Tensor& keep) const override;  ///< groups == 1 only, else Error{unsupported}
   BrickPtr slice_inputs(const at::Tensor& keep) const override;
   at::Tensor output_norms(double norm) const override;
   const Conv2dOptions& options() const { return options_; }
@@ -62,8 +69,8 @@ class Conv2d final : public Brick, public Sliceable {
   Conv2dOptions options_;
 };
 
-/// Batch normalisation over dimension 1 of [B, C, ...]: y = (x - mean) / sqrt(var + eps) * weight + bias; batch statistics
-/// while training, running averages otherwise (Ioffe & Szegedy 2015).
+/// Batch normalisation over dimension 1 of [B, C, ...]: y = (x - mean) / sqrt(var + eps) * weight +
+/// bias; batch statistics while training, running averages otherwise (Ioffe & Szegedy 2015).
 class BatchNorm final : public Brick {
  public:
   explicit BatchNorm(int64_t channels, double eps = 1e-5, double momentum = 0.1);
@@ -72,14 +79,17 @@ class BatchNorm final : public Brick {
   at::Tensor forward(const at::Tensor& x, Context& context) override;
   Shape output_shape(const Shape& input) const override;
   Cost cost(const Shape& input) const override;
-  bundle::Value lower(bundle::Builder& builder, const bundle::Value& x, const std::string& path) const override;
+  bundle::Value lower(bundle::Builder& builder, const bundle::Value& x,
+                      const std::string& path) const override;
   BrickPtr slice_channels(const at::Tensor& keep) const;
-  /// Running statistics as a plain cumulative average from here on (re-estimation), until end_estimate().
+  /// Running statistics as a plain cumulative average from here on (re-estimation), until
+  /// end_estimate().
   void begin_estimate();
   void end_estimate();
 
   at::Tensor weight, bias, running_mean, running_var;
   double eps() const { return eps_; }
+  int64_t channels() const { return channels_; }
 
  private:
   int64_t channels_, estimated_ = -1;
@@ -90,12 +100,14 @@ class BatchNorm final : public Brick {
 class Activation final : public Brick {
  public:
   explicit Activation(const std::string& function);
+  const std::string& function() const { return function_; }
   std::string kind() const override { return "activation"; }
   Json attributes() const override;
   at::Tensor forward(const at::Tensor& x, Context& context) override;
   Shape output_shape(const Shape& input) const override { return input; }
   Cost cost(const Shape&) const override { return {}; }
-  bundle::Value lower(bundle::Builder& builder, const bundle::Value& x, const std::string& path) const override;
+  bundle::Value lower(bundle::Builder& builder, const bundle::Value& x,
+                      const std::string& path) const override;
 
  private:
   std::string function_;
@@ -104,18 +116,24 @@ class Activation final : public Brick {
 /// "max", "avg" (kernel, stride, padding) or "global_avg" pooling of [B, C, H, W].
 class Pool2d final : public Brick {
  public:
-  explicit Pool2d(const std::string& mode, int64_t kernel = 2, int64_t stride = 2, int64_t padding = 0);
+  explicit Pool2d(const std::string& mode, int64_t kernel = 2, int64_t stride = 2,
+                  int64_t padding = 0);
   std::string kind() const override { return "pool2d"; }
   Json attributes() const override;
   at::Tensor forward(const at::Tensor& x, Context& context) override;
   Shape output_shape(const Shape& input) const override;
   Cost cost(const Shape&) const override { return {}; }
-  bundle::Value lower(bundle::Builder& builder, const bundle::Value& x, const std::string& path) const override;
+  bundle::Value lower(bundle::Builder& builder, const bundle::Value& x,
+                      const std::string& path) const override;
 
  private:
   std::string mode_;
   int64_t kernel_, stride_, padding_;
 };
+
+/// "relu", "gelu", "silu", "sigmoid", "tanh", "hard_swish".
+const std::vector<std::string>& activation_names();
+at::Tensor activate(const std::string& function, const at::Tensor& x);
 
 /// [B, ...] -> [B, numel].
 class Flatten final : public Brick {
@@ -125,7 +143,8 @@ class Flatten final : public Brick {
   at::Tensor forward(const at::Tensor& x, Context& context) override;
   Shape output_shape(const Shape& input) const override;
   Cost cost(const Shape&) const override { return {}; }
-  bundle::Value lower(bundle::Builder& builder, const bundle::Value& x, const std::string& path) const override;
+  bundle::Value lower(bundle::Builder& builder, const bundle::Value& x,
+                      const std::string& path) const override;
 };
 
 /// Passes its input through; what a dropped block or a folded norm leaves behind.
@@ -136,7 +155,26 @@ class Identity final : public Brick {
   at::Tensor forward(const at::Tensor& x, Context& context) override { return x; }
   Shape output_shape(const Shape& input) const override { return input; }
   Cost cost(const Shape&) const override { return {}; }
-  bundle::Value lower(bundle::Builder&, const bundle::Value& x, const std::string&) const override { return x; }
+  bundle::Value lower(bundle::Builder&, const bundle::Value& x, const std::string&) const override {
+    return x;
+  }
+};
+
+/// Multiplies channel c of [B, C, ...] by a constant 0 or 1: where a Sequential keeps the mask of a
+/// channel group.
+class ChannelMask final : public Brick {
+ public:
+  explicit ChannelMask(int64_t channels);        ///< all open
+  explicit ChannelMask(const at::Tensor& mask);  ///< [channels]
+  std::string kind() const override { return "channel_mask"; }
+  Json attributes() const override;
+  at::Tensor forward(const at::Tensor& x, Context& context) override;
+  Shape output_shape(const Shape& input) const override;
+  Cost cost(const Shape&) const override { return {}; }
+  bundle::Value lower(bundle::Builder& builder, const bundle::Value& x,
+                      const std::string& path) const override;
+
+  at::Tensor mask;  ///< buffer
 };
 
 }  // namespace sluice::lab

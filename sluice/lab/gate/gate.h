@@ -1,10 +1,13 @@
-// A gate decides which units (channels, blocks, neurons, tokens, experts) run for each sample. It is three small parts,
-// freely combined:
+// A gate decides which units (channels, blocks, neurons, tokens, experts) run for each sample. It
+// is three small parts, freely combined:
 //   score      logits z [batch, units] from the input, a learned parameter, or weights
-//   decision   hard g in {0, 1} from z: threshold, top-k, statistical top-k, sampling, softmax (top-1)
-//   estimator  how gradients pass the decision: ste, ste_sigmoid, reste, gumbel_sigmoid, sigmoid
-// Each kind of part has a table of names (score_kinds(), ...), so that a gate is one small JSON object:
-//   {"score": {"kind": "pooled_mlp", "inputs": 32, "units": 32}, "decision": {"kind": "threshold", "at": 0.5},
+//   decision   hard g in {0, 1} from z: threshold, top-k, statistical top-k, sampling, softmax
+//   (top-1) estimator  how gradients pass the decision: ste, ste_sigmoid, reste, gumbel_sigmoid,
+//   sigmoid
+// Each kind of part has a table of names (score_kinds(), ...), so that a gate is one small JSON
+// object:
+//   {"score": {"kind": "pooled_mlp", "inputs": 32, "units": 32}, "decision": {"kind": "threshold",
+//   "at": 0.5},
 //    "estimator": {"kind": "ste_sigmoid"}, "noise": 1.0}
 #pragma once
 #include "sluice/lab/brick/brick.h"
@@ -15,8 +18,10 @@ namespace sluice::lab {
 class GateBrick : public Brick {
  public:
   virtual int64_t units() const = 0;
-  /// Decides for `x` (the input of the gated brick) and writes a GateRecord to context.gate_log, when there is one.
-  /// `unit_macs` [units]: MACs per sample a closed unit saves.
+  /// Decides for `x` (the input of the gated brick) and writes a GateRecord to context.gate_log,
+  /// when there is one. `unit_macs` [units]: MACs per sample a closed unit saves; may be undefined
+  /// where there is no log. With context.gates_forced_open a Gate answers ones and writes nothing;
+  /// a ConstantMask is a fact and stays, unwritten.
   virtual at::Tensor decide(const at::Tensor& x, const at::Tensor& unit_macs, Context& context) = 0;
   at::Tensor forward(const at::Tensor& x, Context& context) override;
   Shape output_shape(const Shape&) const override { return {units()}; }
@@ -29,11 +34,12 @@ class Score : public torch::nn::Module {
   virtual int64_t units() const = 0;
   virtual at::Tensor logits(const at::Tensor& x) = 0;  ///< [batch, units]
   virtual Cost cost(const Shape& input) const = 0;
-  virtual bundle::Value lower(bundle::Builder& builder, const bundle::Value& x, const std::string& path) const = 0;
+  virtual bundle::Value lower(bundle::Builder& builder, const bundle::Value& x,
+                              const std::string& path) const = 0;
 };
-/// pooled_mlp {inputs, units, hidden = max(4, inputs/4), bias = 2}: global average pool, Linear, ReLU, Linear, last bias at
-/// `bias` so that gates start open. learned {units, init = 2}: one free logit per unit. linear {inputs, units}: no hidden layer,
-/// last dimension. Throws Error{config}.
+/// pooled_mlp {inputs, units, hidden = max(4, inputs/4), bias = 2}: global average pool, Linear,
+/// ReLU, Linear, last bias at `bias` so that gates start open. learned {units, init = 2}: one free
+/// logit per unit. linear {inputs, units}: no hidden layer, last dimension. Throws Error{config}.
 std::shared_ptr<Score> make_score(const Json& attributes);
 
 struct Decision {
@@ -41,12 +47,16 @@ struct Decision {
   virtual Json attributes() const = 0;
   /// Hard 0/1 of z's shape; no gradient.
   virtual at::Tensor decide(const at::Tensor& logits, bool training, Context& context) const = 0;
+  /// p of z's shape, as gate records carry it: sigmoid(z) except for softmax.
+  virtual at::Tensor probability(const at::Tensor& logits) const;
   /// Throws Error{unsupported} when the engine has no node for it.
-  virtual bundle::Value lower(bundle::Builder& builder, const bundle::Value& logits, const std::string& path) const = 0;
+  virtual bundle::Value lower(bundle::Builder& builder, const bundle::Value& logits,
+                              const std::string& path) const = 0;
 };
-/// threshold {at = 0.5}: sigmoid(z) > at. top_k {k}: the k largest (ties: lowest index). statistical_top_k {k}: z above
-/// mean + std * quantile(1 - k/units) of the row. sample {}: Bernoulli(sigmoid(z)) while training, threshold 0.5 otherwise.
-/// softmax {}: one-hot of the largest.
+/// threshold {at = 0.5}: sigmoid(z) > at. top_k {k}: the k largest (ties: lowest index).
+/// statistical_top_k {k}: z above mean + std * quantile(1 - k/units) of the row. sample {}:
+/// Bernoulli(sigmoid(z)) while training, threshold 0.5 otherwise. softmax {}: one-hot of the
+/// largest.
 std::unique_ptr<Decision> make_decision(const Json& attributes);
 
 struct Estimator {
@@ -55,15 +65,17 @@ struct Estimator {
   /// Value of `hard`, gradient by the estimator's rule with respect to `logits`.
   virtual at::Tensor apply(const at::Tensor& hard, const at::Tensor& logits) const = 0;
 };
-/// ste {clip = 1}: dz = dg where |z| <= clip. ste_sigmoid {}: dz = dg * p(1-p), p = sigmoid(z). reste {o = 1.5}: gradient of
-/// sign(z)|z|^(1/o), clipped. sigmoid {}: value is p itself (soft gate). gumbel_sigmoid {temperature = 1}: like ste_sigmoid with
-/// the slope of sigmoid(z / temperature).
+/// ste {clip = 1}: dz = dg where |z| <= clip. ste_sigmoid {}: dz = dg * p(1-p), p = sigmoid(z).
+/// reste {o = 1.5}: gradient of sign(z)|z|^(1/o), clipped. sigmoid {}: value is p itself (soft
+/// gate). gumbel_sigmoid {temperature = 1}: like ste_sigmoid with the slope of sigmoid(z /
+/// temperature).
 std::unique_ptr<Estimator> make_estimator(const Json& attributes);
 std::vector<std::string> score_kinds();
 std::vector<std::string> decision_kinds();
 std::vector<std::string> estimator_kinds();
 
-/// Per-sample gate, kind "gate". While training, logistic noise times `noise` is added to the logits.
+/// Per-sample gate, kind "gate". While training, logistic noise times `noise` is added to the
+/// logits.
 class Gate final : public GateBrick {
  public:
   explicit Gate(const Json& attributes);
@@ -72,7 +84,8 @@ class Gate final : public GateBrick {
   int64_t units() const override;
   at::Tensor decide(const at::Tensor& x, const at::Tensor& unit_macs, Context& context) override;
   Cost cost(const Shape& input) const override;
-  bundle::Value lower(bundle::Builder& builder, const bundle::Value& x, const std::string& path) const override;
+  bundle::Value lower(bundle::Builder& builder, const bundle::Value& x,
+                      const std::string& path) const override;
 
  private:
   std::shared_ptr<Score> score_;
@@ -81,20 +94,26 @@ class Gate final : public GateBrick {
   double noise_;
 };
 
-/// The same decision for every sample, kind "constant_mask": what a frozen gate or a channel mask is until it is sliced away.
+/// The same decision for every sample, kind "constant_mask": what a frozen gate or a channel mask
+/// is until it is sliced away.
 class ConstantMask final : public GateBrick {
  public:
-  explicit ConstantMask(int64_t units);                 ///< all open
-  explicit ConstantMask(const at::Tensor& mask);        ///< [units] of 0 and 1
+  explicit ConstantMask(int64_t units);           ///< all open
+  explicit ConstantMask(const at::Tensor& mask);  ///< [units] of 0 and 1
   std::string kind() const override { return "constant_mask"; }
   Json attributes() const override;
   int64_t units() const override;
   at::Tensor decide(const at::Tensor& x, const at::Tensor& unit_macs, Context& context) override;
   Cost cost(const Shape&) const override { return {}; }
   /// No node of its own: ResidualBlock lowers it as a `scale`. Throws Error{state}.
-  bundle::Value lower(bundle::Builder& builder, const bundle::Value& x, const std::string& path) const override;
+  bundle::Value lower(bundle::Builder& builder, const bundle::Value& x,
+                      const std::string& path) const override;
 
   at::Tensor mask;  ///< buffer [units], float
 };
+
+/// A copy of `values` as f32; throws Error{shape} unless [n], n > 0, Error{numeric} unless all are
+/// 0 or 1; `what` names it.
+at::Tensor checked_mask(const at::Tensor& values, std::string_view what);
 
 }  // namespace sluice::lab

@@ -9,12 +9,13 @@
 
 namespace sluice::lab {
 
-/// Exponential averages of each gate's batch mean, so that small batches do not shake the loss. State goes into
-/// checkpoints.
+/// Exponential averages of each gate's batch mean, so that small batches do not shake the loss.
+/// State goes into checkpoints.
 class GateMeans {
  public:
   explicit GateMeans(double decay = 0.9) : decay_(decay) {}
-  /// m [units] of one record: the value is the running average, the gradient that of this batch's mean of p.
+  /// m [units] of one record: the value is the running average, the gradient that of this batch's
+  /// mean of p.
   at::Tensor update(const GateRecord& record);
   const std::map<std::string, at::Tensor>& means() const { return means_; }
   void restore(std::map<std::string, at::Tensor> means) { means_ = std::move(means); }
@@ -32,7 +33,8 @@ struct BatchMeans {
 };
 BatchMeans batch_means(const GateLog& log, GateMeans* averages);
 
-/// mean_j m_j (1 - m_j): 0 only if every gate says the same for the whole batch (consensus; Zhi et al. 2023).
+/// mean_j m_j (1 - m_j): 0 only if every gate says the same for the whole batch (consensus; Zhi et
+/// al. 2023).
 at::Tensor polarization_loss(const BatchMeans& means);
 /// (sum_j c_j m_j / sum_j c_j - kept)^2 with c_j the unit's MACs.
 at::Tensor budget_loss(const BatchMeans& means, double kept);
@@ -40,7 +42,8 @@ at::Tensor budget_loss(const BatchMeans& means, double kept);
 at::Tensor l1_loss(const BatchMeans& means);
 /// Per-sample certainty, mean p (1 - p): not consensus; for comparison.
 at::Tensor certainty_loss(const GateLog& log);
-/// units * sum_j f_j P_j per record, f the share of hard decisions, P the mean probability share (Switch, Fedus et al. 2021).
+/// units * sum_j f_j P_j per record, f the share of hard decisions, P the mean probability share
+/// (Switch, Fedus et al. 2021).
 at::Tensor load_balance_loss(const GateLog& log);
 
 }  // namespace sluice::lab

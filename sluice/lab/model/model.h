@@ -8,7 +8,7 @@ namespace sluice::lab {
 
 struct Model {
   BrickPtr root;
-  Shape input_shape;        ///< per sample
+  Shape input_shape;  ///< per sample
   bundle::Task task;
   Json provenance = Json::array();  ///< steps in order; append with add_step
 
@@ -19,25 +19,32 @@ struct Model {
 
 Model clone(const Model& model);
 
-/// Lowers the model to a graph and writes graph, description, task and provenance as one bundle (from the CPU or a GPU).
+/// Lowers the model to a graph and writes graph, description, task and provenance as one bundle
+/// (from the CPU or a GPU).
 void save_bundle(const Model& model, const std::string& path);
 /// The same into a builder (parity tests, in-memory engines).
 void lower(const Model& model, bundle::Builder& builder);
-/// Rebuilds the bricks of a bundle written by save_bundle. Throws Error{unsupported} for one without a description.
+/// Rebuilds the bricks of a bundle written by save_bundle. Throws Error{unsupported} for one
+/// without a description.
 Model load_model(const std::string& path);
 Model load_model(const bundle::Bundle& bundle);
 
 /// Parameters and buffers by dotted path.
 std::vector<std::pair<std::string, at::Tensor>> named_state(const Brick& brick);
-/// Copies values in; throws Error{missing|shape} naming the first tensor that does not fit.
+/// Copies values in, from any device; throws Error{missing|shape} naming the first tensor that does
+/// not fit, before changing any. Entries that the brick does not have are ignored.
 void load_state(Brick& brick, const std::map<std::string, at::Tensor>& state);
 
 /// Reference networks by name, with their options:
-///   resnet   {width = 32, blocks = 2, stages = 3, stem_stride = 2}   residual conv net, 3x3, widths doubling per stage
-///   mlp      {hidden = [300, 100]}                                    LeNet-300-100 by default
-///   convnet  {widths = [32, 64], hidden = 128}                        VGG-like: conv norm relu pool, then linear layers
-/// Unknown names and options: Error{config} with the nearest. `seed` fixes the initial weights.
-Model make_model(const std::string& name, const Json& options, const data::ImageSet& data, uint64_t seed);
+///   resnet   {width = 32, blocks = 2, stages = 3, stem_stride = 2}   residual conv net, 3x3,
+///   widths doubling per stage mlp      {hidden = [300, 100]} LeNet-300-100 by default convnet
+///   {widths = [32, 64], hidden = 128}                        VGG-like: conv norm relu pool, then
+///   linear layers
+/// and for all  init = "kaiming_normal" | "glorot_normal" | "uniform" (brick/init.h; mlp:
+/// glorot_normal, others: kaiming_normal) Unknown names and options: Error{config} with the
+/// nearest. `seed` alone fixes the initial weights.
+Model make_model(const std::string& name, const Json& options, const data::ImageSet& data,
+                 uint64_t seed);
 std::vector<std::string> model_names();
 
 }  // namespace sluice::lab

@@ -1,5 +1,6 @@
-// Surgery: model -> model. A pass addresses slots by path pattern through walk() and puts new bricks into them. It reports
-// what it changed; the report becomes a step of the model's provenance.
+// Surgery: model -> model. A pass addresses slots by path pattern through walk() and puts new
+// bricks into them. It reports what it changed; the report becomes a step of the model's
+// provenance.
 #pragma once
 #include <functional>
 
@@ -10,22 +11,25 @@ namespace sluice::lab {
 /// What a pass may look at besides the model.
 struct PassInput {
   Json options = Json::object();
-  /// Calibration inputs, normalised [n, ...]; undefined when none were given. Passes that need them say so.
+  /// Calibration inputs, normalised [n, ...]; undefined when none were given. Passes that need them
+  /// say so.
   at::Tensor calibration;
   int64_t batch = 128;  ///< of calibration forwards
 };
 
 struct PassInfo {
-  std::string name;      ///< "slice-channels"
-  std::string summary;   ///< one line
-  std::string options;   ///< "keep=0.5 norm=1": names, defaults and meaning, one per line
+  std::string name;     ///< "slice-channels"
+  std::string summary;  ///< one line
+  std::string options;  ///< "keep=0.5 norm=1": names, defaults and meaning, one per line
   bool needs_calibration = false;
-  bool keeps_function = false;  ///< outputs are equal before and after (to rounding): tests prove it
+  bool keeps_function =
+      false;  ///< outputs are equal before and after (to rounding): tests prove it
 };
 
 struct PassEntry {
   PassInfo info;
-  /// Changes the model in place; on an exception the model may be half-changed (callers work on a clone). Returns the report.
+  /// Changes the model in place; on an exception the model may be half-changed (callers work on a
+  /// clone). Returns the report.
   Json (*run)(Model& model, const PassInput& input);
 };
 
@@ -34,24 +38,30 @@ bool register_pass(PassEntry entry);
 std::vector<const PassEntry*> all_passes();
 /// Throws Error{usage} naming the nearest pass.
 const PassEntry& find_pass(const std::string& name);
-/// Runs on a clone, checks it still runs and is finite, appends {"step": name, "options", "report"} to the provenance.
+/// Runs on a clone, checks it still runs and is finite, appends {"step": name, "options", "report"}
+/// to the provenance.
 Model run_pass(const Model& model, const std::string& name, const PassInput& input);
 
-// ---- the passes of lab/pass, also callable directly ---------------------------------------------------------------
+// ---- the passes of lab/pass, also callable directly
+// ---------------------------------------------------------------
 
-/// gate {slots="**", granularity="channel"|"block"}: puts fresh gates into the empty gate slots of matching residual blocks.
+/// gate {slots="**", granularity="channel"|"block"}: puts fresh gates into the empty gate slots of
+/// matching residual blocks.
 Json insert_gates(Model& model, const PassInput& input);
-/// freeze-gates {slots="**", threshold=0.5, min_channels=0.1}: every gate -> constant mask of units open for more than
-/// `threshold` of the calibration samples; keeps at least min_channels of a layer's units and one block per stage.
-/// Report: kept per gate, consensus 4 m (1 - m), histogram of m.
+/// freeze-gates {slots="**", threshold=0.5, min_channels=0.1}: every gate -> constant mask of units
+/// open for more than `threshold` of the calibration samples; keeps at least min_channels of a
+/// layer's units and one block per stage. Report: kept per gate, consensus 4 m (1 - m), histogram
+/// of m.
 Json freeze_gates(Model& model, const PassInput& input);
-/// slice-channels {}: removes the closed units of constant masks: channels out of producers, carriers and consumers; blocks
-/// whose block gate is closed become Identity (their final activation kept when it matters). Equal outputs.
+/// slice-channels {}: removes the closed units of constant masks: channels out of producers,
+/// carriers and consumers; blocks whose block gate is closed become Identity (their final
+/// activation kept when it matters). Equal outputs.
 Json slice_channels(Model& model, const PassInput& input);
 /// fold-norm {}: batch norms into the layer before them (evaluation-mode equal outputs).
 Json fold_norm(Model& model, const PassInput& input);
-/// prune {rate=0.5, score="magnitude"|"random", scope="layer"|"global", granularity="weight"|"channel", slots="**", seed=0}:
-/// weights: zeroes the lowest `rate` of surviving weights of matching layers; channels: constant masks over channel groups.
+/// prune {rate=0.5, score="magnitude"|"random", scope="layer"|"global",
+/// granularity="weight"|"channel", slots="**", seed=0}: weights: zeroes the lowest `rate` of
+/// surviving weights of matching layers; channels: constant masks over channel groups.
 Json prune(Model& model, const PassInput& input);
 /// reestimate-norm {}: batch-norm statistics anew from calibration data.
 Json reestimate_norm(Model& model, const PassInput& input);

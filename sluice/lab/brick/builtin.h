@@ -1,0 +1,21 @@
+// Factories of the built-in kinds, listed once in spec.cpp: a static library would drop
+// registrations by static objects. Kinds outside this library use register_brick.
+#pragma once
+#include "sluice/lab/brick/brick.h"
+
+namespace sluice::lab {
+
+BrickPtr make_linear(const Json& attributes);
+BrickPtr make_conv2d(const Json& attributes);
+BrickPtr make_batch_norm(const Json& attributes);
+BrickPtr make_activation(const Json& attributes);
+BrickPtr make_pool2d(const Json& attributes);
+BrickPtr make_flatten(const Json& attributes);
+BrickPtr make_identity(const Json& attributes);
+BrickPtr make_channel_mask(const Json& attributes);
+BrickPtr make_sequential(const Json& attributes);
+BrickPtr make_residual_block(const Json& attributes);
+BrickPtr make_gate(const Json& attributes);
+BrickPtr make_constant_mask(const Json& attributes);
+
+}  // namespace sluice::lab

@@ -1,0 +1,131 @@
+#include "sluice/lab/model/model.h"
+
+#include <cstring>
+#include <set>
+
+#include "sluice/base/json.h"
+#include "sluice/base/path_pattern.h"
+#include "sluice/lab/brick/init.h"
+
+namespace sluice::lab {
+namespace {
+
+constexpr int kMaxJsonDepth = 100;  // 32 levels of bricks take two each, attributes a few more
+
+Json describe(const Model& model) {
+  return {{"brick", spec_of(*model.root)}, {"input_shape", model.input_shape}};
+}
+
+void require_root(const Model& model) {
+  if (model.root == nullptr) fail(Code::state, "the model has no bricks");
+}
+
+}  // namespace
+
+Model clone(const Model& model) {
+  require_root(model);
+  Model copy = model;
+  copy.root = clone(*model.root);
+  return copy;
+}
+
+std::vector<std::pair<std::string, at::Tensor>> named_state(const Brick& brick) {
+  std::vector<std::pair<std::string, at::Tensor>> result;
+  for (const auto& item : brick.named_parameters()) result.emplace_back(item.key(), item.value());
+  for (const auto& item : brick.named_buffers()) result.emplace_back(item.key(), item.value());
+  return result;
+}
+
+void load_state(Brick& brick, const std::map<std::string, at::Tensor>& state) {
+  const at::NoGradGuard no_grad;
+  const auto targets = named_state(brick);
+  for (const auto& [path, target] : targets) {
+    const auto found = state.find(path);
+    if (found == state.end()) {
+      std::vector<std::string> names;
+      for (const auto& [name, value] : state) names.push_back(name);
+      const std::string near = nearest_name(path, names);
+      fail(Code::missing, "no value for '{}' among {} tensors{}", path, state.size(),
+           near.empty() ? "" : fmt::format("; the nearest is '{}'", near));
+    }
+    if (found->second.sizes() != target.sizes()) {
+      fail(Code::shape, "'{}': expected {}, found {}", path, to_string(target.sizes()),
+           to_string(found->second.sizes()));
+    }
+  }
+  for (const auto& [path, target] : targets) at::Tensor(target).copy_(state.at(path));
+}
+
+void lower(const Model& model, bundle::Builder& builder) {
+  require_root(model);
+  const bundle::Value input = builder.input("input", model.input_shape);
+  builder.output(model.root->lower(builder, input, ""));
+  // State that no node reads (a gate that is folded away in the graph) still belongs to the model.
+  for (const auto& [path, tensor] : named_state(*model.root)) add_tensor(builder, path, tensor);
+  builder.set_task(model.task);
+  builder.set_model_json(describe(model).dump());
+  builder.set_provenance_json(model.provenance.dump());
+}
+
+void save_bundle(const Model& model, const std::string& path) {
+  bundle::Builder builder;
+  lower(model, builder);
+  builder.write(path);
+}
+
+Model load_model(const std::string& path) { return load_model(bundle::Bundle::open(path)); }
+
+Model load_model(const bundle::Bundle& bundle) {
+  const std::string& what = bundle.path();
+  if (bundle.model_json().empty()) {
+    fail(
+        Code::unsupported,
+        "{}: a bundle without the metadata 'sluice.model' holds a graph but no bricks: it runs and "
+        "can be inspected, but not trained or transformed",
+        what);
+  }
+  const std::string place = what + ": sluice.model";
+  const Json description = parse_json(bundle.model_json(), place, kMaxJsonDepth);
+  json_require_known_keys(description, {"brick", "input_shape"}, place);
+  Model model;
+  model.input_shape = json_get<std::vector<int64_t>>(description, "input_shape", place);
+  model.task = bundle.task();
+  model.provenance = parse_json(bundle.provenance_json(), what + ": sluice.provenance");
+  if (!model.provenance.is_array()) {
+    fail(Code::format, "{}: sluice.provenance: expected a list of steps", what);
+  }
+  const WithoutInit without_init;
+  try {
+    model.root = make_brick(json_get<Json>(description, "brick", place));
+    model.root->output_shape(model.input_shape);
+  } catch (const Error& error) {
+    throw Error(error.code(), fmt::format("{}: {}", place, error.what()));
+  }
+
+  std::set<std::string> known;
+  for (const bundle::Node& node : bundle.graph().nodes) {
+    for (const auto& [role, name] : node.tensors) known.insert(name);
+  }
+  for (const auto& [path, target] : named_state(*model.root)) {
+    const bundle::TensorView& view = bundle.tensor(path);
+    if (Shape(target.sizes().begin(), target.sizes().end()) != view.shape) {
+      fail(Code::shape, "{}: tensor '{}': the model description says {}, the file {}", what, path,
+           to_string(target.sizes()), to_string(view.shape));
+    }
+    const std::span<const float> values = view.f32();
+    if (!values.empty()) {
+      std::memcpy(target.data_ptr<float>(), values.data(), values.size_bytes());
+    }
+    known.insert(path);
+  }
+  for (const bundle::TensorView& view : bundle.file().tensors()) {
+    if (!known.contains(view.name)) {
+      fail(Code::format,
+           "{}: tensor '{}' belongs neither to the model description nor to the graph", what,
+           view.name);
+    }
+  }
+  return model;
+}
+
+}  // namespace sluice::lab

@@ -1,0 +1,316 @@
+#include "sluice/lab/pass/pass.h"
+
+#include <deque>
+#include <mutex>
+
+#include "sluice/base/json.h"
+#include "sluice/base/path_pattern.h"
+#include "sluice/base/random.h"
+#include "sluice/lab/brick/containers.h"
+#include "sluice/lab/brick/init.h"
+#include "sluice/lab/brick/layers.h"
+#include "sluice/lab/gate/gate.h"
+#include "sluice/lab/pass/steps.h"
+
+namespace sluice::lab {
+namespace {
+
+std::vector<PassEntry> builtin_passes() {
+  return {
+      {{"insert-gates", "puts per-sample gates into empty gate slots of residual blocks",
+        "granularity=channel   one gate unit per hidden channel, or 'block': one per block with an "
+        "identity shortcut\n"
+        "slots=**              blocks, by path pattern\n"
+        "noise=0               logistic noise on the logits while training\n"
+        "bias=2                first bias of the last layer: gates start open\n"
+        "hidden=0              hidden width of the gate; 0: max(4, inputs / 4)\n"
+        "estimator=ste_sigmoid how gradients pass the decision\n"
+        "seed=0                of the gates' first weights",
+        false, false},
+       insert_gates},
+      {{"freeze-gates", "replaces per-sample gates by the decision most calibration samples take",
+        "slots=**              gates or their blocks, by path pattern\n"
+        "threshold=0.5         share of samples above which a unit stays open\n"
+        "min_channels=0.1      least share of a layer's units that stays",
+        true, false},
+       freeze_gates},
+      {{"slice-channels", "removes what constant masks close from the tensors", "(no options)",
+        false, true},
+       slice_channels},
+      {{"fold-norm", "folds batch norms into the layer before them", "(no options)", false, true},
+       fold_norm},
+      {{"prune", "zeroes weights, or masks channels, of least score",
+        "rate=0.5              share of the surviving weights or channels that goes\n"
+        "score=magnitude       or 'random'\n"
+        "scope=layer           'layer': the share of each; 'global': of all together\n"
+        "granularity=weight    or 'channel': masks that slice-channels removes\n"
+        "slots=**              layers (blocks, for channels), by path pattern\n"
+        "seed=0                of score=random",
+        false, false},
+       prune},
+      {{"reestimate-norm", "batch-norm statistics anew from calibration data", "(no options)", true,
+        false},
+       reestimate_norm},
+  };
+}
+
+struct Registry {
+  std::mutex mutex;
+  std::deque<PassEntry> entries;  // addresses stay valid as passes join
+  Registry() {
+    for (PassEntry& entry : builtin_passes()) entries.push_back(std::move(entry));
+  }
+};
+
+Registry& registry() {
+  static Registry instance;
+  return instance;
+}
+
+// Four samples that depend on nothing but the input's shape.
+at::Tensor probe_input(const Model& model) {
+  std::vector<int64_t> sizes = {4};
+  sizes.insert(sizes.end(), model.input_shape.begin(), model.input_shape.end());
+  at::Tensor x = at::empty(sizes);
+  fill_normal(x, 1.0, derive_seed(0, "run_pass"));
+  return x.to(device_of(*model.root));
+}
+
+at::Tensor probe(const Model& model) {
+  const at::NoGradGuard no_grad;
+  const EvaluationMode evaluation(*model.root);
+  Context context;
+  return model.root->forward(probe_input(model), context);
+}
+
+// A pass that promises equal outputs is held to it on every model, not only on those of the tests.
+void check_unchanged(const at::Tensor& before, const at::Tensor& after, const std::string& name) {
+  constexpr double kTolerance = 1e-3;
+  const double scale = std::max(before.norm().item<double>(), 1e-6);
+  const double error = (after - before).norm().item<double>() / scale;
+  if (!(error <= kTolerance)) {
+    fail(Code::internal,
+         "pass {}: outputs differ by {:.2g} (relative) though the pass promises equal ones; the "
+         "network has a structure it does not understand",
+         name, error);
+  }
+}
+
+}  // namespace
+
+bool register_pass(PassEntry entry) {
+  const std::lock_guard lock(registry().mutex);
+  for (const PassEntry& known : registry().entries) {
+    if (known.info.name == entry.info.name) return false;
+  }
+  registry().entries.push_back(std::move(entry));
+  return true;
+}
+
+std::vector<const PassEntry*> all_passes() {
+  const std::lock_guard lock(registry().mutex);
+  std::vector<const PassEntry*> result;
+  for (const PassEntry& entry : registry().entries) result.push_back(&entry);
+  return result;
+}
+
+const PassEntry& find_pass(const std::string& name) {
+  std::vector<std::string> names;
+  for (const PassEntry* entry : all_passes()) {
+    if (entry->info.name == name) return *entry;
+    names.push_back(entry->info.name);
+  }
+  const std::string near = nearest_name(name, names);
+  fail(Code::usage, "unknown pass '{}'{}; known: {}", name.substr(0, 60),
+       near.empty() ? "" : fmt::format(", did you mean '{}'?", near), fmt::join(names, ", "));
+}
+
+Model run_pass(const Model& model, const std::string& name, const PassInput& input) {
+  const PassEntry& entry = find_pass(name);
+  if (entry.info.needs_calibration && !input.calibration.defined()) {
+    fail(Code::usage, "pass {} needs calibration data, and none was given", name);
+  }
+  Model result = clone(model);
+  const Json report = entry.run(result, input);
+  result.root->output_shape(result.input_shape);
+  const at::Tensor output = probe(result);
+  if (!at::isfinite(output).all().item<bool>()) {
+    fail(Code::numeric, "pass {}: the network gives NaN or infinity afterwards", name);
+  }
+  if (entry.info.keeps_function) check_unchanged(probe(model), output, name);
+  result.add_step({{"step", name}, {"options", input.options}, {"report", report}});
+  return result;
+}
+
+// ---- steps.h
+// --------------------------------------------------------------------------------------------------------
+
+EvaluationMode::EvaluationMode(Brick& root) : root_(root), training_(root.is_training()) {
+  for (const auto& module : root.modules(/*include_self=*/false)) {
+    modes_.emplace_back(module, module->is_training());
+  }
+  root.eval();
+}
+
+EvaluationMode::~EvaluationMode() {
+  root_.train(training_);
+  for (const auto& [module, training] : modes_) {  // parents first: train() recurses
+    if (module->is_training() != training) module->train(training);
+  }
+}
+
+c10::Device device_of(const Brick& brick) {
+  const auto state = named_state(brick);
+  return state.empty() ? c10::Device(c10::kCPU) : state.front().second.device();
+}
+
+void for_each_calibration_batch(const Model& model, const PassInput& input, const std::string& pass,
+                                const std::function<void(const at::Tensor& x)>& visit) {
+  const at::Tensor& data = input.calibration;
+  if (!data.defined() || data.dim() == 0 || data.size(0) == 0) {
+    fail(Code::usage, "pass {} needs calibration data, and none was given", pass);
+  }
+  if (Shape(data.sizes().begin() + 1, data.sizes().end()) != model.input_shape) {
+    fail(Code::shape, "pass {}: calibration samples: expected {}, found {}", pass,
+         to_string(model.input_shape), to_string(data.sizes().slice(1)));
+  }
+  if (input.batch < 1) fail(Code::usage, "pass {}: batch {}; at least 1", pass, input.batch);
+  const at::NoGradGuard no_grad;
+  const c10::Device device = device_of(*model.root);
+  for (int64_t first = 0; first < data.size(0); first += input.batch) {
+    const int64_t count = std::min(input.batch, data.size(0) - first);
+    visit(data.narrow(0, first, count).to(device));
+  }
+}
+
+BrickPtr placed_like(BrickPtr brick, const Brick& like) {
+  brick->to(device_of(like));
+  brick->train(like.is_training());
+  return brick;
+}
+
+std::vector<BrickRef> all_bricks(const Model& model) {
+  std::vector<BrickRef> result = {{"", model.root}};
+  for (const SlotRef& ref : walk(*model.root)) {
+    if (!ref.slot->empty()) result.push_back({ref.path, ref.slot->get()});
+  }
+  return result;
+}
+
+bool matches_any(const std::string& pattern, const std::string& path,
+                 const std::vector<std::string>& inner) {
+  if (path_matches(pattern, path)) return true;
+  for (const std::string& name : inner) {
+    if (path_matches(pattern, join_path(path, name))) return true;
+  }
+  return false;
+}
+
+// ---- insert-gates, reestimate-norm
+// ----------------------------------------------------------------------------------
+
+namespace {
+
+int64_t branch_inputs(const Brick& block) {
+  return block.slot("conv1").as<Conv2d>().options().inputs;
+}
+
+BrickPtr fresh_gate(const Json& options, int64_t inputs, int64_t units, const std::string& path) {
+  const std::string what = "pass insert-gates";
+  Json score = {{"kind", "pooled_mlp"},
+                {"inputs", inputs},
+                {"units", units},
+                {"bias", json_get_or<double>(options, "bias", 2.0, what)}};
+  if (const auto hidden = json_get_or<int64_t>(options, "hidden", 0, what); hidden != 0) {
+    score["hidden"] = hidden;
+  }
+  auto gate = std::make_shared<Gate>(
+      Json{{"score", score},
+           {"decision", {{"kind", "threshold"}, {"at", 0.5}}},
+           {"estimator",
+            {{"kind", json_get_or<std::string>(options, "estimator", "ste_sigmoid", what)}}},
+           {"noise", json_get_or<double>(options, "noise", 0.0, what)}});
+  const auto seed = static_cast<uint64_t>(json_get_or<int64_t>(options, "seed", 0, what));
+  for (const auto& item : gate->named_parameters()) {
+    at::Tensor parameter = item.value();
+    if (parameter.dim() != 2)
+      continue;  // biases: the hidden one may be 0, the last one says "open"
+    fill_uniform(parameter, 1.0 / std::sqrt(static_cast<double>(parameter.size(1))),
+                 derive_seed(seed, join_path(path, item.key())));
+  }
+  const at::NoGradGuard no_grad;
+  for (const auto& item : gate->named_parameters()) {
+    if (item.key().ends_with("hidden.bias")) at::Tensor(item.value()).zero_();
+  }
+  return gate;
+}
+
+}  // namespace
+
+Json insert_gates(Model& model, const PassInput& input) {
+  const std::string what = "pass insert-gates";
+  json_require_known_keys(input.options,
+                          {"slots", "granularity", "noise", "bias", "hidden", "estimator", "seed"},
+                          what);
+  const auto granularity = json_get_or<std::string>(input.options, "granularity", "channel", what);
+  const auto pattern = json_get_or<std::string>(input.options, "slots", "**", what);
+  if (granularity != "channel" && granularity != "block") {
+    fail(Code::config, "{}: granularity: expected 'channel' or 'block', found '{}'", what,
+         granularity.substr(0, 60));
+  }
+  const std::string slot_name = granularity + "_gate";
+  Json paths = Json::array();
+  int64_t units = 0, params = 0;
+  for (const SlotRef& ref : walk(*model.root, pattern)) {
+    auto* block = dynamic_cast<ResidualBlock*>(ref.slot->get().get());
+    if (block == nullptr || !block->slot(slot_name).empty()) continue;
+    if (granularity == "block" && !block->identity_shortcut()) continue;
+    const std::vector<ChannelGroup> groups = block->channel_groups();
+    if (granularity == "channel" && groups.empty()) continue;
+    const int64_t count = granularity == "block" ? 1 : groups.front().channels;
+    const std::string path = join_path(ref.path, slot_name);
+    BrickPtr gate = fresh_gate(input.options, branch_inputs(*block), count, path);
+    for (const at::Tensor& parameter : gate->parameters()) params += parameter.numel();
+    block->slot(slot_name).exchange(placed_like(std::move(gate), *block));
+    paths.push_back(path);
+    units += count;
+  }
+  if (paths.empty()) {
+    fail(Code::usage, "{}: no residual block under '{}' has an empty {} slot{}", what, pattern,
+         slot_name, granularity == "block" ? " and an identity shortcut" : "");
+  }
+  return {{"granularity", granularity},
+          {"units", units},
+          {"added_params", params},
+          {"gates", std::move(paths)}};
+}
+
+Json reestimate_norm(Model& model, const PassInput& input) {
+  json_require_known_keys(input.options, {}, "pass reestimate-norm");
+  std::vector<std::shared_ptr<BatchNorm>> norms;
+  for (const BrickRef& ref : all_bricks(model)) {
+    if (auto norm = std::dynamic_pointer_cast<BatchNorm>(ref.brick)) norms.push_back(norm);
+  }
+  const EvaluationMode evaluation(*model.root);  // gates decide as they will, without noise
+  for (const auto& norm : norms) {
+    norm->begin_estimate();
+    norm->train();
+  }
+  int64_t samples = 0;
+  try {
+    for_each_calibration_batch(model, input, "reestimate-norm", [&](const at::Tensor& x) {
+      // Every batch counts the same in the average: a small last one would count too much.
+      if (samples > 0 && x.size(0) < input.batch) return;
+      Context context;
+      model.root->forward(x, context);
+      samples += x.size(0);
+    });
+  } catch (...) {
+    for (const auto& norm : norms) norm->end_estimate();
+    throw;
+  }
+  for (const auto& norm : norms) norm->end_estimate();
+  return {{"norms", norms.size()}, {"samples", samples}};
+}
+
+}  // namespace sluice::lab
