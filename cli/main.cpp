@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <memory>
 #include <new>
 #include <string>
 #include <string_view>
@@ -145,7 +146,7 @@ std::string as_typed(const Arguments& arguments) {
 }
 
 void add_globals(CLI::App& app, Globals& globals, bool threads) {
-  app.add_flag("--json", globals.json, "One JSON document on stdout, nothing else anywhere");
+  app.add_flag("--json", globals.json, "Print one JSON document instead of tables");
   app.add_flag("-q,--quiet", globals.quiet, "No progress on stderr");
   if (threads) {
     app.add_option("--threads", globals.threads, "Threads; 0: all cores of this process")
@@ -153,6 +154,31 @@ void add_globals(CLI::App& app, Globals& globals, bool threads) {
         ->type_name("N");
   }
 }
+
+/// CLI11 prints the checks of a value into its name: "N:INT in [0 - 1024]". The name is enough.
+class PageFormatter final : public CLI::Formatter {
+ public:
+  PageFormatter() { column_width(30); }
+  std::string make_option_opts(const CLI::Option* option) const override {
+    if (option->get_type_size() == 0) {
+      return "";  // a flag
+    }
+    const std::string type = option->get_type_name();
+    const std::string name = type.substr(0, type.find(':'));
+    std::string text;
+    if (!option->get_positional()) {
+      text += " " + name;
+    }
+    std::string fallback = option->get_default_str();
+    if (fallback.starts_with('[') && fallback.ends_with(']')) {
+      fallback = fallback.substr(1, fallback.size() - 2);
+    }
+    if (!fallback.empty()) {
+      text += " [" + fallback + "]";
+    }
+    return text;
+  }
+};
 
 std::string footer(const Verb& verb) {
   std::string text = "Example:\n";
@@ -170,9 +196,9 @@ int run(const Arguments& arguments) {
   Globals globals;
   globals.command = as_typed(arguments);
   CLI::App app("Sluice: neural networks that compute only what each input needs.", "sluice");
-  app.get_formatter()->column_width(34);
+  app.set_help_flag("-h,--help", "Print this help");
+  app.formatter(std::make_shared<PageFormatter>());
   app.get_formatter()->label("SUBCOMMAND", "VERB");
-  app.get_formatter()->label("Subcommands", "Verbs");
   add_globals(app, globals, true);
   bool version = false;
   app.add_flag("--version", version, "Print the version");
@@ -187,7 +213,7 @@ int run(const Arguments& arguments) {
   }
   Action action;
   for (const Verb* verb : verbs()) {
-    CLI::App* page = app.add_subcommand(verb->name, verb->summary);
+    CLI::App* page = app.add_subcommand(verb->name, verb->summary)->group("Verbs");
     if (verb->name != name) {
       continue;
     }
@@ -201,11 +227,12 @@ int run(const Arguments& arguments) {
     Arguments reversed(arguments.rbegin(), arguments.rend());
     app.parse(reversed);
   } catch (const CLI::CallForHelp&) {
-    print(app.help());
+    print(app.help() + "\n");
     return kSuccess;
   } catch (const CLI::ParseError& error) {
     const std::string page = name.empty() ? "sluice --help" : "sluice " + name + " --help";
-    fail(Code::usage, "{} See: {}", first_part(error.what()), page);
+    const std::string what = first_part(error.what());
+    fail(Code::usage, "{}{} See: {}", what, what.ends_with('.') ? "" : ".", page);
   }
   if (version) {
     if (globals.json) {
@@ -219,7 +246,7 @@ int run(const Arguments& arguments) {
     if (globals.json) {
       fail(Code::usage, "no verb given; see: sluice --help");
     }
-    std::fputs(app.help().c_str(), stderr);
+    std::fputs((app.help() + "\n").c_str(), stderr);
     return kUsage;
   }
   if (globals.json || globals.quiet) {
@@ -233,8 +260,9 @@ int run(const Arguments& arguments) {
 
 int main(int argc, char** argv) {
   using namespace sluice;
-  ::signal(SIGPIPE,
-           SIG_IGN);  // a closed pipe is an error of one write, not the end of a training run
+  // A closed pipe or a file over its limit is an error of one write, not the end of the process.
+  ::signal(SIGPIPE, SIG_IGN);
+  ::signal(SIGXFSZ, SIG_IGN);
   const cli::Arguments arguments(argv + std::min(argc, 1), argv + argc);
   const bool json = cli::has_flag(arguments, "--json");
   try {

@@ -68,7 +68,8 @@ struct Calibration {
 
 Calibration parse_calibration(const std::string& text) {
   const size_t colon = text.find(':');
-  Calibration calibration{text.substr(0, colon)};
+  Calibration calibration;
+  calibration.data = text.substr(0, colon);
   if (colon != std::string::npos) {
     const std::string count = text.substr(colon + 1);
     const bool digits = !count.empty() && count.size() < 10 &&
@@ -82,8 +83,10 @@ Calibration parse_calibration(const std::string& text) {
 }
 
 at::Tensor load_inputs(const Calibration& calibration, const lab::Model& model) {
-  const data::ImageSet set =
-      data::load_image_set(calibration.data, {.train_limit = calibration.samples, .test_limit = 1});
+  data::LoadOptions load;
+  load.train_limit = calibration.samples;
+  load.test_limit = 1;
+  const data::ImageSet set = data::load_image_set(calibration.data, load);
   if (set.train.sample_shape != model.input_shape) {
     fail(Code::shape, "--calibrate {}: its samples are {}, the model takes {}", calibration.data,
          to_string(set.train.sample_shape), to_string(model.input_shape));
@@ -182,7 +185,7 @@ int transform(const Options& options, const Globals& globals) {
   lab::Model model = lab::load_model(options.input);
   prepare_output(options.output);
   if (!calibration && needs_calibration && !model.task.data.empty()) {
-    calibration = Calibration{model.task.data};
+    calibration.emplace().data = model.task.data;
     log_line(
         fmt::format("calibrating on {} training pictures of {}, which the model was trained "
                     "on; choose others with --calibrate",
