@@ -40,6 +40,7 @@ inline Builder small_network() {
     b.tensor(name, shape, ramp(numel(shape)));
     return name;
   };
+  b.tensor("block.norm.running_var", {2}, ramp(2, 0.5f));  // a variance is not negative
   Value x = b.input("image", {2, 4, 4});
   const Value conv = b.node("conv2d", "block.conv", {x}, {{"padding", int64_t{1}}},
                             {{"weight", tensor("block.conv.weight", {2, 2, 3, 3})},
@@ -48,7 +49,7 @@ inline Builder small_network() {
                             {{"weight", tensor("block.norm.weight", {2})},
                              {"bias", tensor("block.norm.bias", {2})},
                              {"running_mean", tensor("block.norm.running_mean", {2})},
-                             {"running_var", tensor("block.norm.running_var", {2})}});
+                             {"running_var", "block.norm.running_var"}});
   x = b.node("add", "block.add", {norm, x});
   x = b.node("activation", "block.relu", {x}, {{"kind", std::string("relu")}});
   x = b.node("global_avg_pool", "head.pool", {x});
