@@ -52,63 +52,6 @@ std::string clip(const std::string& text, size_t length) {
   return text.substr(0, end) + "\u2026";
 }
 
-void require_finite(const Figure& figure, const std::string& name,
-                    const std::vector<double>& values, bool logarithmic) {
-  for (size_t i = 0; i < values.size(); ++i) {
-    if (!std::isfinite(values[i])) {
-      fail(Code::numeric, "figure '{}': {} has {} at index {}; expected finite numbers",
-           figure.title, name, values[i], i);
-    }
-    if (logarithmic && values[i] <= 0) {
-      fail(Code::numeric,
-           "figure '{}': {} has {} at index {}; a logarithmic axis needs numbers above 0",
-           figure.title, name, values[i], i);
-    }
-  }
-}
-
-void require_size(const Figure& figure, const std::string& name, size_t expected, size_t found) {
-  if (expected != found) {
-    fail(Code::shape, "figure '{}': {}: expected {} values, found {}", figure.title, name, expected,
-         found);
-  }
-}
-
-void check(const Figure& figure) {
-  size_t points = 0;
-  const bool histogram = figure.kind == Figure::Kind::histogram;
-  const bool lines = figure.kind == Figure::Kind::lines;
-  for (const Series& s : figure.series) {
-    points += s.y.size();
-    require_finite(figure, "y of '" + s.name + "'", s.y, figure.log_y && !histogram);
-    if (lines && !s.x.empty()) {
-      require_size(figure, "y of '" + s.name + "'", s.x.size(), s.y.size());
-      require_finite(figure, "x of '" + s.name + "'", s.x, figure.log_x);
-    }
-    if (figure.kind == Figure::Kind::bars) {
-      require_size(figure, "y of '" + s.name + "'", figure.categories.size(), s.y.size());
-    }
-    require_size(figure, "the band of '" + s.name + "'", s.low.size(), s.high.size());
-    if (!s.low.empty() && !histogram) {
-      require_size(figure, "the band of '" + s.name + "'", s.y.size(), s.low.size());
-      require_finite(figure, "low of '" + s.name + "'", s.low, false);
-      require_finite(figure, "high of '" + s.name + "'", s.high, figure.log_y);
-    }
-  }
-  if (points == 0) {
-    fail(Code::shape, "figure '{}': nothing to draw; expected at least one value", figure.title);
-  }
-  require_finite(figure, "the axis range", {figure.x_min, figure.x_max, figure.y_min, figure.y_max},
-                 false);
-  if (figure.width < 100 || figure.height < 80 || figure.width > 10000 || figure.height > 10000) {
-    fail(Code::limit, "figure '{}': expected 100 x 80 to 10000 x 10000 pixels, found {} x {}",
-         figure.title, figure.width, figure.height);
-  }
-  if (histogram && (figure.bins < 1 || figure.bins > 10000)) {
-    fail(Code::limit, "figure '{}': expected 1 to 10000 bins, found {}", figure.title, figure.bins);
-  }
-}
-
 struct Range {
   double low, high;
 };
@@ -414,9 +357,6 @@ class Script {
 
 }  // namespace
 
-std::string gnuplot_script(const Figure& figure) {
-  check(figure);
-  return Script(figure).text();
-}
+std::string gnuplot_script(const Figure& figure) { return Script(figure).text(); }
 
 }  // namespace sluice

@@ -6,8 +6,8 @@
 
 namespace sluice {
 
-/// Checks the figure (errors as render_svg) and returns a whole script that writes SVG to its
-/// standard output.
+/// A whole script that writes SVG to its standard output. render_svg has checked the figure: finite
+/// values, sizes that fit each other, at least one value.
 std::string gnuplot_script(const Figure& figure);
 
 }  // namespace sluice
