@@ -8,8 +8,8 @@ namespace sluice {
 
 struct Series {
   std::string name;
-  std::vector<double> x, y;
-  std::vector<double> low, high;  ///< optional band around y
+  std::vector<double> x = {}, y = {};
+  std::vector<double> low = {}, high = {};  ///< optional band around y
   bool points = false;            ///< markers only, no line
 };
 
