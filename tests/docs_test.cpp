@@ -1,0 +1,83 @@
+// The commands of the documentation exist: every `sluice VERB --option` of a code block is one the
+// binary knows.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <map>
+#include <regex>
+#include <sstream>
+
+#include "tests/process.h"
+
+namespace sluice::test {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::vector<fs::path> documents() {
+  const fs::path root = SLUICE_SOURCE_DIR;
+  std::vector<fs::path> found;
+  for (const char* name : {"README.md", "CONTRIBUTING.md"}) {
+    found.push_back(root / name);
+  }
+  for (const char* folder : {"docs", "recipes", "configs"}) {
+    for (const auto& entry : fs::recursive_directory_iterator(root / folder)) {
+      if (entry.path().extension() == ".md" || entry.path().extension() == ".toml") {
+        found.push_back(entry.path());
+      }
+    }
+  }
+  return found;
+}
+
+TEST(Documentation, CommandsUseVerbsAndOptionsThatExist) {
+  std::map<std::string, std::string> help;
+  const std::regex command(R"(^[ #$]*(?:build/[a-z-]+/)?sluice ([a-z]+)((?: .*)?)$)");
+  const std::regex option(R"( (--[a-z][a-z-]*))");
+  for (const fs::path& path : documents()) {
+    std::istringstream lines(read_bytes(path.string()));
+    std::string line;
+    bool code = path.extension() == ".toml";
+    while (std::getline(lines, line)) {
+      if (line.starts_with("```")) {
+        code = !code;
+        continue;
+      }
+      std::smatch match;
+      if (!code || !std::regex_match(line, match, command)) {
+        continue;
+      }
+      const std::string verb = match[1];
+      if (!help.contains(verb)) {
+        const Finished finished = sluice({verb, "--help"});
+        const bool other_build = finished.err.find("this build has no") != std::string::npos;
+        EXPECT_TRUE(finished.exit_code == 0 || other_build) << path << ": " << line;
+        help[verb] = finished.out;
+      }
+      if (help[verb].empty()) {
+        continue;
+      }
+      const std::string rest = match[2];
+      for (std::sregex_iterator it(rest.begin(), rest.end(), option), end; it != end; ++it) {
+        EXPECT_THAT(help[verb], testing::HasSubstr((*it)[1].str())) << path << ": " << line;
+      }
+    }
+  }
+}
+
+TEST(Documentation, LinksToFilesOfThisRepositoryExist) {
+  const std::regex link(R"(\]\(([^)#:]+)(?:#[^)]*)?\))");
+  for (const fs::path& path : documents()) {
+    if (path.extension() != ".md") {
+      continue;
+    }
+    const std::string text = read_bytes(path.string());
+    for (std::sregex_iterator it(text.begin(), text.end(), link), end; it != end; ++it) {
+      EXPECT_TRUE(fs::exists(path.parent_path() / (*it)[1].str())) << path << " -> " << (*it)[1];
+    }
+  }
+}
+
+}  // namespace
+}  // namespace sluice::test

@@ -1,0 +1,259 @@
+// Training, surgery and recipes through the binary: files in, files out, and what happens when they
+// are interrupted.
+#if SLUICE_WITH_LAB
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <filesystem>
+
+#include "sluice/base/file.h"
+#include "sluice/base/json.h"
+#include "tests/process.h"
+
+namespace sluice::test {
+namespace {
+
+using testing::Contains;
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::StartsWith;
+
+const std::string kConfig = std::string(SLUICE_SOURCE_DIR) + "/configs/blobs-tiny.toml";
+
+/// A plain network that trains in about a second.
+const char* const kPlain = R"(
+[data]
+name = "blobs"
+train_limit = 600
+test_limit = 200
+[model]
+name = "mlp"
+hidden = [32]
+[train]
+steps = 60
+batch = 20
+checkpoint_every = 5
+)";
+
+class LabVerbs : public testing::Test {
+ protected:
+  void SetUp() override { write_bytes(directory / "plain.toml", kPlain); }
+
+  Finished run(Arguments arguments, ProcessOptions options = {}) {
+    options.directory = directory.path();
+    return sluice(arguments, options);
+  }
+
+  TempDirectory directory;
+};
+
+TEST_F(LabVerbs, TrainWritesABundleAndNothingElse) {
+  const Finished finished = run({"train", "plain.toml", "-o", "model.safetensors", "--json"});
+  ASSERT_EQ(finished.exit_code, 0) << finished.out << finished.err;
+  const Json result = json_of(finished);
+  EXPECT_EQ(result["output"], "model.safetensors");
+  EXPECT_EQ(result["steps"], 60);
+  EXPECT_TRUE(result["validation"]["accuracy"].is_number());
+  EXPECT_EQ(result["test"]["samples"], 200);
+  EXPECT_THAT(directory.entries(), ElementsAre("model.safetensors", "plain.toml"));
+  EXPECT_EQ(run({"inspect", "model.safetensors", "--check"}).exit_code, 0);
+}
+
+TEST_F(LabVerbs, SetChangesTheConfiguration) {
+  const Json result = json_of(run({"train", "plain.toml", "-o", "m.safetensors", "--set",
+                                   "train.steps=7", "--set", "model.hidden=[8]", "--json"}));
+  EXPECT_EQ(result["steps"], 7);
+  EXPECT_EQ(result["parameters"], 144 * 8 + 8 + 8 * 10 + 10);
+}
+
+TEST_F(LabVerbs, ConfigurationMistakesNameTheKey) {
+  const auto message = [&](const std::string& assignment) {
+    const Finished finished = run({"train", "plain.toml", "--set", assignment});
+    EXPECT_EQ(finished.exit_code, 1) << assignment;
+    EXPECT_THAT(finished.err, StartsWith("sluice: error [config]: ")) << assignment;
+    return finished.err;
+  };
+  EXPECT_THAT(message("train.stepz=3"), HasSubstr("steps"));
+  EXPECT_THAT(message("train.optimizer.momentun=0.5"), HasSubstr("momentum"));
+  EXPECT_THAT(message("model.hiden=[3]"), HasSubstr("hidden"));
+  EXPECT_THAT(message("model.name=mlq"), HasSubstr("mlp"));
+  EXPECT_THAT(message("train.batch=0"), HasSubstr("batch"));
+  EXPECT_THAT(message("train.batch=100000"), HasSubstr("batch"));
+  EXPECT_THAT(message("train.epochs=2"), HasSubstr("steps or epochs"));
+  EXPECT_THAT(message("train.optimizer.kind=sdg"), HasSubstr("sgd"));
+  EXPECT_THAT(message("trian.batch=3"), HasSubstr("train"));
+  write_bytes(directory / "broken.toml", "[data\nname = 1");
+  EXPECT_THAT(run({"train", "broken.toml"}).err, HasSubstr("broken.toml:"));
+  EXPECT_EQ(run({"train", "plain.toml", "--set", "train.steps"}).exit_code, 2);
+  EXPECT_THAT(directory.entries(), ElementsAre("broken.toml", "plain.toml"));
+}
+
+TEST_F(LabVerbs, AnOutputThatCannotBeWrittenIsRefusedBeforeTraining) {
+  const Finished finished = run({"train", "plain.toml", "-o", "no/such/model.safetensors"});
+  EXPECT_EQ(finished.exit_code, 1);
+  EXPECT_THAT(finished.err, StartsWith("sluice: error [io]: "));
+  EXPECT_THAT(finished.err, HasSubstr("no/such"));
+  EXPECT_THAT(finished.err, testing::Not(HasSubstr("steps")));
+}
+
+TEST_F(LabVerbs, KilledTrainingResumesToTheSameBytes) {
+  ASSERT_EQ(run({"train", "plain.toml", "-o", "whole.safetensors"}).exit_code, 0);
+  const Arguments train{"train", "plain.toml", "-o", "killed.safetensors"};
+  const std::string checkpoint = directory / "killed.safetensors.checkpoint";
+  const Finished killed =
+      run(train, {.when = [&] { return file_exists(checkpoint); }, .send = SIGKILL});
+  ASSERT_EQ(killed.signal, SIGKILL) << "it finished before it could be killed";
+  EXPECT_FALSE(file_exists(directory / "killed.safetensors"));
+  Arguments resume = train;
+  resume.push_back("--resume");
+  const Finished resumed = run(resume);
+  ASSERT_EQ(resumed.exit_code, 0) << resumed.err;
+  EXPECT_THAT(resumed.err, HasSubstr("continuing from step"));
+  EXPECT_EQ(read_bytes(directory / "killed.safetensors"),
+            read_bytes(directory / "whole.safetensors"));
+}
+
+TEST_F(LabVerbs, KilledGatedTrainingResumesToTheSameBytes) {
+  const Arguments settings{"--set", "train.steps=40",       "--set", "train.checkpoint_every=15",
+                           "--set", "gates.calibration=100"};
+  const auto train = [&](const std::string& output) {
+    Arguments arguments{"train", kConfig, "-o", output};
+    arguments.insert(arguments.end(), settings.begin(), settings.end());
+    return arguments;
+  };
+  ASSERT_EQ(run(train("whole.safetensors")).exit_code, 0);
+  const std::string checkpoint = directory / "killed.safetensors.checkpoint";
+  const Finished killed = run(train("killed.safetensors"),
+                              {.when = [&] { return file_exists(checkpoint); }, .send = SIGKILL});
+  ASSERT_EQ(killed.signal, SIGKILL) << "it finished before it could be killed";
+  Arguments resume = train("killed.safetensors");
+  resume.push_back("--resume");
+  const Finished resumed = run(resume);
+  ASSERT_EQ(resumed.exit_code, 0) << resumed.err;
+  EXPECT_EQ(read_bytes(directory / "killed.safetensors"),
+            read_bytes(directory / "whole.safetensors"));
+}
+
+TEST_F(LabVerbs, InterruptLeavesNoTemporaryFiles) {
+  const std::string checkpoint = directory / "model.safetensors.checkpoint";
+  const Finished finished = run({"train", "plain.toml", "-o", "model.safetensors", "--set",
+                                 "train.steps=2000", "--set", "train.checkpoint_every=1"},
+                                {.when = [&] { return file_exists(checkpoint); }, .send = SIGINT});
+  EXPECT_EQ(finished.signal, SIGINT);
+  EXPECT_THAT(directory.entries(), ElementsAre("model.safetensors.checkpoint", "plain.toml"));
+}
+
+TEST_F(LabVerbs, AFullDiskKeepsTheOldFileAndLeavesNoOther) {
+  write_bytes(directory / "model.safetensors", "what was here before");
+  const Finished finished =
+      run({"train", "plain.toml", "-o", "model.safetensors", "--set", "train.checkpoint_every=1"},
+          {.file_size_limit = 4096});
+  EXPECT_EQ(finished.exit_code, 1);
+  EXPECT_EQ(finished.signal, 0);
+  EXPECT_THAT(finished.err, HasSubstr("sluice: error [io]: "));
+  EXPECT_EQ(read_bytes(directory / "model.safetensors"), "what was here before");
+  EXPECT_THAT(directory.entries(), ElementsAre("model.safetensors", "plain.toml"));
+}
+
+TEST_F(LabVerbs, GatedTrainingThenSurgeryGivesASmallerNetworkThatSaysTheSame) {
+  const Finished trained =
+      run({"train", kConfig, "-o", "frozen.safetensors", "--gated", "gated.safetensors", "--json"});
+  ASSERT_EQ(trained.exit_code, 0) << trained.out << trained.err;
+  EXPECT_TRUE(json_of(trained).contains("gates"));
+
+  const Json sliced = json_of(run({"transform", "frozen.safetensors", "-o", "small.safetensors",
+                                   "--pass", "slice-channels", "--pass", "fold-norm", "--json"}));
+  ASSERT_EQ(sliced["passes"].size(), 2u);
+  for (const Json& pass : sliced["passes"]) {
+    EXPECT_LT(pass["largest_output_change"].get<double>(), 1e-3);
+    EXPECT_LE(pass["parameters"]["after"], pass["parameters"]["before"]);
+  }
+  const Finished frozen =
+      run({"transform", "gated.safetensors", "-o", "again.safetensors", "--pass", "freeze-gates",
+           "--calibrate", "blobs:200", "--pass", "slice-channels"});
+  EXPECT_EQ(frozen.exit_code, 0) << frozen.err;
+  EXPECT_THAT(frozen.out, HasSubstr("freeze-gates"));
+
+  const Json evaluated =
+      json_of(run({"eval", "frozen.safetensors", "small.safetensors", "--limit", "500", "--json"}));
+  const Json &before = evaluated["models"][0], &after = evaluated["models"][1];
+  EXPECT_NEAR(before["accuracy"].get<double>(), after["accuracy"].get<double>(), 0.005);
+  EXPECT_LT(after["parameters"], before["parameters"]);
+  EXPECT_LE(after["macs_per_sample"], before["macs_per_sample"]);
+
+  const Finished ran = run({"run", "small.safetensors", "--sample", "1"});
+  EXPECT_EQ(ran.exit_code, 0) << ran.err;
+  EXPECT_THAT(ran.out, HasSubstr("truth: "));
+  const Json bench = json_of(run({"bench", "frozen.safetensors", "small.safetensors", "--batch",
+                                  "4", "--threads", "1", "--rounds", "1", "--json"}));
+  ASSERT_EQ(bench["arms"].size(), 4u) << "two models, each beside LibTorch";
+  for (const Json& arm : bench["arms"]) {
+    if (arm["runtime"] == "libtorch") {
+      EXPECT_LT(arm["metrics"]["largest_difference"]["mean"].get<double>(), 1e-3);
+    }
+  }
+}
+
+TEST_F(LabVerbs, PassesSayWhatTheyDoNotApplyTo) {
+  ASSERT_EQ(run({"train", "plain.toml", "-o", "m.safetensors", "--set", "train.steps=2"}).exit_code,
+            0);
+  const Finished pattern = run({"transform", "m.safetensors", "-o", "out.safetensors", "--pass",
+                                "prune:rate=0.5,slots=no.such.layer"});
+  EXPECT_NE(pattern.exit_code, 0);
+  EXPECT_THAT(pattern.err, HasSubstr("no.such.layer"));
+  const Finished option =
+      run({"transform", "m.safetensors", "-o", "out.safetensors", "--pass", "prune:rat=0.5"});
+  EXPECT_NE(option.exit_code, 0);
+  EXPECT_THAT(option.err, HasSubstr("rate"));
+  write_linear_bundle(directory / "foreign.safetensors");
+  EXPECT_THAT(
+      run({"transform", "foreign.safetensors", "-o", "out.safetensors", "--pass", "fold-norm"}).err,
+      StartsWith("sluice: error [unsupported]: "));
+  EXPECT_FALSE(file_exists(directory / "out.safetensors"));
+}
+
+TEST_F(LabVerbs, TransformListsItsPasses) {
+  const Finished text = run({"transform", "--list"});
+  EXPECT_EQ(text.exit_code, 0);
+  for (const char* pass : {"gate", "freeze-gates", "slice-channels", "fold-norm", "prune"}) {
+    EXPECT_THAT(text.out, HasSubstr(pass));
+  }
+  EXPECT_FALSE(json_of(run({"transform", "--list", "--json"}))["passes"].empty());
+}
+
+TEST_F(LabVerbs, ReproduceListsTheWholeCatalogue) {
+  const Json document = json_of(run({"reproduce", "--list", "--json"}));
+  EXPECT_EQ(document["systems"].size(), 129u);
+  std::vector<std::string> runnable;
+  std::string planned;
+  for (const Json& system : document["systems"]) {
+    if (system["state"] == "runnable") {
+      runnable.push_back(system["slug"]);
+    } else {
+      planned = system["slug"];
+    }
+  }
+  EXPECT_THAT(runnable, Contains("consensus-subnetwork"));
+  if (!planned.empty()) {
+    const Finished finished = run({"reproduce", planned});
+    EXPECT_EQ(finished.exit_code, 1);
+    EXPECT_THAT(finished.err, StartsWith("sluice: error [unsupported]: "));
+  }
+}
+
+TEST_F(LabVerbs, TheExampleConfigurationsAreValid) {
+  for (const auto& entry :
+       std::filesystem::directory_iterator(std::string(SLUICE_SOURCE_DIR) + "/configs")) {
+    // One step needs the data; a wrong batch is refused only after everything else has been read.
+    const Finished finished =
+        run({"train", entry.path().string(), "-o", "m.safetensors", "--set", "data.name=blobs",
+             "--set", "data.train_limit=200", "--set", "train.batch=1000"});
+    EXPECT_EQ(finished.exit_code, 1);
+    EXPECT_THAT(finished.err, HasSubstr("batch = 1000 is more than")) << entry.path();
+  }
+}
+
+}  // namespace
+}  // namespace sluice::test
+#endif
