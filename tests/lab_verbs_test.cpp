@@ -216,7 +216,8 @@ TEST_F(LabVerbs, PassesSayWhatTheyDoNotApplyTo) {
 TEST_F(LabVerbs, TransformListsItsPasses) {
   const Finished text = run({"transform", "--list"});
   EXPECT_EQ(text.exit_code, 0);
-  for (const char* pass : {"gate", "freeze-gates", "slice-channels", "fold-norm", "prune"}) {
+  for (const char* pass :
+       {"insert-gates", "freeze-gates", "slice-channels", "fold-norm", "prune"}) {
     EXPECT_THAT(text.out, HasSubstr(pass));
   }
   EXPECT_FALSE(json_of(run({"transform", "--list", "--json"}))["passes"].empty());

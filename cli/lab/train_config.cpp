@@ -90,30 +90,11 @@ void read_train(const Json& train, const std::string& what, TrainConfig& result)
 }
 
 lab::ConsensusOptions read_gates(const Json& gates, const std::string& what) {
-  json_require_known_keys(gates,
-                          {"granularity", "kept", "budget_weight", "polarization_weight", "warmup",
-                           "ramp", "frozen", "calibration", "mean_decay"},
-                          what);
-  lab::ConsensusOptions o;
-  o.granularity = json_get_or<std::string>(gates, "granularity", o.granularity, what);
-  if (o.granularity != "channel" && o.granularity != "block") {
-    fail(Code::config, "{}: granularity = \"{}\"; expected \"channel\" or \"block\"", what,
-         o.granularity);
+  try {
+    return lab::consensus_options(gates);
+  } catch (const Error& error) {
+    fail(error.code(), "{}: {}", what, error.what());
   }
-  o.kept = between(0.01, 1, gates, "kept", o.kept, what);
-  o.budget_weight = between(0, 1e6, gates, "budget_weight", o.budget_weight, what);
-  o.polarization_weight =
-      between(0, 1e6, gates, "polarization_weight", o.polarization_weight, what);
-  o.warmup = between(0, 1, gates, "warmup", o.warmup, what);
-  o.ramp = between(0, 1, gates, "ramp", o.ramp, what);
-  o.frozen = between(0, 1, gates, "frozen", o.frozen, what);
-  o.calibration = at_least(1, gates, "calibration", o.calibration, what);
-  o.mean_decay = between(0, 0.9999, gates, "mean_decay", o.mean_decay, what);
-  if (o.warmup + o.frozen >= 1) {
-    fail(Code::config, "{}: warmup {} and frozen {} leave no steps in which gates can learn", what,
-         o.warmup, o.frozen);
-  }
-  return o;
 }
 
 }  // namespace
