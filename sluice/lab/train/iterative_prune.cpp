@@ -89,11 +89,10 @@ void Snapshots::restore_flattened(const std::map<std::string, at::Tensor>& flatt
 }
 
 MaskSet full_masks(const Brick& root, const PruneRates& rates) {
+  // Which weights those are is prune_masks' to say.
+  const MaskSet pruned = prune_masks(root, {}, rates, magnitude_score(), PruneScope::layer);
   MaskSet out;
-  for (const auto& [path, mask] :
-       prune_masks(root, {}, rates, magnitude_score(), PruneScope::layer).masks())
-    out.set(path, torch::ones_like(mask));
-  if (out.empty()) fail(Code::config, "the prune rates match no weight of the model");
+  for (const auto& [path, mask] : pruned.masks()) out.set(path, torch::ones_like(mask));
   return out;
 }
 

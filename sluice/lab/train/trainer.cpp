@@ -219,6 +219,11 @@ TrainResult Trainer::run(int64_t until) {
   if (!s.progress && !s.options.title.empty())
     s.progress = std::make_unique<Progress>(s.options.title, s.options.steps, "steps");
   int64_t saved = -1;
+  auto save = [&] {
+    save_checkpoint(s.options.checkpoint);
+    saved = s.step;
+    if (s.options.after_checkpoint) s.options.after_checkpoint(s.step);
+  };
   while (s.step < end) {
     const auto start = std::chrono::steady_clock::now();
     s.take_step();
@@ -228,13 +233,10 @@ TrainResult Trainer::run(int64_t until) {
       s.note = fmt::format("loss {:.4f}  accuracy {:.1f}%", last.loss, 100 * last.accuracy);
     }
     s.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    if (saves && s.options.checkpoint_every > 0 && s.step % s.options.checkpoint_every == 0) {
-      save_checkpoint(s.options.checkpoint);
-      saved = s.step;
-    }
+    if (saves && s.options.checkpoint_every > 0 && s.step % s.options.checkpoint_every == 0) save();
     if (s.progress) s.progress->update(s.step, s.note);
   }
-  if (saves && saved != s.step) save_checkpoint(s.options.checkpoint);
+  if (saves && saved != s.step) save();
   if (s.progress && s.step == s.options.steps) {
     s.progress->finish(s.note);
     s.progress.reset();

@@ -40,7 +40,9 @@ struct TrainOptions {
   std::string title = "train";   ///< of the progress bar; "" none
   std::string checkpoint;        ///< file; "" none
   int64_t checkpoint_every = 0;  ///< steps; 0 only at the end of the run
-  int64_t log_every = 20;        ///< steps between curve points
+  /// Called with the step once a checkpoint is safely on disk; an exception from it ends the run.
+  std::function<void(int64_t step)> after_checkpoint;
+  int64_t log_every = 20;  ///< steps between curve points
 };
 
 /// State that goes into checkpoints besides model and optimizer.
