@@ -138,7 +138,7 @@ struct Bundle::State {
   Task task;
   std::string model_json, provenance_json = "[]";
 
-  State(SafetensorsFile opened, const Options& options) : file(std::move(opened)) {
+  explicit State(SafetensorsFile opened) : file(std::move(opened)) {
     const std::string& path = file.path();
     if (!is_bundle(file))
       fail(Code::missing,
@@ -167,8 +167,7 @@ struct Bundle::State {
 
 Bundle Bundle::open(const std::string& path, const Options& options) {
   Bundle bundle;
-  bundle.state_ =
-      std::make_shared<const State>(SafetensorsFile::open(path, options.limits), options);
+  bundle.state_ = std::make_shared<const State>(SafetensorsFile::open(path, options.limits));
   if (options.verify_checksums) bundle.verify();
   return bundle;
 }
@@ -177,7 +176,7 @@ Bundle Bundle::parse(std::span<const std::byte> bytes, const std::string& what,
                      const Options& options) {
   Bundle bundle;
   bundle.state_ =
-      std::make_shared<const State>(SafetensorsFile::parse(bytes, what, options.limits), options);
+      std::make_shared<const State>(SafetensorsFile::parse(bytes, what, options.limits));
   if (options.verify_checksums) bundle.verify();
   return bundle;
 }

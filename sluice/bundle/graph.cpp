@@ -1,7 +1,6 @@
 #include "sluice/bundle/graph.h"
 
 #include <algorithm>
-#include <cmath>
 #include <set>
 
 #include "sluice/base/error.h"

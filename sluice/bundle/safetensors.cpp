@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
-#include <functional>
 #include <unordered_set>
 
 #include "sluice/base/error.h"
