@@ -226,6 +226,20 @@ TEST(Session, SameInputGivesTheSameBitsInEverySession) {
   EXPECT_EQ(run(network, input, 4, {.threads = 2}), run(network, input, 4, {.threads = 2}));
 }
 
+TEST(Session, LargeNetworksGiveTheSameWhenThreadsShareTheirSteps) {
+  for (const bool sliced : {false, true}) {
+    testing::ResnetShape shape{.in_channels = 3, .width = 64, .blocks = 1};
+    if (sliced) shape.inner = [](int64_t, int64_t width) { return width - 11; };
+    const Model model = make_resnet(shape);
+    const Network network(model.bundle);
+    ASSERT_GT(network.cost().macs, 128'000'000);
+    const auto input = random_input(network, 1);
+    EXPECT_LT(relative_error(run(network, input, 1, {.threads = 2}),
+                             run(network, input, 1, {.threads = 1})),
+              1e-5);
+  }
+}
+
 TEST(Session, RefusesSpansThatDoNotFit) {
   const Model model = make_resnet({.size = 8, .width = 4, .blocks = 1});
   Session session(Network(model.bundle), {.batch = 2});

@@ -190,6 +190,18 @@ void set_constants(Compiled& compiled, std::span<const float> weight, const memo
   compiled.bias_memory = memory(bias_desc, cpu(), compiled.bias.data());
 }
 
+/// oneDNN's own exceptions become Errors here and get no further.
+template <class Body>
+auto translated(const char* what, const ConvShape& s, Body body) {
+  try {
+    return body();
+  } catch (const dnnl::error& e) {
+    fail(Code::unsupported, "oneDNN {} refuses a {} of {} x {} x {} x {} -> {} channels: {}",
+         version(), what, s.samples, s.in_channels, s.in_height, s.in_width, s.out_channels,
+         e.what());
+  }
+}
+
 bool is_reference(std::string_view name) {
   return name.starts_with("ref") || name.starts_with("simple");
 }
@@ -200,36 +212,37 @@ std::optional<Kernel> make_conv(const ConvShape& s, Layout layout, const Tail& t
                                 std::span<const float> weight, std::span<const float> bias,
                                 int threads, PackCache& cache, const std::string& key,
                                 bool accept_reference) {
-  const ThreadScope scope(threads);
-  const memory::desc src = image(s.samples, s.in_channels, s.in_height, s.in_width, layout);
-  const memory::desc dst = image(s.samples, s.out_channels, s.out_height, s.out_width, layout);
-  memory::dims dims{s.out_channels, s.in_channels / s.groups, s.kernel[0], s.kernel[1]};
-  tag plain_tag = tag::oihw;
-  if (s.groups > 1) {
-    dims = {s.groups, s.out_channels / s.groups, s.in_channels / s.groups, s.kernel[0],
-            s.kernel[1]};
-    plain_tag = tag::goihw;
-  }
-  const memory::dims strides{s.stride[0], s.stride[1]},
-      dilates{s.dilation[0] - 1, s.dilation[1] - 1}, padding{s.padding[0], s.padding[1]};
-  // What the stride leaves over at the far edge is not padding.
-  memory::dims padding_end(2);
-  const int64_t in[2] = {s.in_height, s.in_width}, out[2] = {s.out_height, s.out_width};
-  for (size_t i = 0; i < 2; ++i) {
-    padding_end[i] =
-        std::max<int64_t>(0, (out[i] - 1) * s.stride[i] + (s.kernel[i] - 1) * s.dilation[i] + 1 -
-                                 in[i] - s.padding[i]);
-  }
-  const memory::desc weights_any = any_desc(dims);
-  const memory::desc bias_desc =
-      bias.empty() ? memory::desc() : memory::desc({s.out_channels}, kF32, tag::x);
-  const dnnl::primitive_attr attr = attributes(tail, dst);
-  using Forward = dnnl::convolution_forward;
-  constexpr auto kInference = dnnl::prop_kind::forward_inference;
-  constexpr auto kDirect = dnnl::algorithm::convolution_direct;
+  return translated("convolution", s, [&]() -> std::optional<Kernel> {
+    const ThreadScope scope(threads);
+    const memory::desc src = image(s.samples, s.in_channels, s.in_height, s.in_width, layout);
+    const memory::desc dst = image(s.samples, s.out_channels, s.out_height, s.out_width, layout);
+    memory::dims dims{s.out_channels, s.in_channels / s.groups, s.kernel[0], s.kernel[1]};
+    tag plain_tag = tag::oihw;
+    if (s.groups > 1) {
+      dims = {s.groups, s.out_channels / s.groups, s.in_channels / s.groups, s.kernel[0],
+              s.kernel[1]};
+      plain_tag = tag::goihw;
+    }
+    const memory::dims strides{s.stride[0], s.stride[1]},
+        dilates{s.dilation[0] - 1, s.dilation[1] - 1}, padding{s.padding[0], s.padding[1]};
+    // What the stride leaves over at the far edge is not padding.
+    memory::dims padding_end(2);
+    const int64_t in[2] = {s.in_height, s.in_width}, out[2] = {s.out_height, s.out_width};
+    for (size_t i = 0; i < 2; ++i) {
+      padding_end[i] =
+          std::max<int64_t>(0, (out[i] - 1) * s.stride[i] + (s.kernel[i] - 1) * s.dilation[i] + 1 -
+                                   in[i] - s.padding[i]);
+    }
+    const memory::desc weights_any = any_desc(dims);
+    const memory::desc bias_desc =
+        bias.empty() ? memory::desc() : memory::desc({s.out_channels}, kF32, tag::x);
+    const dnnl::primitive_attr attr = attributes(tail, dst);
+    using Forward = dnnl::convolution_forward;
+    constexpr auto kInference = dnnl::prop_kind::forward_inference;
+    constexpr auto kDirect = dnnl::algorithm::convolution_direct;
 #if DNNL_VERSION_MAJOR >= 3
-  Forward::primitive_desc pd(cpu(), kInference, kDirect, src, weights_any, bias_desc, dst, strides,
-                             dilates, padding, padding_end, attr, true);
+    Forward::primitive_desc pd(cpu(), kInference, kDirect, src, weights_any, bias_desc, dst,
+                               strides, dilates, padding, padding_end, attr, true);
 #else
   const Forward::desc desc = bias.empty()
                                  ? Forward::desc(kInference, kDirect, src, weights_any, dst,
@@ -238,82 +251,90 @@ std::optional<Kernel> make_conv(const ConvShape& s, Layout layout, const Tail& t
                                                  dst, strides, dilates, padding, padding_end);
   Forward::primitive_desc pd(desc, attr, cpu(), true);
 #endif
-  if (!pd) return std::nullopt;
-  const std::string name = pd.impl_info_str();
-  if (is_reference(name) && !accept_reference) return std::nullopt;
-  auto compiled = std::make_shared<Compiled>();
-  compiled->primitive = Forward(pd);
-  compiled->src = src;
-  compiled->dst = dst;
-  compiled->scratch = pd.scratchpad_desc();
-  compiled->tail = tail;
-  set_constants(*compiled, weight, memory::desc(dims, kF32, plain_tag), pd.weights_desc(), bias,
-                bias_desc, cache, key);
-  return kernel_of(compiled, name, true);
+    if (!pd) return std::nullopt;
+    const std::string name = pd.impl_info_str();
+    if (is_reference(name) && !accept_reference) return std::nullopt;
+    auto compiled = std::make_shared<Compiled>();
+    compiled->primitive = Forward(pd);
+    compiled->src = src;
+    compiled->dst = dst;
+    compiled->scratch = pd.scratchpad_desc();
+    compiled->tail = tail;
+    set_constants(*compiled, weight, memory::desc(dims, kF32, plain_tag), pd.weights_desc(), bias,
+                  bias_desc, cache, key);
+    return kernel_of(compiled, name, true);
+  });
 }
 
 Kernel make_linear(int64_t rows, int64_t in, int64_t out, const Tail& tail,
                    std::span<const float> weight, std::span<const float> bias, int threads,
                    PackCache& cache, const std::string& key) {
-  const ThreadScope scope(threads);
-  const memory::desc src({rows, in}, kF32, tag::ab), dst({rows, out}, kF32, tag::ab);
-  const memory::desc weights_any = any_desc({out, in});
-  const memory::desc bias_desc = bias.empty() ? memory::desc() : memory::desc({out}, kF32, tag::x);
-  const dnnl::primitive_attr attr = attributes(tail, dst);
-  using Forward = dnnl::inner_product_forward;
-  constexpr auto kInference = dnnl::prop_kind::forward_inference;
+  return translated(
+      "linear layer", (ConvShape{.samples = rows, .in_channels = in, .out_channels = out}),
+      [&]() -> Kernel {
+        const ThreadScope scope(threads);
+        const memory::desc src({rows, in}, kF32, tag::ab), dst({rows, out}, kF32, tag::ab);
+        const memory::desc weights_any = any_desc({out, in});
+        const memory::desc bias_desc =
+            bias.empty() ? memory::desc() : memory::desc({out}, kF32, tag::x);
+        const dnnl::primitive_attr attr = attributes(tail, dst);
+        using Forward = dnnl::inner_product_forward;
+        constexpr auto kInference = dnnl::prop_kind::forward_inference;
 #if DNNL_VERSION_MAJOR >= 3
-  const Forward::primitive_desc pd(cpu(), kInference, src, weights_any, bias_desc, dst, attr);
+        const Forward::primitive_desc pd(cpu(), kInference, src, weights_any, bias_desc, dst, attr);
 #else
-  const Forward::desc desc = bias.empty()
-                                 ? Forward::desc(kInference, src, weights_any, dst)
-                                 : Forward::desc(kInference, src, weights_any, bias_desc, dst);
-  const Forward::primitive_desc pd(desc, attr, cpu());
+        const Forward::desc desc =
+            bias.empty() ? Forward::desc(kInference, src, weights_any, dst)
+                         : Forward::desc(kInference, src, weights_any, bias_desc, dst);
+        const Forward::primitive_desc pd(desc, attr, cpu());
 #endif
-  auto compiled = std::make_shared<Compiled>();
-  compiled->primitive = Forward(pd);
-  compiled->src = src;
-  compiled->dst = dst;
-  compiled->scratch = pd.scratchpad_desc();
-  compiled->tail = tail;
-  set_constants(*compiled, weight, memory::desc({out, in}, kF32, tag::ab), pd.weights_desc(), bias,
-                bias_desc, cache, key);
-  return kernel_of(compiled, pd.impl_info_str(), true);
+        auto compiled = std::make_shared<Compiled>();
+        compiled->primitive = Forward(pd);
+        compiled->src = src;
+        compiled->dst = dst;
+        compiled->scratch = pd.scratchpad_desc();
+        compiled->tail = tail;
+        set_constants(*compiled, weight, memory::desc({out, in}, kF32, tag::ab), pd.weights_desc(),
+                      bias, bias_desc, cache, key);
+        return kernel_of(compiled, pd.impl_info_str(), true);
+      });
 }
 
 Kernel make_pool(const ConvShape& s, Layout layout, bool maximum, int threads) {
-  const ThreadScope scope(threads);
-  const memory::desc src = image(s.samples, s.in_channels, s.in_height, s.in_width, layout);
-  const memory::desc dst = image(s.samples, s.in_channels, s.out_height, s.out_width, layout);
-  const memory::dims strides{s.stride[0], s.stride[1]}, window{s.kernel[0], s.kernel[1]},
-      dilation{0, 0}, padding{s.padding[0], s.padding[1]};
-  memory::dims padding_end(2);
-  const int64_t in[2] = {s.in_height, s.in_width}, out[2] = {s.out_height, s.out_width};
-  for (size_t i = 0; i < 2; ++i) {
-    padding_end[i] =
-        std::max<int64_t>(0, (out[i] - 1) * s.stride[i] + s.kernel[i] - in[i] - s.padding[i]);
-  }
-  constexpr auto kInference = dnnl::prop_kind::forward_inference;
-  const auto kind =
-      maximum ? dnnl::algorithm::pooling_max : dnnl::algorithm::pooling_avg_exclude_padding;
-  dnnl::primitive_attr attr;
-  attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+  return translated("pool", s, [&]() -> Kernel {
+    const ThreadScope scope(threads);
+    const memory::desc src = image(s.samples, s.in_channels, s.in_height, s.in_width, layout);
+    const memory::desc dst = image(s.samples, s.in_channels, s.out_height, s.out_width, layout);
+    const memory::dims strides{s.stride[0], s.stride[1]}, window{s.kernel[0], s.kernel[1]},
+        dilation{0, 0}, padding{s.padding[0], s.padding[1]};
+    memory::dims padding_end(2);
+    const int64_t in[2] = {s.in_height, s.in_width}, out[2] = {s.out_height, s.out_width};
+    for (size_t i = 0; i < 2; ++i) {
+      padding_end[i] =
+          std::max<int64_t>(0, (out[i] - 1) * s.stride[i] + s.kernel[i] - in[i] - s.padding[i]);
+    }
+    constexpr auto kInference = dnnl::prop_kind::forward_inference;
+    const auto kind =
+        maximum ? dnnl::algorithm::pooling_max : dnnl::algorithm::pooling_avg_exclude_padding;
+    dnnl::primitive_attr attr;
+    attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
 #if DNNL_VERSION_MAJOR >= 3
-  using Forward = dnnl::pooling_forward;
-  const Forward::primitive_desc pd(cpu(), kInference, kind, src, dst, strides, window, dilation,
-                                   padding, padding_end, attr);
+    using Forward = dnnl::pooling_forward;
+    const Forward::primitive_desc pd(cpu(), kInference, kind, src, dst, strides, window, dilation,
+                                     padding, padding_end, attr);
 #else
   using Forward = dnnl::pooling_v2_forward;
   const Forward::primitive_desc pd(
       Forward::desc(kInference, kind, src, dst, strides, window, dilation, padding, padding_end),
       attr, cpu());
 #endif
-  auto compiled = std::make_shared<Compiled>();
-  compiled->primitive = Forward(pd);
-  compiled->src = src;
-  compiled->dst = dst;
-  compiled->scratch = pd.scratchpad_desc();
-  return kernel_of(compiled, pd.impl_info_str(), false);
+    auto compiled = std::make_shared<Compiled>();
+    compiled->primitive = Forward(pd);
+    compiled->src = src;
+    compiled->dst = dst;
+    compiled->scratch = pd.scratchpad_desc();
+    return kernel_of(compiled, pd.impl_info_str(), false);
+  });
 }
 
 bool inside() { return t_inside; }
