@@ -194,11 +194,11 @@ ConsensusResult train_consensus(const Model& model, Feed& feed, const TrainOptio
                                 const ConsensusOptions& options, bool resume) {
   check_options(options);
   Run run(options, train.steps);
-  // Fresh gates draw their first weights from LibTorch's default generator.
-  torch::manual_seed(derive_seed(train.seed, "gates"));
   PassInput insert;
-  insert.options = {{"slots", "**"}, {"granularity", options.granularity}};
-  run.work = run_pass(model, "gate", insert);
+  insert.options = {{"slots", "**"},
+                    {"granularity", options.granularity},
+                    {"seed", static_cast<int64_t>(train.seed)}};
+  run.work = run_pass(model, "insert-gates", insert);
   run.gated = clone(run.work);
   c10::Device device = c10::kCPU;
   for (const auto& parameter : run.work.root->parameters()) device = parameter.device();
