@@ -164,7 +164,11 @@ class PageFormatter final : public CLI::Formatter {
       return "";  // a flag
     }
     const std::string type = option->get_type_name();
-    const std::string name = type.substr(0, type.find(':'));
+    size_t colon = type.find(':');
+    while (colon != std::string::npos && colon > 0 && type[colon - 1] == '[') {
+      colon = type.find(':', colon + 1);  // "NAME[:key=value]" means itself
+    }
+    const std::string name = type.substr(0, colon);
     std::string text;
     if (!option->get_positional()) {
       text += " " + name;

@@ -80,13 +80,14 @@ TEST_F(LabVerbs, ConfigurationMistakesNameTheKey) {
   EXPECT_THAT(message("model.name=mlq"), HasSubstr("mlp"));
   EXPECT_THAT(message("train.batch=0"), HasSubstr("batch"));
   EXPECT_THAT(message("train.batch=100000"), HasSubstr("batch"));
-  EXPECT_THAT(message("train.epochs=2"), HasSubstr("steps or epochs"));
   EXPECT_THAT(message("train.optimizer.kind=sdg"), HasSubstr("sgd"));
   EXPECT_THAT(message("trian.batch=3"), HasSubstr("train"));
+  write_bytes(directory / "both.toml", std::string(kPlain) + "epochs = 2\n");
+  EXPECT_THAT(run({"train", "both.toml"}).err, HasSubstr("steps or epochs"));
   write_bytes(directory / "broken.toml", "[data\nname = 1");
   EXPECT_THAT(run({"train", "broken.toml"}).err, HasSubstr("broken.toml:"));
   EXPECT_EQ(run({"train", "plain.toml", "--set", "train.steps"}).exit_code, 2);
-  EXPECT_THAT(directory.entries(), ElementsAre("broken.toml", "plain.toml"));
+  EXPECT_THAT(directory.entries(), ElementsAre("both.toml", "broken.toml", "plain.toml"));
 }
 
 TEST_F(LabVerbs, AnOutputThatCannotBeWrittenIsRefusedBeforeTraining) {

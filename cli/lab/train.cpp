@@ -107,6 +107,12 @@ int train(const Options& options, const Globals& globals) {
   Json document = read_toml_file(options.config);
   for (const std::string& assignment : options.assignments) {
     set_by_path(document, assignment);
+    // Either of the two says how long to train: the one on the command line wins.
+    if (assignment.starts_with("train.steps") && document["train"].contains("steps")) {
+      document["train"].erase("epochs");
+    } else if (assignment.starts_with("train.epochs")) {
+      document["train"].erase("steps");
+    }
   }
   TrainConfig config = parse_train_config(document, options.config);
   const c10::Device device = parse_device(options.device);
