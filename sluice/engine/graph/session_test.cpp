@@ -1,5 +1,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <omp.h>
 
 #include <algorithm>
 #include <cmath>
@@ -238,6 +239,19 @@ TEST(Session, LargeNetworksGiveTheSameWhenThreadsShareTheirSteps) {
                              run(network, input, 1, {.threads = 1})),
               1e-5);
   }
+}
+
+TEST(Session, LeavesTheCallersThreadCountAlone) {
+  const Model model = make_resnet({.size = 8, .width = 4, .blocks = 1});
+  const Network network(model.bundle);
+  const auto input = random_input(network, 4);
+  const int before = omp_get_max_threads();
+  omp_set_num_threads(3);
+  run(network, input, 4, {.threads = 2});
+  EXPECT_EQ(omp_get_max_threads(), 3);
+  EXPECT_THROW(run(network, std::span(input).first(1), 4, {.threads = 2}), Error);
+  EXPECT_EQ(omp_get_max_threads(), 3);
+  omp_set_num_threads(before);
 }
 
 TEST(Session, RefusesSpansThatDoNotFit) {
