@@ -23,7 +23,8 @@ void require_slot_name(const std::string& name) {
 }
 
 [[noreturn]] void rethrow(const c10::Error& error, const std::string& where) {
-  const std::string text = error.what_without_backtrace();
+  std::string text = error.what_without_backtrace();
+  text.resize(std::min(text.size(), text.find('\n')));  // one line: the reason, without its origin
   const bool memory = text.find("memory") != std::string::npos;
   throw Error(memory ? Code::limit : Code::shape, where + ": " + text);
 }

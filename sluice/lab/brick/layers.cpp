@@ -283,7 +283,7 @@ Shape BatchNorm::output_shape(const Shape& input) const {
 
 Cost BatchNorm::cost(const Shape& input) const {
   output_shape(input);
-  return stored_cost(0, 2 * channels_);
+  return {0, 2 * channels_, 4 * 4 * channels_};  // the running statistics are stored, not learned
 }
 
 bundle::Value BatchNorm::lower(bundle::Builder& builder, const bundle::Value& x,

@@ -22,6 +22,14 @@ void require_root(const Model& model) {
 
 }  // namespace
 
+at::Tensor Model::forward(const at::Tensor& x, Context& context) {
+  if (context.budget.macs_per_sample || context.budget.weight_bytes) {
+    context.budget.require(cost(), "model");
+  }
+  if (context.meter != nullptr) context.meter->add_samples(x.size(0));
+  return root->forward(x, context);
+}
+
 Model clone(const Model& model) {
   require_root(model);
   Model copy = model;

@@ -14,7 +14,9 @@ struct Model {
 
   Cost cost() const { return root->cost(input_shape); }
   void add_step(Json step) { provenance.push_back(std::move(step)); }
-  at::Tensor forward(const at::Tensor& x, Context& context) { return root->forward(x, context); }
+  /// Runs the bricks. Counts the samples when the context has a meter, and refuses with
+  /// Error{limit} before computing when the model's cost exceeds the context's budget.
+  at::Tensor forward(const at::Tensor& x, Context& context);
 };
 
 Model clone(const Model& model);

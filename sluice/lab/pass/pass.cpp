@@ -67,13 +67,19 @@ Registry& registry() {
   return instance;
 }
 
+// On the device and of the type of the model's first parameter.
+at::Tensor as_input(const at::Tensor& x, const Model& model) {
+  const auto state = named_state(*model.root);
+  return state.empty() ? x : x.to(state.front().second.options().requires_grad(false));
+}
+
 // Four samples that depend on nothing but the input's shape.
 at::Tensor probe_input(const Model& model) {
   std::vector<int64_t> sizes = {4};
   sizes.insert(sizes.end(), model.input_shape.begin(), model.input_shape.end());
   at::Tensor x = at::empty(sizes);
   fill_normal(x, 1.0, derive_seed(0, "run_pass"));
-  return x.to(device_of(*model.root));
+  return as_input(x, model);
 }
 
 at::Tensor probe(const Model& model) {
@@ -176,10 +182,9 @@ void for_each_calibration_batch(const Model& model, const PassInput& input, cons
   }
   if (input.batch < 1) fail(Code::usage, "pass {}: batch {}; at least 1", pass, input.batch);
   const at::NoGradGuard no_grad;
-  const c10::Device device = device_of(*model.root);
   for (int64_t first = 0; first < data.size(0); first += input.batch) {
     const int64_t count = std::min(input.batch, data.size(0) - first);
-    visit(data.narrow(0, first, count).to(device));
+    visit(as_input(data.narrow(0, first, count), model));
   }
 }
 

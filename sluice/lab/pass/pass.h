@@ -45,13 +45,16 @@ Model run_pass(const Model& model, const std::string& name, const PassInput& inp
 // ---- the passes of lab/pass, also callable directly
 // ---------------------------------------------------------------
 
-/// gate {slots="**", granularity="channel"|"block"}: puts fresh gates into the empty gate slots of
-/// matching residual blocks.
+/// insert-gates {slots="**", granularity="channel"|"block", noise=0, bias=2, hidden=0,
+/// estimator="ste_sigmoid", seed=0}: puts fresh gates (pooled_mlp, threshold 0.5) into the empty
+/// gate slots of matching residual blocks; block gates only where the shortcut is the identity.
+/// First weights depend on (seed, path) only. Report: gates (paths), units, added_params.
 Json insert_gates(Model& model, const PassInput& input);
 /// freeze-gates {slots="**", threshold=0.5, min_channels=0.1}: every gate -> constant mask of units
 /// open for more than `threshold` of the calibration samples; keeps at least min_channels of a
-/// layer's units and one block per stage. Report: kept per gate, consensus 4 m (1 - m), histogram
-/// of m.
+/// layer's units and one block per stage. Report: kept {path: share of open units}, consensus (mean
+/// of 4 m (1 - m) over all units; 0 where all samples agree), histogram (20 counts of m over [0,
+/// 1]), gates {path: {units, open, consensus}}, units, open, samples, threshold.
 Json freeze_gates(Model& model, const PassInput& input);
 /// slice-channels {}: removes the closed units of constant masks: channels out of producers,
 /// carriers and consumers; blocks whose block gate is closed become Identity (their final
