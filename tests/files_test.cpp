@@ -67,8 +67,7 @@ TEST_F(Files, MissingFileAndDirectoryAreNamed) {
 
 TEST_F(Files, TruncationAnywhereIsAFormatError) {
   const std::string bytes = read_bytes(model);
-  for (const size_t length : {size_t{0}, size_t{1}, size_t{7}, size_t{8}, size_t{9}, size_t{100},
-                              bytes.size() / 2, bytes.size() - 1}) {
+  for (const size_t length : {size_t{0}, size_t{7}, size_t{100}, bytes.size() - 1}) {
     write_bytes(directory / "cut.safetensors", bytes.substr(0, length));
     const Finished finished = sluice({"inspect", directory / "cut.safetensors"});
     expect_error(finished, "format");

@@ -198,7 +198,7 @@ int train(const Options& options, const Globals& globals) {
                quality.by == "engine" ? "engine, from the file" : "LibTorch"});
   }
   std::string text = table.text();
-  if (config.gates && !one_line(trained.freeze_report).empty()) {
+  if (config.gates) {
     text += fmt::format("\ngates: {}\n", one_line(trained.freeze_report));
   }
   text += fmt::format("\n{}: {} parameters, {} MACs a picture; {} steps in {}\n", output,
