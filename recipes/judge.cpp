@@ -3,6 +3,8 @@
 #include <cmath>
 
 #include "recipes/registry.h"
+
+#include <fmt/ranges.h>  // fmt::join, from fmt 11 on
 #include "sluice/base/error.h"
 #include "sluice/base/json.h"
 #include "sluice/base/machine.h"

@@ -1,6 +1,8 @@
 // Which systems exist, which of them have code, and their embedded settings.
 #include "recipes/registry.h"
 
+#include <fmt/ranges.h>  // fmt::join, from fmt 11 on
+
 #include <algorithm>
 
 #include "recipes/embedded.h"

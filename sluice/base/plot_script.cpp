@@ -1,6 +1,7 @@
 #include "sluice/base/plot_script.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>  // fmt::join, from fmt 11 on
 
 #include <algorithm>
 #include <array>

@@ -1,6 +1,7 @@
 #include "sluice/base/shape.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>  // fmt::join, from fmt 11 on
 
 #include "sluice/base/error.h"
 

@@ -3,6 +3,8 @@
 #include <array>
 
 #include "sluice/base/path_pattern.h"
+
+#include <fmt/ranges.h>  // fmt::join, from fmt 11 on
 #include "sluice/base/random.h"
 #include "sluice/lab/brick/attributes.h"
 #include "sluice/lab/brick/builtin.h"
@@ -21,8 +23,7 @@ thread_local int without_init_depth = 0;
 
 }  // namespace
 
-// ---- Activation
-// -----------------------------------------------------------------------------------------------------
+// ---- Activation ----
 
 const std::vector<std::string>& activation_names() {
   static const std::vector<std::string> names = {"relu",    "gelu", "silu",
@@ -63,8 +64,7 @@ bundle::Value Activation::lower(bundle::Builder& builder, const bundle::Value& x
   return builder.node("activation", node_path(path, *this), {x}, {{"kind", function_}});
 }
 
-// ---- Pool2d
-// ---------------------------------------------------------------------------------------------------------
+// ---- Pool2d ----
 
 Pool2d::Pool2d(const std::string& mode, int64_t kernel, int64_t stride, int64_t padding)
     : mode_(mode), kernel_(kernel), stride_(stride), padding_(padding) {
@@ -123,8 +123,7 @@ bundle::Value Pool2d::lower(bundle::Builder& builder, const bundle::Value& x,
                       {{"kernel", kernel}, {"stride", stride}, {"padding", padding}});
 }
 
-// ---- Flatten, Identity
-// ----------------------------------------------------------------------------------------------
+// ---- Flatten, Identity ----
 
 Json Flatten::attributes() const { return Json::object(); }
 
@@ -149,8 +148,7 @@ BrickPtr make_identity(const Json& attributes) {
   return std::make_shared<Identity>();
 }
 
-// ---- ChannelMask
-// ----------------------------------------------------------------------------------------------------
+// ---- ChannelMask ----
 
 ChannelMask::ChannelMask(int64_t channels)
     : ChannelMask(
@@ -186,8 +184,7 @@ bundle::Value ChannelMask::lower(bundle::Builder& builder, const bundle::Value& 
   return builder.node("scale", node_path(path, *this), {x}, {}, {{"scale", name}});
 }
 
-// ---- first values
-// ---------------------------------------------------------------------------------------------------
+// ---- first values ----
 
 WithoutInit::WithoutInit() { ++without_init_depth; }
 WithoutInit::~WithoutInit() { --without_init_depth; }

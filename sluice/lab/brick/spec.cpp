@@ -1,4 +1,6 @@
 // Descriptions of bricks: writing them, building bricks from untrusted ones, cloning.
+#include <fmt/ranges.h>  // fmt::join, from fmt 11 on
+
 #include <algorithm>
 #include <limits>
 #include <map>
@@ -16,7 +18,7 @@ namespace sluice::lab {
 namespace {
 
 constexpr int kMaxDepth = 32;
-constexpr size_t kMaxSlots = 10'000;
+constexpr size_t kMaxSlots = 1000;
 
 struct Registry {
   std::mutex mutex;

@@ -1,6 +1,8 @@
 // The parts of a gate, by name.
 #include "sluice/lab/gate/parts.h"
 
+#include <fmt/ranges.h>  // fmt::join, from fmt 11 on
+
 #include <algorithm>
 #include <cmath>
 #include <map>
@@ -12,8 +14,7 @@
 namespace sluice::lab {
 namespace {
 
-// ---- scores
-// ---------------------------------------------------------------------------------------------------------
+// ---- scores ----
 
 class PooledMlp final : public Score {
  public:
@@ -110,8 +111,7 @@ class LinearScore final : public Score {
   std::shared_ptr<Linear> linear_;
 };
 
-// ---- decisions
-// ------------------------------------------------------------------------------------------------------
+// ---- decisions ----
 
 [[noreturn]] void no_node(const std::string& path, const std::string& kind) {
   fail(
@@ -205,8 +205,7 @@ class Softmax final : public Decision {
   }
 };
 
-// ---- estimators
-// -----------------------------------------------------------------------------------------------------
+// ---- estimators ----
 
 // Adds `through` to the graph, not to the value: the difference is exactly 0.
 at::Tensor pass_through(const at::Tensor& hard, const at::Tensor& through) {
@@ -266,8 +265,7 @@ class SoftSigmoid final : public Estimator {
   }
 };
 
-// ---- tables
-// ---------------------------------------------------------------------------------------------------------
+// ---- tables ----
 
 template <class T>
 using Table = std::map<std::string, T (*)(const Json&)>;

@@ -3,6 +3,8 @@
 #include <map>
 
 #include "sluice/base/json.h"
+
+#include <fmt/ranges.h>  // fmt::join, from fmt 11 on
 #include "sluice/base/path_pattern.h"
 #include "sluice/lab/brick/attributes.h"
 #include "sluice/lab/brick/containers.h"

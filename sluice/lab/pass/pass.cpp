@@ -1,5 +1,7 @@
 #include "sluice/lab/pass/pass.h"
 
+#include <fmt/ranges.h>  // fmt::join, from fmt 11 on
+
 #include <deque>
 #include <mutex>
 
@@ -148,8 +150,7 @@ Model run_pass(const Model& model, const std::string& name, const PassInput& inp
   return result;
 }
 
-// ---- steps.h
-// --------------------------------------------------------------------------------------------------------
+// ---- steps.h ----
 
 EvaluationMode::EvaluationMode(Brick& root) : root_(root), training_(root.is_training()) {
   for (const auto& module : root.modules(/*include_self=*/false)) {
@@ -211,8 +212,7 @@ bool matches_any(const std::string& pattern, const std::string& path,
   return false;
 }
 
-// ---- insert-gates, reestimate-norm
-// ----------------------------------------------------------------------------------
+// ---- insert-gates, reestimate-norm ----
 
 namespace {
 

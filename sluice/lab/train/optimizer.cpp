@@ -1,5 +1,6 @@
 #include "sluice/lab/train/optimizer.h"
 
+#include <sstream>
 #include <torch/torch.h>
 
 #include "sluice/base/error.h"
@@ -25,7 +26,9 @@ using State = std::remove_reference_t<decltype(std::declval<torch::optim::Optimi
 template <class Key>
 Key key_of(const at::Tensor& parameter) {
   if constexpr (std::is_same_v<Key, std::string>) {
-    return c10::guts::to_string(parameter.unsafeGetTensorImpl());
+    std::ostringstream text;
+    text << parameter.unsafeGetTensorImpl();
+    return text.str();
   } else {
     return static_cast<Key>(parameter.unsafeGetTensorImpl());
   }
