@@ -104,11 +104,19 @@ int reproduce(const Options& options, const Globals& globals) {
 
   recipes::Report report;
   const Json document = recipes::reproduce(run, report);
-  for (const recipes::NamedFigure& figure : report.figures) {
-    write_text_file(fmt::format("{}/{}-{}.svg", out, options.slug, figure.name),
-                    render_svg(figure.figure));
-  }
   write_text_file(path, document.dump(2) + "\n");
+  // After the numbers, which cost hours: a machine without gnuplot still keeps them.
+  try {
+    for (const recipes::NamedFigure& figure : report.figures) {
+      write_text_file(fmt::format("{}/{}-{}.svg", out, options.slug, figure.name),
+                      render_svg(figure.figure));
+    }
+  } catch (const Error& error) {
+    if (error.code() != Code::missing) {
+      throw;
+    }
+    log_line(fmt::format("no pictures: {}", error.what()));
+  }
   if (globals.json) {
     print_json(document);
   } else {
