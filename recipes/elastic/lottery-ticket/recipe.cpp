@@ -36,7 +36,7 @@ struct Plan {
   std::string model, what = "lottery-ticket";
   std::vector<int64_t> hidden;
   lab::TrainOptions train;
-  int64_t epochs, rounds, rewind_step, validate_every;
+  int64_t epochs, long_epochs, rounds, rewind_step, validate_every;
   double validation;
   lab::PruneRates rates;
   std::vector<Level> levels;
@@ -63,6 +63,7 @@ Plan read_plan(const Json& settings) {
   plan.train.batch = json_get<int64_t>(settings, "batch", what);
   plan.train.title = "";
   plan.epochs = json_get<int64_t>(settings, "epochs", what);
+  plan.long_epochs = json_get<int64_t>(settings, "long_epochs", what);
   plan.rounds = json_get<int64_t>(settings, "rounds", what);
   plan.rewind_step = json_get<int64_t>(settings, "rewind_step", what);
   plan.validate_every = json_get<int64_t>(settings, "validate_every", what);
@@ -153,7 +154,7 @@ class Study {
         plan_(plan),
         data_(data),
         progress_("lottery-ticket",
-                  int64_t(run.seeds.size()) * (plan.rounds + 1 + 3 * int64_t(plan.levels.size())),
+                  int64_t(run.seeds.size()) * (plan.rounds + 2 + 3 * int64_t(plan.levels.size())),
                   "trainings") {}
 
   void run_seed(uint64_t seed);
@@ -162,7 +163,7 @@ class Study {
 
  private:
   Point train_masked(lab::Model& model, const lab::MaskSet& masks, uint64_t seed,
-                     int64_t first_step, Feeds& feeds,
+                     int64_t first_step, int64_t epochs, Feeds& feeds,
                      const std::function<void()>& at_rewind_step = {});
 
   RecipeRun& run_;
@@ -178,11 +179,11 @@ class Study {
 /// last step's parameters, which pruning looks at. `first_step` > 0: a rewound network trains for
 /// the rest of the steps.
 Point Study::train_masked(lab::Model& model, const lab::MaskSet& masks, uint64_t seed,
-                          int64_t first_step, Feeds& feeds,
+                          int64_t first_step, int64_t epochs, Feeds& feeds,
                           const std::function<void()>& at_rewind_step) {
   lab::TrainOptions options = plan_.train;
   options.seed = seed;
-  options.steps = plan_.epochs * feeds.train.batches_per_epoch(options.batch) - first_step;
+  options.steps = epochs * feeds.train.batches_per_epoch(options.batch) - first_step;
   if (options.steps < 1) fail(Code::config, "rewind_step {} leaves no step to train", first_step);
   lab::TrainHooks hooks;
   hooks.after_backward = [&](int64_t) { masks.apply_to_gradients(*model.root); };
@@ -253,7 +254,7 @@ void Study::run_seed(uint64_t seed) {
         std::function<void()> at_rewind;
         if (round == 0) at_rewind = [&] { taken.take("late", *m.root); };
         const auto point = train_masked(m, masks, derive_seed(seed, "ticket", uint64_t(round)),
-                                        first, feeds, at_rewind);
+                                        first, plan_.epochs, feeds, at_rewind);
         if (round == 0) taken.take("trained", *m.root);
         if (round == plan_.levels.back().round) taken.take("smallest", *m.root);
         return point.json();
@@ -267,6 +268,13 @@ void Study::run_seed(uint64_t seed) {
   auto dense = lab::clone(model);
   snapshots.restore("trained", *dense.root);
   const auto all = lab::full_masks(*dense.root, plan_.rates);
+
+  // A ticket's mask has seen many trainings: is what it gains over dense more than a longer
+  // training gives?
+  auto longer = lab::clone(model);
+  snapshots.restore("init", *longer.root);
+  curves_["dense-long"][0].push_back(
+      train_masked(longer, all, derive_seed(seed, "dense-long"), 0, plan_.long_epochs, feeds));
 
   for (const auto& level : plan_.levels) {
     const auto index = static_cast<uint64_t>(level.round);
@@ -285,8 +293,9 @@ void Study::run_seed(uint64_t seed) {
       }
       masks.apply(*network.root);
       // Re-drawn weights have no step to be rewound to: they train for all steps.
-      curves_[arm][level.round].push_back(train_masked(
-          network, masks, derive_seed(seed, arm, index), redraw ? 0 : plan_.rewind_step, feeds));
+      curves_[arm][level.round].push_back(
+          train_masked(network, masks, derive_seed(seed, arm, index),
+                       redraw ? 0 : plan_.rewind_step, plan_.epochs, feeds));
     };
     train_arm("one-shot", one_shot, false);
     train_arm("random-reinit", ticket, true);
@@ -303,7 +312,7 @@ void Study::run_seed(uint64_t seed) {
 
 const char* role_of(const std::string& arm) {
   if (arm == "ticket") return "system";
-  return arm == "dense" || arm == "one-shot" ? "baseline" : "control";
+  return arm == "dense" || arm == "dense-long" || arm == "one-shot" ? "baseline" : "control";
 }
 
 std::vector<double> column(const std::vector<Point>& points, double Point::*field) {
@@ -338,11 +347,13 @@ void record_best(Report& report, const std::string& arm, const Curve& curve,
 
 void record(Report& report, const Plan& plan, Study& study) {
   const auto& dense = study.curve("dense").at(0);
-  for (const auto& point : dense) {
-    report.add("dense", "baseline", "accuracy", point.accuracy);
-    report.add("dense", "baseline", "final_accuracy", point.final_accuracy);
-    report.add("dense", "baseline", "error", 100 - point.accuracy);
-    report.add("dense", "baseline", "steps", point.steps);
+  for (const std::string arm : {"dense", "dense-long"}) {
+    for (const auto& point : study.curve(arm).at(0)) {
+      report.add(arm, role_of(arm), "accuracy", point.accuracy);
+      report.add(arm, role_of(arm), "final_accuracy", point.final_accuracy);
+      report.add(arm, role_of(arm), "error", 100 - point.accuracy);
+      report.add(arm, role_of(arm), "steps", point.steps);
+    }
   }
   for (const std::string arm : {"ticket", "one-shot", "random-reinit", "shuffled-mask"}) {
     for (const auto& [round, points] : study.curve(arm)) {
@@ -388,9 +399,12 @@ Figure figure(Study& study, const std::string& title, const std::string& y_label
   out.log_x = true;
   for (const std::string arm : {"ticket", "one-shot", "random-reinit", "shuffled-mask"})
     out.series.push_back(series(arm, study.curve(arm), field));
-  const auto dense = column(study.curve("dense").at(0), field);
-  const double left = out.series[0].x.back(), middle = mean(dense);
-  out.series.push_back({"dense", {left, 100}, {middle, middle}, {}, {}});
+  const double left = out.series[0].x.back();
+  for (const std::string arm : {"dense", "dense-long"}) {
+    if (arm == "dense-long" && field == &Point::steps) continue;  // another length: off the scale
+    const double middle = mean_of(study.curve(arm).at(0), field);
+    out.series.push_back({arm, {left, 100}, {middle, middle}, {}, {}});
+  }
   return out;
 }
 
@@ -417,6 +431,9 @@ void run(RecipeRun& run) {
       "accuracy: test accuracy in percent of the parameters with the lowest validation loss; "
       "final_accuracy: after the "
       "last step; the validation split is cut from the training data");
+  run.report.notes.push_back(
+      fmt::format("dense-long: the dense network trained for {} epochs instead of {}; in no bar",
+                  plan.long_epochs, plan.epochs));
   run.report.notes.push_back(
       "_best: the density with the best mean validation accuracy; c_gain: the larger of (points "
       "above dense / 0.1) and "

@@ -140,7 +140,7 @@ TEST(Trainer, HooksRunInOrderAndNoiseDependsOnTheStepOnly) {
     TrainHooks hooks;
     hooks.before_step = [&](int64_t, Context& context) {
       order += 'b';
-      noise.push_back(at::rand({1}, context.generator, at::TensorOptions()).item<float>());
+      noise.push_back(torch::empty({1}).uniform_(0, 1, *context.generator).item<float>());
     };
     hooks.extra_loss = [&](const GateLog&, int64_t) {
       order += 'l';
