@@ -103,6 +103,15 @@ Trained train_model(const TrainConfig& config, lab::Model model, lab::Feed& feed
   return trained;
 }
 
+lab::Model make_model(const TrainConfig& config, const data::ImageSet& set,
+                      const std::string& file) {
+  try {
+    return lab::make_model(config.model, config.model_options, set, config.train.seed);
+  } catch (const Error& error) {
+    fail(error.code(), "{} [model]: {}", file, error.what());
+  }
+}
+
 int train(const Options& options, const Globals& globals) {
   Json document = read_toml_file(options.config);
   for (const std::string& assignment : options.assignments) {
@@ -144,7 +153,7 @@ int train(const Options& options, const Globals& globals) {
   const bool remove_checkpoint = place_checkpoint(config, output);
   prepare_output(config.train.checkpoint);
 
-  lab::Model fresh = lab::make_model(config.model, config.model_options, set, config.train.seed);
+  lab::Model fresh = make_model(config, set, options.config);
   fresh.root->to(device);
   Trained trained = train_model(config, std::move(fresh), feed, options.resume);
   lab::Model& model = trained.model;
