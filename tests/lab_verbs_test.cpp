@@ -158,8 +158,8 @@ TEST_F(LabVerbs, AFullDiskKeepsTheOldFileAndLeavesNoOther) {
 }
 
 TEST_F(LabVerbs, GatedTrainingThenSurgeryGivesASmallerNetworkThatSaysTheSame) {
-  const Finished trained =
-      run({"train", kConfig, "-o", "frozen.safetensors", "--gated", "gated.safetensors", "--json"});
+  const Finished trained = run({"train", kConfig, "-o", "frozen.safetensors", "--gated",
+                                "gated.safetensors", "--set", "train.steps=80", "--json"});
   ASSERT_EQ(trained.exit_code, 0) << trained.out << trained.err;
   EXPECT_TRUE(json_of(trained).contains("gates"));
 
