@@ -1,5 +1,7 @@
 #include "sluice/lab/brick/brick.h"
 
+#include <fmt/ranges.h>  // fmt::join, from fmt 11 on
+
 #include <algorithm>
 
 #include "sluice/base/path_pattern.h"
@@ -141,18 +143,31 @@ void Brick::remove_slot(const std::string& name) {
   std::erase_if(slots_, [&](const auto& slot) { return slot->name() == name; });
 }
 
-// Registered anew as a whole: the order of parameters (optimizer state is kept by it) follows the
-// slots, however they came to be filled.
+// The order of parameters (optimizer state is kept by it) follows the slots, however they came to
+// be filled.
 void Brick::register_slots() {
-  const auto registered = named_children();
-  for (const auto& child : registered) {
-    if (std::dynamic_pointer_cast<Brick>(child.value())) {
-      unregister_module(child.key());
+  std::vector<std::pair<std::string, BrickPtr>> old;
+  for (const auto& child : named_children()) {
+    if (auto brick = std::dynamic_pointer_cast<Brick>(child.value())) {
+      old.emplace_back(child.key(), std::move(brick));
     }
   }
+  std::vector<const Slot*> filled;
   for (const auto& slot : slots_) {
-    if (!slot->empty()) {
-      register_module(slot->name(), slot->get());
+    if (!slot->empty()) filled.push_back(slot.get());
+  }
+  const bool grows = old.size() <= filled.size() &&
+                     std::equal(old.begin(), old.end(), filled.begin(),
+                                [](const auto& a, const Slot* b) { return a.first == b->name(); });
+  if (!grows) {
+    for (const auto& [name, brick] : old) unregister_module(name);
+    old.clear();
+  }
+  for (size_t i = 0; i < filled.size(); ++i) {
+    if (i >= old.size()) {
+      register_module(filled[i]->name(), filled[i]->get());
+    } else if (old[i].second != filled[i]->get()) {
+      replace_module(filled[i]->name(), filled[i]->get());
     }
   }
 }

@@ -127,8 +127,7 @@ class Brick : public torch::nn::Module {
   std::vector<std::unique_ptr<Slot>> slots_;
 };
 
-// ---- walking
-// ----------------------------------------------------------------------------------------------------
+// ---- walking ----
 
 struct SlotRef {
   std::string path;  ///< from the root: "stage0.block1.conv1"
@@ -142,14 +141,13 @@ std::vector<SlotRef> walk(Brick& root);
 /// paths when none does.
 std::vector<SlotRef> walk(Brick& root, std::string_view pattern);
 
-// ---- description and factory
-// ------------------------------------------------------------------------------------
+// ---- description and factory ----
 
 /// {"kind": ..., "attributes": {...}, "slots": {"conv1": {...}, "gate": null}}
 Json spec_of(const Brick& brick);
 /// Builds the brick and its children with fresh parameters. Throws Error{config|format} naming the
 /// place in the spec; depth and sizes are limited, the text may come from a file.
-BrickPtr make_brick(const Json& spec);
+BrickPtr make_brick(const Json& spec, int64_t max_elements = int64_t{1} << 33);
 /// Same structure, same parameters and buffers, nothing shared; same device and training mode.
 BrickPtr clone(const Brick& brick);
 

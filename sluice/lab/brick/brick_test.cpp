@@ -145,8 +145,7 @@ TEST(SimpleLayers, FlattenIdentityAndMask) {
   expect_error(Code::numeric, "0 and 1", [] { ChannelMask(t({0.5}, {1})); });
 }
 
-// ---- slots and walking
-// ----------------------------------------------------------------------------------------------
+// ---- slots and walking ----
 
 TEST(Slot, ExchangeKeepsParametersInSlotOrder) {
   BrickPtr block = make_residual_block(2, 3, 2, 1);
@@ -195,8 +194,7 @@ TEST(Walk, ListsParentsFirstAndMatchesPatterns) {
   expect_error(Code::usage, "did you mean 'stage0'", [&] { walk(*model.root, "stagee0"); });
 }
 
-// ---- descriptions
-// ---------------------------------------------------------------------------------------------------
+// ---- descriptions ----
 
 TEST(Spec, RebuildsEveryReferenceNetworkAfterSurgery) {
   for (const std::string& name : model_names()) {

@@ -40,8 +40,7 @@ std::string mask_slot(const ChannelGroup& group) { return group.consumers.front(
 
 }  // namespace
 
-// ---- Sequential
-// -----------------------------------------------------------------------------------------------------
+// ---- Sequential ----
 
 Sequential& Sequential::append(const std::string& name, BrickPtr child) {
   add_slot(name, std::move(child));
@@ -157,8 +156,7 @@ void Sequential::check_slots() const {
   }
 }
 
-// ---- ResidualBlock
-// --------------------------------------------------------------------------------------------------
+// ---- ResidualBlock ----
 
 ResidualBlock::ResidualBlock(const std::string& activation) : activation_(activation) {
   const Activation check(activation);  // throws for an unknown name

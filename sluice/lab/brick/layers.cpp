@@ -62,8 +62,7 @@ std::map<std::string, std::string> weight_and_bias(bundle::Builder& builder,
 
 }  // namespace
 
-// ---- Linear
-// ---------------------------------------------------------------------------------------------------------
+// ---- Linear ----
 
 Linear::Linear(int64_t inputs, int64_t outputs, bool with_bias)
     : inputs_(require_range(inputs, 1, kMaxElements, "inputs", "linear")),
@@ -131,8 +130,7 @@ BrickPtr Linear::slice_inputs(const at::Tensor& keep) const {
 
 at::Tensor Linear::output_norms(double norm) const { return row_norms(weight, norm); }
 
-// ---- Conv2d
-// ---------------------------------------------------------------------------------------------------------
+// ---- Conv2d ----
 
 Conv2d::Conv2d(const Conv2dOptions& options) : options_(options) {
   const auto& o = options_;
@@ -202,8 +200,9 @@ Shape Conv2d::output_shape(const Shape& input) const {
 
 Cost Conv2d::cost(const Shape& input) const {
   const Shape output = output_shape(input);
-  return stored_cost(checked_mul(output[1] * output[2], weight.numel(), "MACs of conv2d"),
-                     weight.numel() + (bias.defined() ? options_.outputs : 0));
+  return stored_cost(
+      checked_mul(numel(std::span(output).subspan(1)), weight.numel(), "MACs of conv2d"),
+      weight.numel() + (bias.defined() ? options_.outputs : 0));
 }
 
 bundle::Value Conv2d::lower(bundle::Builder& builder, const bundle::Value& x,
@@ -244,11 +243,10 @@ BrickPtr Conv2d::slice_inputs(const at::Tensor& keep) const {
 
 at::Tensor Conv2d::output_norms(double norm) const { return row_norms(weight, norm); }
 
-// ---- BatchNorm
-// ------------------------------------------------------------------------------------------------------
+// ---- BatchNorm ----
 
 BatchNorm::BatchNorm(int64_t channels, double eps, double momentum)
-    : channels_(require_range(channels, 1, kMaxElements, "channels", "batch_norm")),
+    : channels_(require_range(channels, 1, kMaxChannels, "channels", "batch_norm")),
       eps_(require_range(eps, 1e-12, 1.0, "eps", "batch_norm")),
       momentum_(require_range(momentum, 0.0, 1.0, "momentum", "batch_norm")) {
   weight = register_parameter("weight", at::ones({channels}));

@@ -152,7 +152,7 @@ BrickPtr make_identity(const Json& attributes) {
 
 ChannelMask::ChannelMask(int64_t channels)
     : ChannelMask(
-          at::ones({require_range(channels, 1, kMaxElements, "channels", "channel_mask")})) {}
+          at::ones({require_range(channels, 1, kMaxChannels, "channels", "channel_mask")})) {}
 
 ChannelMask::ChannelMask(const at::Tensor& values)
     : mask(register_buffer("mask", checked_mask(values, "channel_mask"))) {}

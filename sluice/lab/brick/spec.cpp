@@ -76,7 +76,8 @@ int64_t own_elements(const Brick& brick) {
   return total;
 }
 
-BrickPtr make_at(const Json& spec, const std::string& place, int depth, int64_t& elements) {
+// `room`: how many more values the network may have.
+BrickPtr make_at(const Json& spec, const std::string& place, int depth, int64_t& room) {
   if (depth > kMaxDepth) {
     fail(Code::limit, "{}: bricks are nested deeper than {} levels", place, kMaxDepth);
   }
@@ -90,9 +91,10 @@ BrickPtr make_at(const Json& spec, const std::string& place, int depth, int64_t&
   const auto attributes = spec.find("attributes");
   BrickPtr brick = at_place(place + ".attributes.",
                             [&] { return factory(attributes == spec.end() ? none : *attributes); });
-  elements += own_elements(*brick);
-  if (elements > kMaxElements) {
-    fail(Code::limit, "{}: the network has more than {} values up to here", place, kMaxElements);
+  room -= own_elements(*brick);
+  if (room < 0) {
+    fail(Code::limit, "{}: up to here the network has more values than it may ({} too many)", place,
+         -room);
   }
   if (const auto slots = spec.find("slots"); slots != spec.end()) {
     if (!slots->is_object()) {
@@ -103,7 +105,7 @@ BrickPtr make_at(const Json& spec, const std::string& place, int depth, int64_t&
     }
     for (const auto& [name, child] : slots->items()) {
       const std::string child_place = fmt::format("{}.slots.{}", place, name.substr(0, 80));
-      BrickPtr made = child.is_null() ? nullptr : make_at(child, child_place, depth + 1, elements);
+      BrickPtr made = child.is_null() ? nullptr : make_at(child, child_place, depth + 1, room);
       at_place(child_place + ": ", [&] { brick->adopt(name, std::move(made)); });
     }
   }
@@ -137,9 +139,9 @@ Json spec_of(const Brick& brick) {
   return spec;
 }
 
-BrickPtr make_brick(const Json& spec) {
-  int64_t elements = 0;
-  return make_at(spec, "model", 1, elements);
+BrickPtr make_brick(const Json& spec, int64_t max_elements) {
+  int64_t room = max_elements;
+  return make_at(spec, "model", 1, room);
 }
 
 BrickPtr clone(const Brick& brick) {

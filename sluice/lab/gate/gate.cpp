@@ -11,8 +11,7 @@ at::Tensor GateBrick::forward(const at::Tensor& x, Context& context) {
   return decide(x, at::ones({units()}, x.options()), context);
 }
 
-// ---- Gate
-// -----------------------------------------------------------------------------------------------------------
+// ---- Gate ----
 
 namespace {
 
@@ -87,8 +86,7 @@ bundle::Value Gate::lower(bundle::Builder& builder, const bundle::Value& x,
   return decision_->lower(builder, logits, path);
 }
 
-// ---- ConstantMask
-// ---------------------------------------------------------------------------------------------------
+// ---- ConstantMask ----
 
 at::Tensor checked_mask(const at::Tensor& values, std::string_view what) {
   if (!values.defined() || values.dim() != 1 || values.numel() == 0) {
@@ -103,7 +101,7 @@ at::Tensor checked_mask(const at::Tensor& values, std::string_view what) {
 }
 
 ConstantMask::ConstantMask(int64_t units)
-    : ConstantMask(at::ones({require_range(units, 1, kMaxElements, "units", "constant_mask")})) {}
+    : ConstantMask(at::ones({require_range(units, 1, kMaxChannels, "units", "constant_mask")})) {}
 
 ConstantMask::ConstantMask(const at::Tensor& values)
     : mask(register_buffer("mask", checked_mask(values, "constant_mask"))) {}

@@ -197,8 +197,7 @@ TEST(ConstantMask, SaysTheSameForEverySample) {
   expect_error(Code::shape, "[units]", [] { ConstantMask(torch::ones({2, 2})); });
 }
 
-// ---- regularizers
-// ---------------------------------------------------------------------------------------------------
+// ---- regularizers ----
 
 GateRecord record(const std::string& path, const at::Tensor& p, std::vector<double> macs) {
   return {path, p, (p.detach() > 0.5).to(p.scalar_type()),

@@ -267,6 +267,10 @@ class SoftSigmoid final : public Estimator {
 
 // ---- tables ----
 
+int64_t units_of(const AttributeReader& read, std::string_view kind) {
+  return require_range(read.integer("units"), 1, kMaxChannels, "units", kind);
+}
+
 template <class T>
 using Table = std::map<std::string, T (*)(const Json&)>;
 
@@ -279,21 +283,21 @@ const Table<std::shared_ptr<Score>>& scores() {
          const int64_t inputs = read.integer("inputs");
          const int64_t hidden = read.integer("hidden", std::max<int64_t>(4, inputs / 4));
          return std::make_shared<PooledMlp>(
-             inputs, read.integer("units"), hidden,
+             inputs, units_of(read, "pooled_mlp"), hidden,
              require_range(read.number("bias", 2.0), -100.0, 100.0, "bias", "pooled_mlp"));
        }},
       {"learned",
        [](const Json& attributes) -> std::shared_ptr<Score> {
          const AttributeReader read(attributes, "learned", {"kind", "units", "init"});
-         const int64_t units =
-             require_range(read.integer("units"), 1, kMaxElements, "units", "learned");
+         const int64_t units = units_of(read, "learned");
          return std::make_shared<Learned>(
              units, require_range(read.number("init", 2.0), -100.0, 100.0, "init", "learned"));
        }},
       {"linear",
        [](const Json& attributes) -> std::shared_ptr<Score> {
          const AttributeReader read(attributes, "linear score", {"kind", "inputs", "units"});
-         return std::make_shared<LinearScore>(read.integer("inputs"), read.integer("units"));
+         return std::make_shared<LinearScore>(read.integer("inputs"),
+                                              units_of(read, "linear score"));
        }},
   };
   return table;
@@ -311,13 +315,13 @@ const Table<std::unique_ptr<Decision>>& decisions() {
        [](const Json& attributes) -> std::unique_ptr<Decision> {
          const AttributeReader read(attributes, "top_k", {"kind", "k"});
          return std::make_unique<TopK>(
-             require_range(read.integer("k"), 1, kMaxElements, "k", "top_k"));
+             require_range(read.integer("k"), 1, kMaxChannels, "k", "top_k"));
        }},
       {"statistical_top_k",
        [](const Json& attributes) -> std::unique_ptr<Decision> {
          const AttributeReader read(attributes, "statistical_top_k", {"kind", "k"});
          return std::make_unique<StatisticalTopK>(
-             require_range(read.integer("k"), 1, kMaxElements, "k", "statistical_top_k"));
+             require_range(read.integer("k"), 1, kMaxChannels, "k", "statistical_top_k"));
        }},
       {"sample",
        [](const Json& attributes) -> std::unique_ptr<Decision> {

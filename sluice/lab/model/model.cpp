@@ -1,11 +1,15 @@
 #include "sluice/lab/model/model.h"
 
+#include <algorithm>
 #include <cstring>
 #include <set>
 
 #include "sluice/base/json.h"
 #include "sluice/base/path_pattern.h"
+#include "sluice/lab/brick/attributes.h"
 #include "sluice/lab/brick/init.h"
+#include "sluice/lab/brick/layers.h"
+#include "sluice/lab/gate/gate.h"
 
 namespace sluice::lab {
 namespace {
@@ -102,9 +106,19 @@ Model load_model(const bundle::Bundle& bundle) {
   if (!model.provenance.is_array()) {
     fail(Code::format, "{}: sluice.provenance: expected a list of steps", what);
   }
+  constexpr size_t kMaxRank = 8;
+  if (model.input_shape.empty() || model.input_shape.size() > kMaxRank ||
+      numel(model.input_shape, place + ": input_shape") > kMaxElements ||
+      std::find(model.input_shape.begin(), model.input_shape.end(), 0) != model.input_shape.end()) {
+    fail(Code::limit, "{}: input_shape: {} is no shape of a sample", place,
+         to_string(model.input_shape));
+  }
+  // Every value must be in the file: a description cannot make us allocate much more than that.
+  int64_t stored = 1 << 20;
+  for (const bundle::TensorView& view : bundle.file().tensors()) stored += 2 * view.elements();
   const WithoutInit without_init;
   try {
-    model.root = make_brick(json_get<Json>(description, "brick", place));
+    model.root = make_brick(json_get<Json>(description, "brick", place), stored);
     model.root->output_shape(model.input_shape);
   } catch (const Error& error) {
     throw Error(error.code(), fmt::format("{}: {}", place, error.what()));
@@ -125,6 +139,13 @@ Model load_model(const bundle::Bundle& bundle) {
       std::memcpy(target.data_ptr<float>(), values.data(), values.size_bytes());
     }
     known.insert(path);
+  }
+  for (const SlotRef& ref : walk(*model.root)) {  // what slicing takes for granted
+    if (const auto* mask = dynamic_cast<const ConstantMask*>(ref.slot->get().get())) {
+      checked_mask(mask->mask, fmt::format("{}: {}", what, ref.path));
+    } else if (const auto* channels = dynamic_cast<const ChannelMask*>(ref.slot->get().get())) {
+      checked_mask(channels->mask, fmt::format("{}: {}", what, ref.path));
+    }
   }
   for (const bundle::TensorView& view : bundle.file().tensors()) {
     if (!known.contains(view.name)) {

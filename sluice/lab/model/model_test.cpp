@@ -181,10 +181,33 @@ TEST(LoadModel, RefusesWhatDoesNotFitTogether) {
   huge["brick"]["slots"]["fc1"]["attributes"]["outputs"] = 1'000'000'000'000;
   expect_error(Code::config, "model.slots.fc1.attributes.outputs",
                [&] { with([&](bundle::Builder& b) { b.set_model_json(huge.dump()); }); });
+  Json many = description;
+  many["brick"]["slots"]["norm"] = {{"kind", "batch_norm"},
+                                    {"attributes", {{"channels", 900'000}}}};
+  expect_error(Code::limit, "model.slots.norm: up to here",
+               [&] { with([&](bundle::Builder& b) { b.set_model_json(many.dump()); }); });
+  for (const Shape& shape : {Shape{}, Shape{0}, Shape{-1}, Shape(9, 1), Shape{1L << 62, 8}}) {
+    Json odd = description;
+    odd["input_shape"] = shape;
+    expect_error(Code::limit, "input_shape",
+                 [&] { with([&](bundle::Builder& b) { b.set_model_json(odd.dump()); }); });
+  }
   expect_error(Code::config, "input_shape",
                [&] { with([](bundle::Builder& b) { b.set_model_json("{}"); }); });
   expect_error(Code::format, "not valid JSON",
                [&] { with([](bundle::Builder& b) { b.set_model_json("{"); }); });
+}
+
+TEST(LoadModel, RefusesMasksThatAreNone) {
+  Model model = small_model("mlp", 2);
+  model.root->set_channel_mask(model.root->channel_groups().at(0), at::ones({11}));
+  const at::NoGradGuard no_grad;
+  model.root->slot("fc2_mask").as<ChannelMask>().mask[3] = 0.5;
+  bundle::Builder builder;
+  lower(model, builder);
+  std::vector<std::byte> bytes;
+  expect_error(Code::numeric, "fc2_mask: values other than 0 and 1",
+               [&] { load_model(parsed(builder, bytes)); });
 }
 
 TEST(LoadState, ChecksEverythingBeforeChangingAnything) {

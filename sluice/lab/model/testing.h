@@ -3,6 +3,7 @@
 #include <torch/torch.h>
 
 #include "sluice/bundle/expect_error.h"
+#include "sluice/bundle/temp_folder.h"
 #include "sluice/lab/brick/containers.h"
 #include "sluice/lab/brick/layers.h"
 #include "sluice/lab/gate/gate.h"
@@ -119,6 +120,34 @@ inline void mask_blocks(Model& model, const std::function<at::Tensor(int64_t uni
       block->set_channel_mask(group, mask(group.channels));
     }
   }
+}
+
+inline constexpr double kEqual = 1e-5;  // relative, f32
+
+inline PassInput with(Json options) {
+  PassInput input;
+  input.options = std::move(options);
+  return input;
+}
+
+inline PassInput calibrated(const Model& model, Json options = Json::object(),
+                            int64_t samples = 30) {
+  PassInput input = with(std::move(options));
+  input.calibration = random_input(model, samples, 77);
+  input.batch = 8;
+  return input;
+}
+
+/// Still runs, reloads to the same function, and equals `before` to rounding.
+inline void expect_equal_and_reloadable(const Model& before, const Model& after,
+                                        const std::string& what) {
+  const bundle::testing::TempFolder folder;
+  Model a = clone(before), b = clone(after);
+  const at::Tensor x = random_input(a, 6, 31);
+  EXPECT_LE(relative_error(run(b, x), run(a, x)), kEqual) << what;
+  save_bundle(b, folder / "m.safetensors");
+  Model loaded = load_model(folder / "m.safetensors");
+  EXPECT_TRUE(at::equal(run(loaded, x), run(b, x))) << what;
 }
 
 }  // namespace sluice::lab::testing

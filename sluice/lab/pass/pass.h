@@ -42,8 +42,7 @@ const PassEntry& find_pass(const std::string& name);
 /// to the provenance.
 Model run_pass(const Model& model, const std::string& name, const PassInput& input);
 
-// ---- the passes of lab/pass, also callable directly
-// ---------------------------------------------------------------
+// ---- the passes of lab/pass, also callable directly ----
 
 /// insert-gates {slots="**", granularity="channel"|"block", noise=0, bias=2, hidden=0,
 /// estimator="ste_sigmoid", seed=0}: puts fresh gates (pooled_mlp, threshold 0.5) into the empty

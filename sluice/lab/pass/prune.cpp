@@ -49,8 +49,7 @@ PruneOptions read_options(const Json& options) {
   return result;
 }
 
-// ---- weights
-// --------------------------------------------------------------------------------------------------------
+// ---- weights ----
 
 Json prune_weights(Model& model, const PruneOptions& options) {
   // Weights that are zero already count as pruned: a second run takes its share of the survivors.
@@ -81,8 +80,7 @@ Json prune_weights(Model& model, const PruneOptions& options) {
   return {{"granularity", "weight"}, {"density", masks.density()}, {"layers", std::move(layers)}};
 }
 
-// ---- channels
-// -------------------------------------------------------------------------------------------------------
+// ---- channels ----
 
 struct Group {
   BrickRef owner;

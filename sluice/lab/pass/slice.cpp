@@ -14,8 +14,7 @@ namespace {
 
 Json change(int64_t before, int64_t after) { return {{"before", before}, {"after", after}}; }
 
-// ---- slice-channels
-// -------------------------------------------------------------------------------------------------
+// ---- slice-channels ----
 
 void slice_group(Brick& owner, const ChannelGroup& group, const at::Tensor& keep) {
   for (const std::string& name : group.producers) {
@@ -133,8 +132,7 @@ Json drop_blocks(Model& model) {
   return dropped;
 }
 
-// ---- fold-norm
-// ------------------------------------------------------------------------------------------------------
+// ---- fold-norm ----
 
 struct Folded {
   at::Tensor weight, bias;
