@@ -191,6 +191,9 @@ TEST(Catalogue, PageShowsStatesFromCommittedResults) {
   };
   put("lottery-ticket", "small", "met");
   put("muon", "full", "missed");
+  Json full{{"seeds", {1}}, {"bars", judged["bars"]}, {"verdict", "missed"}};
+  full["bars"][1]["met"] = false;
+  write_text_file((root / "docs/results/muon-full.json").string(), full.dump());
   put("selu", "tiny", "met");  // too small to count
   const auto page = catalogue_markdown(root.string());
   std::filesystem::remove_all(root);
@@ -201,6 +204,7 @@ TEST(Catalogue, PageShowsStatesFromCommittedResults) {
             std::string::npos)
       << page.substr(0, 3000);
   EXPECT_NE(page.find("| S026 | muon | layers | missed |"), std::string::npos);
+  EXPECT_NE(page.find("(<= 0.5). At full scale (1 seed): missed cost |"), std::string::npos);
   EXPECT_NE(page.find("| S033 | selu | layers | not yet |"), std::string::npos);
 }
 

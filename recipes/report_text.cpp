@@ -80,6 +80,22 @@ Result read_result(const std::filesystem::path& path, const CatalogueEntry& entr
   return out;
 }
 
+/// A second report, of scale full, beside the small one: a proof that failed on a GPU must not hide
+/// behind one that did not.
+std::string full_summary(const std::filesystem::path& path) {
+  if (!std::filesystem::exists(path)) return {};
+  const auto what = path.string();
+  const auto report = read_json_file(what);
+  std::string missed;
+  for (const auto& bar : json_get<Json>(report, "bars", what))
+    if (!bar.at("met").get<bool>())
+      missed += (missed.empty() ? "" : ", ") + bar.at("name").get<std::string>();
+  const auto verdict = json_get<std::string>(report, "verdict", what);
+  return fmt::format(". At full scale ({} seed{}): {}{}", report.at("seeds").size(),
+                     report.at("seeds").size() == 1 ? "" : "s", verdict,
+                     missed.empty() ? "" : " " + missed);
+}
+
 }  // namespace
 
 std::string report_text(const Json& report) {
@@ -142,13 +158,15 @@ std::string catalogue_markdown(const std::string& root) {
   for (const auto& entry : catalogue()) {
     const auto result =
         read_result(fs::path(root) / "docs/results" / (entry.slug + ".json"), entry);
+    const auto full = full_summary(fs::path(root) / "docs/results" / (entry.slug + "-full.json"));
     ++(result.state == "works" ? works : result.state == "missed" ? missed : waiting);
     const auto readme = fmt::format("recipes/{}/{}/README.md", entry.family, entry.slug);
     const auto name = fs::exists(fs::path(root) / readme)
                           ? fmt::format("[{}](../{})", entry.slug, readme)
                           : entry.slug;
-    rows += fmt::format("| {} | {} | {} | {} | {} |\n", entry.id, name, entry.family, result.state,
-                        escape_cell(result.summary.empty() ? entry.title : result.summary));
+    rows +=
+        fmt::format("| {} | {} | {} | {} | {} |\n", entry.id, name, entry.family, result.state,
+                    escape_cell((result.summary.empty() ? entry.title : result.summary) + full));
   }
   std::string out = "# The catalogue\n\n";
   out += fmt::format(
