@@ -10,7 +10,7 @@ struct Series {
   std::string name;
   std::vector<double> x = {}, y = {};
   std::vector<double> low = {}, high = {};  ///< optional band around y
-  bool points = false;            ///< markers only, no line
+  bool points = false;                      ///< markers only, no line
 };
 
 struct Figure {

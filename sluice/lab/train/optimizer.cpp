@@ -1,7 +1,7 @@
 #include "sluice/lab/train/optimizer.h"
 
-#include <sstream>
 #include <torch/torch.h>
+#include <sstream>
 
 #include "sluice/base/error.h"
 #include "sluice/base/path_pattern.h"
