@@ -111,9 +111,10 @@ bool input_is_non_negative(Model& model, const std::string& path) {
 // Blocks that never run go; those that always run lose their gate. Returns the paths of the former.
 Json drop_blocks(Model& model) {
   Json dropped = Json::array();
+  // The walk goes on into the slots of a block that was just replaced: all bricks must outlive it.
+  const std::vector<BrickRef> alive = all_bricks(model);
   for (const SlotRef& ref : walk(*model.root)) {
-    const BrickPtr brick = ref.slot->get();  // keeps the block alive while its place is refilled
-    const auto* block = dynamic_cast<const ResidualBlock*>(brick.get());
+    const auto* block = dynamic_cast<const ResidualBlock*>(ref.slot->get().get());
     if (block == nullptr) continue;
     Slot& gate = block->slot("block_gate");
     const auto* mask = dynamic_cast<const ConstantMask*>(gate.get().get());
