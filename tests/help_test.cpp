@@ -2,6 +2,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <ostream>
+
 #include "sluice/base/json.h"
 #include "tests/process.h"
 
@@ -68,6 +70,8 @@ struct Mistake {
   Arguments arguments;
   std::string message;
 };
+
+void PrintTo(const Mistake& mistake, std::ostream* stream) { *stream << mistake.name; }
 
 class UsageMistake : public testing::TestWithParam<Mistake> {};
 
