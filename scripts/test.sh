@@ -97,14 +97,15 @@ if wants fuzz; then
     mkdir -p "$found/$name"
     inputs=("$found/$name")
     [ ! -d "fuzz/corpus/$name" ] || inputs+=("fuzz/corpus/$name")
-    options=(-max_total_time="$seconds" -rss_limit_mb=2048 -timeout=10 -print_final_stats=0 -verbosity=0
+    options=(-max_total_time="$seconds" -rss_limit_mb=2048 -timeout=10 -print_final_stats=1
       -artifact_prefix="$found/$name-")
     [ ! -f "fuzz/$name.dict" ] || options+=(-dict="fuzz/$name.dict")
-    echo "$name: $seconds s"
-    "$fuzzer" "${options[@]}" "${inputs[@]}" || {
+    "$fuzzer" "${options[@]}" "${inputs[@]}" >"$found/$name.log" 2>&1 || {
+      tail -n 60 "$found/$name.log" >&2
       echo "test.sh: $name found a failing input, kept in $found" >&2
       exit 1
     }
+    echo "$name: $seconds s, $(sed -n 's/^stat::number_of_executed_units: *//p' "$found/$name.log") inputs"
   done
   rm -rf "$found"
   finish
