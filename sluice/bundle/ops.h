@@ -1,21 +1,7 @@
-// The operator table: one entry per node kind the graph may use. Adding an operator = one entry in
-// ops.cpp (checked shapes and cost), a kernel in engine/kernel, a line in docs/formats.md.
-//
-//   op             inputs                 tensors               attributes
-//   conv2d         x [C,H,W]              weight [O,C/g,kh,kw], bias? [O]   stride [2]=1, padding
-//   [2]=0, dilation [2]=1, groups=1 linear         x [..,I]               weight [O,I], bias? [O] -
-//   batch_norm     x [C,..]               weight?, bias?, running_mean, running_var [C]   eps=1e-5
-//   layer_norm     x [..,D]               weight?, bias? [D]                eps=1e-5
-//   activation     x                      -                     kind:
-//   relu|gelu|silu|sigmoid|tanh|hard_swish add            a, b same shape        - - mul a [C,..],
-//   b [C] or [1] or same shape   -     -           (b broadcasts over trailing dimensions) scale x
-//   [C,..]               scale [C] or [1]      -           constant per-channel factor (frozen
-//   gates) max_pool2d     x [C,H,W]              -                     kernel [2], stride
-//   [2]=kernel, padding [2]=0 avg_pool2d     x [C,H,W]              -                     kernel
-//   [2], stride [2]=kernel, padding [2]=0 (padding not counted) global_avg_pool x [C,H,W] - - ->
-//   [C] flatten        x                      -                     -           -> [numel] softmax
-//   x [..,D]               -                     - threshold      x                      - value=0
-//   x > value ? 1 : 0
+// The operator table: one entry per node kind the graph may use. Adding an operator = an entry in
+// the table of its family (ops_<family>.cpp: checked shapes and cost), a plan function in
+// engine/graph/steps_<family>.cpp, a reference in engine/kernel/reference_<family>.cpp, a line in
+// docs/formats.md, which lists inputs, tensors and attributes of all of them.
 #pragma once
 #include <functional>
 #include <map>

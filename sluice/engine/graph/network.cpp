@@ -1,21 +1,17 @@
 #include "sluice/engine/graph/network.h"
 
 #include <cmath>
-#include <set>
 
 #include "sluice/base/error.h"
 #include "sluice/engine/graph/network_state.h"
+#include "sluice/engine/graph/steps.h"
 
 namespace sluice::engine {
 namespace {
 
 void check_operators(const bundle::Bundle& bundle) {
-  static const std::set<std::string> known{
-      "conv2d",  "linear",  "batch_norm", "layer_norm",     "activation",
-      "add",     "mul",     "scale",      "max_pool2d",     "avg_pool2d",
-      "flatten", "softmax", "threshold",  "global_avg_pool"};
   for (const bundle::Node& node : bundle.graph().nodes) {
-    if (!known.count(node.op)) {
+    if (!find_plan(node.op)) {
       fail(Code::unsupported,
            "{}: node '{}': operator '{}' has no kernel in this build of the engine", bundle.path(),
            node.path, node.op);

@@ -38,6 +38,7 @@ struct Session::State {
   struct Lane {
     Buffer arena, scratch;
     std::vector<std::function<void()>> calls;
+    std::vector<Work> work;  ///< by step; only metered kernels write theirs
     float* input = nullptr;
     float* output = nullptr;
     std::exception_ptr error;
@@ -87,6 +88,7 @@ struct Session::State {
       return reinterpret_cast<float*>(lane.arena.data() + plan.offsets[buffer]);
     };
     std::vector<float*> inputs;
+    lane.work.resize(plan.steps.size());
     for (const Step& step : plan.steps) {
       inputs.clear();
       for (int value : step.inputs) inputs.push_back(at(value));
@@ -94,6 +96,7 @@ struct Session::State {
       binding.inputs = inputs;
       binding.output = at(step.output);
       binding.scratch = lane.scratch.data();
+      if (step.kernel.metered) binding.work = &lane.work[lane.calls.size()];
       lane.calls.push_back(step.kernel.bind(binding));
     }
     lane.input = at(plan.input);
@@ -147,6 +150,15 @@ struct Session::State {
       if (entry >= meter.entries().size() || meter.entries()[entry].path != step.info.path) {
         entry = meter.entry(step.info.path);
       }
+      if (step.kernel.metered) {
+        Work total;
+        for (const Lane& lane : lanes) {
+          total.macs += lane.work[i].macs;
+          total.bytes += lane.work[i].bytes;
+        }
+        meter.add(entry, total.macs, total.bytes);
+        continue;
+      }
       meter.add(entry, step.info.cost.macs * count,
                 step.info.cost.weight_bytes * chunks_of(count) + step.activation_bytes * count);
     }
@@ -165,6 +177,9 @@ void Session::run(std::span<const float> input, std::span<float> output, int64_t
   State& state = *state_;
   state.check_spans(input, output, count);
   if (options.budget) options.budget->require(state.plan.cost, state.network.bundle().path());
+  if (options.meter) {
+    for (State::Lane& lane : state.lanes) std::fill(lane.work.begin(), lane.work.end(), Work{});
+  }
   const ThreadScope scope(state.threads);
   const int64_t used =
       std::min<int64_t>(static_cast<int64_t>(state.lanes.size()), state.chunks_of(count));

@@ -1,7 +1,8 @@
-// Building a plan group by group; plan.cpp has the bookkeeping, steps.cpp the operators.
+// Building a plan group by group: plan.cpp has the bookkeeping, steps_<family>.cpp the operators.
 #pragma once
 #include <map>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "sluice/engine/graph/fuse.h"
@@ -14,25 +15,24 @@ class Planner {
   Planner(const bundle::Bundle& bundle, const PlanOptions& options, onednn::PackCache& cache);
   Plan run();
 
- private:
-  // steps.cpp
-  void plan_group(size_t index);
-  void plan_conv(size_t index, Step step);
-  void plan_linear(size_t index, Step step);
-  void plan_sparse(size_t index, Step step, int64_t rows);
-  void plan_pool(size_t index, Step step);
-  void plan_scale(size_t index, Step step);
-  void plan_mul(size_t index, Step step);
-  void plan_rows(size_t index, Step step);
-  void plan_simple(size_t index, Step step);
-  Step named_step(const Group& group) const;
+  // What the operators' plan functions use.
+  const bundle::Bundle& bundle() const { return bundle_; }
+  const PlanOptions& options() const { return options_; }
+  onednn::PackCache& cache() { return cache_; }
+  const Group& group(size_t index) const { return groups_[index]; }
+  const bundle::Node& node(size_t index) const {
+    return bundle_.graph().nodes[groups_[index].main];
+  }
+  /// Cost of the plan and of the step, where it is not the graph's (weights stored otherwise).
+  void set_cost(Step& step, const Cost& cost);
+  std::string cache_key(size_t index) const;
   /// How the residual of a conv2d or linear is added; its value goes to step.inputs.
   onednn::Tail tail_of(size_t index, Layout layout, Step& step);
   /// Threads worth waking for this many multiply-accumulates per sample.
   int threads_for(int64_t macs) const;
-  void finish(const Group& group, Step step, Layout layout);
+  /// Names the step's result, in that memory order, and adds the step to the plan.
+  void finish(size_t index, Step step, Layout layout);
 
-  // plan.cpp
   int add_value(Shape shape, Layout layout);
   int add_view(int of, Shape shape);
   /// The value of that name in any order.
@@ -40,13 +40,15 @@ class Planner {
   /// The value in that memory order, reordered (once) if need be.
   int fetch(const std::string& name, Layout layout);
   void define(const std::string& name, int value);
+  Layout layout_of(int value) const { return plan_.values[static_cast<size_t>(value)].layout; }
+  const Shape& shape_of(int value) const { return plan_.values[static_cast<size_t>(value)].shape; }
+
+ private:
+  Step named_step(const Group& group) const;
   /// Nothing after group `group` reads the value's memory.
   bool dies_here(const std::string& name, size_t group) const;
   void add_step(Step step);
   void place_values();
-
-  Layout layout_of(int value) const { return plan_.values[static_cast<size_t>(value)].layout; }
-  const Shape& shape_of(int value) const { return plan_.values[static_cast<size_t>(value)].shape; }
 
   const bundle::Bundle& bundle_;
   const PlanOptions options_;
@@ -57,5 +59,36 @@ class Planner {
   std::map<std::string, std::map<Layout, int>> names_;
   Plan plan_;
 };
+
+/// Plans group `index`; `step` comes with its name and cost.
+using PlanFunction = void (*)(Planner& planner, size_t index, Step step);
+struct PlanEntry {
+  std::string_view op;
+  PlanFunction plan;
+};
+/// nullptr for an operator without a kernel.
+PlanFunction find_plan(std::string_view op);
+
+// The table's parts, one source file each.
+std::vector<PlanEntry> dense_steps();
+
+/// Values of a node's f32 tensor; empty when it has none of that role.
+std::vector<float> copy_tensor(const bundle::Bundle& bundle, const bundle::Node& node,
+                               const std::string& role);
+
+/// A kernel that needs nothing but its pointers: run(input 0, input 1 or null, output).
+template <class F>
+Kernel plain_kernel(std::string name, F run, int in_place = -1) {
+  Kernel kernel;
+  kernel.name = std::move(name);
+  kernel.in_place = in_place;
+  kernel.bind = [run](const Binding& b) -> std::function<void()> {
+    const float* first = b.inputs[0];
+    const float* second = b.inputs.size() > 1 ? b.inputs[1] : nullptr;
+    float* out = b.output;
+    return [=] { run(first, second, out); };
+  };
+  return kernel;
+}
 
 }  // namespace sluice::engine

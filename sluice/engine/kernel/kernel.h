@@ -25,18 +25,26 @@ enum class Activation : uint8_t { none, relu, gelu, silu, sigmoid, tanh, hard_sw
 /// Throws Error{unsupported} for an unknown name.
 Activation activation_from_name(std::string_view name);
 
+/// What a call really did, where that depends on the data.
+struct Work {
+  int64_t macs = 0;
+  int64_t bytes = 0;  ///< weights and activations touched
+};
+
 /// Where one lane's call finds its operands. `output` may equal inputs[i] where the kernel allows
 /// it.
 struct Binding {
   std::span<float* const> inputs;
   float* output = nullptr;
   std::byte* scratch = nullptr;
+  Work* work = nullptr;  ///< set for `metered` kernels: each call adds what it did
 };
 
 struct Kernel {
   std::string name;           ///< "onednn brgconv:avx512_core", "sluice add"
   int64_t scratch_bytes = 0;  ///< per lane, 64-byte aligned
   int in_place = -1;          ///< index of an input that may share the output's memory, -1 none
+  bool metered = false;       ///< work depends on the data: the kernel counts it in Binding::work
   bool must_share = false;    ///< that input has to be the output's memory (accumulating kernels)
   std::function<std::function<void()>(const Binding&)> bind;
 };

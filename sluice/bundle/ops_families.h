@@ -1,0 +1,11 @@
+// The operator table's parts, one source file each (ops_<family>.cpp).
+#pragma once
+#include <vector>
+
+#include "sluice/bundle/ops.h"
+
+namespace sluice::bundle {
+
+std::vector<Operator> dense_operators();
+
+}  // namespace sluice::bundle

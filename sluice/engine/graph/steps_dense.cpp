@@ -1,0 +1,311 @@
+#include "sluice/engine/graph/steps.h"
+
+#include <algorithm>
+
+#include "sluice/base/error.h"
+#include "sluice/engine/kernel/elementwise.h"
+#include "sluice/engine/kernel/narrow_conv.h"
+#include "sluice/engine/kernel/reduce.h"
+#include "sluice/engine/kernel/sparse.h"
+
+namespace sluice::engine {
+namespace {
+
+using bundle::Node;
+
+struct ChannelView {
+  size_t outer, channels, inner;
+};
+
+ChannelView channel_view(const Shape& shape, Layout layout, int64_t samples) {
+  const size_t channels = static_cast<size_t>(shape[0]);
+  const size_t rest = static_cast<size_t>(numel(shape)) / std::max<size_t>(channels, 1);
+  const size_t n = static_cast<size_t>(samples);
+  if (layout == Layout::channels_last) return {n * rest, channels, 1};
+  return {n, channels, rest};
+}
+
+onednn::ConvShape window(const Node& node, const Shape& in, const Shape& out, int64_t samples) {
+  onednn::ConvShape s;
+  s.samples = samples;
+  s.in_channels = in[0];
+  s.in_height = in[1];
+  s.in_width = in[2];
+  s.out_channels = out[0];
+  s.out_height = out[1];
+  s.out_width = out[2];
+  const auto set = [&](int64_t(&to)[2], const std::string& name, int64_t fallback) {
+    const auto values = bundle::attr_ints(node.attrs, name, 2, fallback);
+    std::copy(values.begin(), values.end(), to);
+  };
+  set(s.padding, "padding", 0);
+  set(s.dilation, "dilation", 1);
+  set(s.stride, "stride", 1);
+  return s;
+}
+
+void plan_conv(Planner& planner, size_t index, Step step) {
+  const Group& group = planner.group(index);
+  const Node& node = planner.node(index);
+  const Shape in = planner.bundle().info().shapes.at(group.inputs[0]),
+              out = planner.bundle().info().shapes.at(group.output);
+  onednn::ConvShape shape = window(node, in, out, planner.options().samples);
+  shape.groups = bundle::attr_int(node.attrs, "groups", 1);
+  shape.kernel[0] = planner.bundle().tensor(node.tensors.at("weight")).shape[2];
+  shape.kernel[1] = planner.bundle().tensor(node.tensors.at("weight")).shape[3];
+  const int threads = planner.threads_for(step.info.cost.macs);
+  const std::string key = planner.cache_key(index);
+  if (!group.adds && narrow_conv_pays(shape)) {
+    step.inputs = {planner.fetch(group.inputs[0], Layout::channels_last)};
+    step.kernel = make_narrow_conv(shape, group.activation, group.weight, group.bias, threads);
+    return planner.finish(index, std::move(step), Layout::channels_last);
+  }
+  // Channels last keeps odd channel counts exact, see docs/decisions/conv-layout.md.
+  for (const bool last_try : {false, true}) {
+    for (const Layout layout : {Layout::channels_last, Layout::plain}) {
+      Step attempt = step;
+      // Tried without the reorders first: a layout that is refused must leave no step behind.
+      onednn::Tail probe;
+      probe.activation = group.activation;
+      if (group.adds) probe.add = onednn::Tail::Add::operand;
+      if (!onednn::make_conv(shape, layout, probe, group.weight, group.bias, threads,
+                             planner.cache(), key, last_try))
+        continue;
+      attempt.inputs = {planner.fetch(group.inputs[0], layout)};
+      const onednn::Tail tail = planner.tail_of(index, layout, attempt);
+      auto kernel = onednn::make_conv(shape, layout, tail, group.weight, group.bias, threads,
+                                      planner.cache(), key, true);
+      SLUICE_CHECK(kernel.has_value());
+      attempt.kernel = std::move(*kernel);
+      return planner.finish(index, std::move(attempt), layout);
+    }
+  }
+  fail(Code::unsupported, "{}: oneDNN {} has no convolution for {} -> {}", node.path,
+       onednn::version(), to_string(in), to_string(out));
+}
+
+void plan_sparse(Planner& planner, size_t index, Step step, int64_t rows) {
+  struct Operands {
+    SparseWeights weight;
+    std::vector<float> bias;
+  };
+  const Group& group = planner.group(index);
+  const int64_t in = planner.shape_of(step.inputs[0]).back(),
+                out = static_cast<int64_t>(group.weight.size()) / in;
+  auto operands = std::make_shared<Operands>();
+  operands->weight = compress(group.weight, out, in);
+  operands->bias = group.bias;
+  const SparseWeights& weight = operands->weight;
+  Cost cost = step.info.cost;
+  cost.macs = weight.nonzero() * (rows / planner.options().samples);
+  cost.weight_bytes += weight.bytes() - out * in * static_cast<int64_t>(sizeof(float));
+  planner.set_cost(step, cost);
+  if (group.adds) step.inputs.push_back(planner.fetch(group.inputs.back(), Layout::plain));
+  step.kernel.name = fmt::format("sluice csr (density {:.2g})", weight.density());
+  step.kernel.scratch_bytes =
+      static_cast<int64_t>(sparse_scratch(weight, static_cast<size_t>(rows)) * sizeof(float));
+  step.kernel.bind = [operands, rows = static_cast<size_t>(rows), adds = group.adds,
+                      activation = group.activation](const Binding& b) -> std::function<void()> {
+    const float* x = b.inputs[0];
+    const float* other = adds ? b.inputs[1] : nullptr;
+    float* y = b.output;
+    float* scratch = reinterpret_cast<float*>(b.scratch);
+    return [=] {
+      const float* bias = operands->bias.empty() ? nullptr : operands->bias.data();
+      linear_sparse(x, operands->weight, bias, other ? Activation::none : activation, y, rows,
+                    scratch);
+      if (other) add(y, other, activation, y, rows * static_cast<size_t>(operands->weight.out));
+    };
+  };
+  planner.finish(index, std::move(step), Layout::plain);
+}
+
+void plan_linear(Planner& planner, size_t index, Step step) {
+  const Group& group = planner.group(index);
+  step.inputs = {planner.fetch(group.inputs[0], Layout::plain)};
+  const Shape& shape = planner.shape_of(step.inputs[0]);
+  const int64_t in = shape.back(),
+                rows = planner.options().samples * (numel(shape) / std::max<int64_t>(in, 1));
+  const int64_t out = static_cast<int64_t>(group.weight.size()) / in;
+  if (planner.options().sparse && sparse_pays(density_of(group.weight), rows))
+    return plan_sparse(planner, index, std::move(step), rows);
+  const onednn::Tail tail = planner.tail_of(index, Layout::plain, step);
+  step.kernel = onednn::make_linear(rows, in, out, tail, group.weight, group.bias,
+                                    planner.threads_for(step.info.cost.macs), planner.cache(),
+                                    planner.cache_key(index));
+  planner.finish(index, std::move(step), Layout::plain);
+}
+
+void plan_pool(Planner& planner, size_t index, Step step) {
+  const Group& group = planner.group(index);
+  const Node& node = planner.node(index);
+  step.inputs = {planner.fetch(group.inputs[0])};
+  const Layout layout = planner.layout_of(step.inputs[0]);
+  onednn::ConvShape shape =
+      window(node, planner.shape_of(step.inputs[0]),
+             planner.bundle().info().shapes.at(group.output), planner.options().samples);
+  const auto kernel = bundle::attr_ints(node.attrs, "kernel", 2, 1);
+  std::copy(kernel.begin(), kernel.end(), shape.kernel);
+  if (!node.attrs.count("stride")) std::copy(kernel.begin(), kernel.end(), shape.stride);
+  step.kernel = onednn::make_pool(shape, layout, node.op == "max_pool2d",
+                                  planner.threads_for(numel(planner.shape_of(step.inputs[0]))));
+  planner.finish(index, std::move(step), layout);
+}
+
+void plan_scale(Planner& planner, size_t index, Step step) {
+  const Group& group = planner.group(index);
+  const Node& node = planner.node(index);
+  step.inputs = {planner.fetch(group.inputs[0])};
+  const Layout layout = planner.layout_of(step.inputs[0]);
+  const Shape& shape = planner.shape_of(step.inputs[0]);
+  ScaleShift factors;
+  if (node.op == "batch_norm") {
+    factors = batch_norm_factors(planner.bundle(), node);
+  } else {
+    factors.scale = copy_tensor(planner.bundle(), node, "scale");
+  }
+  const size_t count = static_cast<size_t>(numel(shape) * planner.options().samples);
+  if (factors.scale.size() == 1 && factors.shift.empty()) {
+    step.kernel = plain_kernel(
+        "sluice scale",
+        [=, f = factors.scale[0]](const float* x, const float*, float* out) {
+          scale_all(x, f, out, count);
+        },
+        0);
+  } else {
+    const ChannelView view = channel_view(shape, layout, planner.options().samples);
+    step.kernel = plain_kernel(
+        "sluice scale_channels",
+        [view, factors = std::make_shared<const ScaleShift>(std::move(factors))](
+            const float* x, const float*, float* out) {
+          scale_channels(x, factors->scale.data(),
+                         factors->shift.empty() ? nullptr : factors->shift.data(), out, view.outer,
+                         view.channels, view.inner);
+        },
+        0);
+  }
+  planner.finish(index, std::move(step), layout);
+}
+
+void plan_mul(Planner& planner, size_t index, Step step) {
+  const Group& group = planner.group(index);
+  const int a = planner.fetch(group.inputs[0]);
+  const Layout layout = planner.layout_of(a);
+  const Shape& shape = planner.shape_of(a);
+  const Shape b_shape = planner.bundle().info().shapes.at(group.inputs[1]);
+  const size_t samples = static_cast<size_t>(planner.options().samples),
+               each = static_cast<size_t>(numel(shape));
+  if (b_shape == shape) {
+    step.inputs = {a, planner.fetch(group.inputs[1], layout)};
+    step.kernel = plain_kernel(
+        "sluice multiply",
+        [=](const float* x, const float* y, float* out) { multiply(x, y, out, samples * each); },
+        0);
+    return planner.finish(index, std::move(step), layout);
+  }
+  step.inputs = {a, planner.fetch(group.inputs[1], Layout::plain)};
+  if (numel(b_shape) == 1) {
+    step.kernel = plain_kernel(
+        "sluice multiply_scalar",
+        [=](const float* x, const float* y, float* out) {
+          for (size_t s = 0; s < samples; ++s) scale_all(x + s * each, y[s], out + s * each, each);
+        },
+        0);
+    return planner.finish(index, std::move(step), layout);
+  }
+  const ChannelView view = channel_view(shape, layout, 1);
+  step.kernel = plain_kernel(
+      "sluice multiply_channels",
+      [=](const float* x, const float* y, float* out) {
+        for (size_t s = 0; s < samples; ++s) {
+          scale_channels(x + s * each, y + s * view.channels, nullptr, out + s * each, view.outer,
+                         view.channels, view.inner);
+        }
+      },
+      0);
+  planner.finish(index, std::move(step), layout);
+}
+
+void plan_rows(Planner& planner, size_t index, Step step) {
+  const Group& group = planner.group(index);
+  const Node& node = planner.node(index);
+  step.inputs = {planner.fetch(group.inputs[0], Layout::plain)};
+  const Shape& shape = planner.shape_of(step.inputs[0]);
+  const size_t width = static_cast<size_t>(shape.back());
+  const size_t rows =
+      static_cast<size_t>(planner.options().samples * numel(shape)) / std::max<size_t>(width, 1);
+  if (node.op == "softmax") {
+    step.kernel = plain_kernel(
+        "sluice softmax",
+        [=](const float* x, const float*, float* out) { softmax(x, out, rows, width); }, 0);
+  } else {
+    const float eps = static_cast<float>(bundle::attr_double(node.attrs, "eps", 1e-5));
+    const auto weight =
+        std::make_shared<const std::vector<float>>(copy_tensor(planner.bundle(), node, "weight"));
+    const auto bias =
+        std::make_shared<const std::vector<float>>(copy_tensor(planner.bundle(), node, "bias"));
+    step.kernel = plain_kernel(
+        "sluice layer_norm",
+        [=](const float* x, const float*, float* out) {
+          layer_norm(x, weight->empty() ? nullptr : weight->data(),
+                     bias->empty() ? nullptr : bias->data(), eps, out, rows, width);
+        },
+        0);
+  }
+  planner.finish(index, std::move(step), Layout::plain);
+}
+
+void plan_simple(Planner& planner, size_t index, Step step) {
+  const Group& group = planner.group(index);
+  const Node& node = planner.node(index);
+  if (node.op == "flatten") {
+    const int view = planner.add_view(planner.fetch(group.inputs[0], Layout::plain),
+                                      planner.bundle().info().shapes.at(group.output));
+    return planner.define(group.output, view);
+  }
+  step.inputs = {planner.fetch(group.inputs[0])};
+  const Layout layout = planner.layout_of(step.inputs[0]);
+  const Shape& shape = planner.shape_of(step.inputs[0]);
+  const size_t samples = static_cast<size_t>(planner.options().samples),
+               count = samples * static_cast<size_t>(numel(shape));
+  if (node.op == "activation") {
+    const Activation kind = activation_from_name(bundle::attr_string(node.attrs, "kind", "relu"));
+    step.kernel = plain_kernel(
+        "sluice activation",
+        [=](const float* x, const float*, float* out) { activate(kind, x, out, count); }, 0);
+  } else if (node.op == "threshold") {
+    const float value = static_cast<float>(bundle::attr_double(node.attrs, "value", 0));
+    step.kernel = plain_kernel(
+        "sluice threshold",
+        [=](const float* x, const float*, float* out) { threshold(x, value, out, count); }, 0);
+  } else if (node.op == "add") {
+    step.inputs.push_back(planner.fetch(group.inputs[1], layout));
+    step.kernel = plain_kernel(
+        "sluice add",
+        [=, kind = group.activation](const float* a, const float* b, float* out) {
+          add(a, b, kind, out, count);
+        },
+        0);
+  } else if (node.op == "global_avg_pool") {
+    const size_t channels = static_cast<size_t>(shape[0]),
+                 pixels = static_cast<size_t>(shape[1] * shape[2]);
+    step.kernel =
+        plain_kernel("sluice global_avg_pool", [=](const float* x, const float*, float* out) {
+          (layout == Layout::plain ? average_plain : average_channels_last)(x, out, samples,
+                                                                            channels, pixels);
+        });
+  }
+  planner.finish(index, std::move(step), layout);
+}
+
+}  // namespace
+
+std::vector<PlanEntry> dense_steps() {
+  return {{"conv2d", plan_conv},     {"linear", plan_linear},         {"max_pool2d", plan_pool},
+          {"avg_pool2d", plan_pool}, {"batch_norm", plan_scale},      {"scale", plan_scale},
+          {"mul", plan_mul},         {"softmax", plan_rows},          {"layer_norm", plan_rows},
+          {"flatten", plan_simple},  {"activation", plan_simple},     {"threshold", plan_simple},
+          {"add", plan_simple},      {"global_avg_pool", plan_simple}};
+}
+
+}  // namespace sluice::engine

@@ -1,0 +1,45 @@
+// What the reference operators of all families (reference_<family>.cpp) are written with.
+#pragma once
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "sluice/bundle/bundle.h"
+#include "sluice/engine/kernel/kernel.h"
+
+namespace sluice::engine {
+
+/// One node on one sample, with its operands at hand.
+struct ReferenceCall {
+  const bundle::Bundle& bundle;
+  const bundle::Node& node;
+  std::span<const std::vector<double>* const> inputs;
+
+  const std::vector<double>& x() const { return *inputs[0]; }
+  const Shape& shape(size_t i = 0) const { return bundle.info().shapes.at(node.inputs[i]); }
+  const Shape& out_shape() const { return bundle.info().shapes.at(node.output); }
+  size_t out_count() const { return static_cast<size_t>(numel(out_shape())); }
+  bool has(const std::string& role) const { return node.tensors.count(role) > 0; }
+  std::span<const float> tensor(const std::string& role) const {
+    return bundle.tensor(node.tensors.at(role)).f32();
+  }
+  const Shape& tensor_shape(const std::string& role) const {
+    return bundle.tensor(node.tensors.at(role)).shape;
+  }
+  std::vector<int64_t> pair(const std::string& name, int64_t fallback) const {
+    return bundle::attr_ints(node.attrs, name, 2, fallback);
+  }
+};
+
+struct ReferenceEntry {
+  std::string_view op;
+  std::vector<double> (*run)(const ReferenceCall& call);
+};
+
+double activate_one(Activation kind, double x);
+
+// One source file each.
+std::vector<ReferenceEntry> dense_references();
+
+}  // namespace sluice::engine
