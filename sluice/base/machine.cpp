@@ -99,6 +99,21 @@ double best_median(const Sample& sample) {
   return best;
 }
 
+/// Operations per second of `work(rounds)`, which does `operations(rounds)` of them, in each
+/// thread.
+template <class Work, class Operations>
+double measure_peak(int threads, const Work& work, const Operations& operations) {
+  require_threads(threads);
+  int64_t rounds = 1 << 16;
+  const auto run = [&] { return run_threads(threads, [&](int) { work(rounds); }); };
+  while (run() <
+         0.01) {  // long enough that starting threads does not count; also wakes the clock up
+    rounds *= 2;
+  }
+  rounds *= 4;
+  return best_median([&] { return static_cast<double>(operations(rounds)) * threads / run(); });
+}
+
 }  // namespace
 
 Machine describe_machine() {
@@ -214,18 +229,27 @@ double measure_read_bandwidth(int threads) {
 }
 
 double measure_f32_peak(int threads) {
+  return measure_peak(
+      threads, [](int64_t rounds) { probe::keep(probe::multiply_add(rounds)); },
+      probe::flops_of_multiply_add);
+}
+
+double measure_int8_peak(int threads) {
   require_threads(threads);
-  int64_t rounds = 1 << 16;
-  const auto run = [&] {
-    return run_threads(threads, [&](int) { probe::keep(probe::multiply_add(rounds)); });
-  };
-  while (run() <
-         0.01) {  // long enough that starting threads does not count; also wakes the clock up
-    rounds *= 2;
+  if (probe::operations_of_int8_dot(1) == 0) {
+    return 0;
   }
-  rounds *= 4;
-  return best_median(
-      [&] { return static_cast<double>(probe::flops_of_multiply_add(rounds)) * threads / run(); });
+  return measure_peak(
+      threads, [](int64_t rounds) { probe::keep(probe::int8_dot(rounds)); },
+      probe::operations_of_int8_dot);
+}
+
+int64_t last_level_cache_bytes() {
+  int64_t largest = 0;
+  for (const int name : {_SC_LEVEL2_CACHE_SIZE, _SC_LEVEL3_CACHE_SIZE, _SC_LEVEL4_CACHE_SIZE}) {
+    largest = std::max<int64_t>(largest, ::sysconf(name));
+  }
+  return largest;
 }
 
 }  // namespace sluice

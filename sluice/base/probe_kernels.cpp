@@ -121,6 +121,30 @@ __attribute__((target("avx512f"))) float multiply_add_avx512(int64_t rounds) {
   return _mm512_cvtss_f32(total);
 }
 
+__attribute__((target("avx512f,avx512vnni"))) int32_t int8_dot_avx512(int64_t rounds) {
+  const __m512i a = _mm512_set1_epi8(1), b = _mm512_set1_epi8(-1);
+  __m512i total = _mm512_setzero_si512();
+#define SLUICE_CHAIN(i) __m512i chain##i = _mm512_set1_epi32(i);
+  SLUICE_EACH_CHAIN(SLUICE_CHAIN)
+#undef SLUICE_CHAIN
+  for (int64_t r = 0; r < rounds; ++r) {
+#define SLUICE_CHAIN(i)                           \
+  chain##i = _mm512_dpbusd_epi32(chain##i, a, b); \
+  asm volatile("" : "+v"(chain##i));
+    SLUICE_EACH_CHAIN(SLUICE_CHAIN)
+#undef SLUICE_CHAIN
+  }
+#define SLUICE_CHAIN(i) total = _mm512_add_epi32(total, chain##i);
+  SLUICE_EACH_CHAIN(SLUICE_CHAIN)
+#undef SLUICE_CHAIN
+  return _mm512_cvtsi512_si32(total);
+}
+
+bool has_avx512_vnni() {
+  static const bool has = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni");
+  return has;
+}
+
 bool has_avx2() {
   static const bool has = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   return has;
@@ -180,6 +204,24 @@ int64_t flops_of_multiply_add(int64_t rounds) {
   }
 #endif
   return rounds * kChains * 4 * 2;
+}
+
+int32_t int8_dot(int64_t rounds) {
+#if defined(__x86_64__)
+  if (has_avx512_vnni()) {
+    return int8_dot_avx512(rounds);
+  }
+#endif
+  return 0;
+}
+
+int64_t operations_of_int8_dot(int64_t rounds) {
+#if defined(__x86_64__)
+  if (has_avx512_vnni()) {
+    return rounds * kChains * 64 * 2;
+  }
+#endif
+  return 0;
 }
 
 }  // namespace sluice::probe

@@ -31,8 +31,8 @@ struct Contender {
   std::function<void()> run;  ///< one call; a call takes the next copy of the weights
   double bytes = 0;           ///< that a call has to read from memory: weights, once each
   double operations = 0;      ///< of a call that skips nothing useful: 2 per multiply-accumulate
-  /// Result of the latest call, compared with the first contender's; empty: not compared.
-  std::span<const float> output = {};
+  /// Result of the latest call, compared with the first contender's; absent: not compared.
+  std::function<std::span<const float>()> output = {};
   /// Largest |difference| allowed, over the largest |output of the first contender|.
   double tolerance = 1e-3;
   std::string note = {};  ///< what a reader must know: "activations quantized beforehand"

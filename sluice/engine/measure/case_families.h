@@ -1,0 +1,10 @@
+// The families of cases, one source file each: cases_<family>.cpp.
+#pragma once
+#include "sluice/engine/measure/kernel_case.h"
+
+namespace sluice::engine::measure {
+
+std::vector<KernelCase> gemm_cases(const CaseOptions& options);
+std::vector<KernelCase> sparse_weight_cases(const CaseOptions& options);
+
+}  // namespace sluice::engine::measure
