@@ -1,14 +1,18 @@
 #include "cli/interrupt.h"
 
+#include <dirent.h>
 #include <fmt/core.h>
 #include <signal.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <filesystem>
 #include <map>
 #include <mutex>
+#include <string>
 #include <thread>
+#include <vector>
 
 namespace sluice::cli {
 namespace {
@@ -29,15 +33,29 @@ extern "C" void forward_signal(int signal) {
   errno = saved;
 }
 
-void remove_temporaries(const fs::path& directory) {
+// Not std::filesystem's iterators: LibTorch's own binaries bring those of another compiler version.
+void remove_temporaries(const std::string& directory, bool recursive) {
   const std::string mark = fmt::format(".tmp.{}.", ::getpid());
-  std::error_code ignored;
-  for (fs::directory_iterator it(directory, ignored), end; !ignored && it != end;
-       it.increment(ignored)) {
-    if (it->path().filename().string().find(mark) != std::string::npos) {
-      std::error_code gone;
-      fs::remove(it->path(), gone);
+  DIR* const listing = ::opendir(directory.c_str());
+  if (listing == nullptr) {
+    return;
+  }
+  std::vector<std::string> below;
+  while (const dirent* entry = ::readdir(listing)) {
+    const std::string name = entry->d_name, path = directory + "/" + name;
+    struct stat status {};
+    if (name == "." || name == ".." || ::lstat(path.c_str(), &status) != 0) {
+      continue;
     }
+    if (S_ISDIR(status.st_mode)) {
+      below.push_back(path);
+    } else if (name.find(mark) != std::string::npos) {
+      ::unlink(path.c_str());
+    }
+  }
+  ::closedir(listing);
+  for (size_t i = 0; recursive && i < below.size(); ++i) {
+    remove_temporaries(below[i], true);
   }
 }
 
@@ -51,15 +69,7 @@ void wait_for_signal() {
   {
     const std::lock_guard lock(mutex);
     for (const auto& [directory, recursive] : watched) {
-      remove_temporaries(directory);
-      std::error_code ignored;
-      for (fs::recursive_directory_iterator it(directory, ignored), end;
-           recursive && !ignored && it != end; it.increment(ignored)) {
-        std::error_code gone;
-        if (it->is_directory(gone)) {
-          remove_temporaries(it->path());
-        }
-      }
+      remove_temporaries(directory, recursive);
     }
   }
   ::signal(number, SIG_DFL);
