@@ -14,6 +14,8 @@
 //   binary      1 bit, -1 or 1                       1 x f32                  s q
 //   binary-2    two bit planes (residual basis)      2 x f32                  s1 q1 + s2 q2
 //   mixed       salient columns int8, rest 1 bit     2 x f32: s8, s1          s8 q8 or s1 q1
+//
+// mixed ends with a third part, the list of its salient columns.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -48,10 +50,19 @@ std::optional<Format> format_from_name(std::string_view name);
 std::span<const Format> all_formats();
 
 /// How a tensor of logical shape [.., rows, columns] lies in the file: f32 and bf16 as they are,
-/// the others as U8 of shape [.., bytes of one matrix]. Throws Error{shape} for a packed format and
-/// a shape of rank < 2 or an empty dimension, Error{limit} where a product overflows.
+/// the others as U8 of shape [.., bytes of one matrix], except mixed, whose list of columns wants
+/// alignment: U32 of shape [.., bytes / 4]. Throws Error{shape} for a packed format (all but f32)
+/// and a shape of rank < 2 or an empty dimension, Error{limit} where a product overflows.
 DType stored_dtype(Format format);
 Shape stored_shape(Format format, const Shape& logical);
+/// Bytes of the whole tensor; throws as stored_shape.
+int64_t stored_bytes(Format format, const Shape& logical);
+
+/// Bytes from row to row of the two planes. `columns` is 1 to 2^31 - 1.
+int64_t code_stride(Format format, int64_t columns);
+int64_t scale_stride(Format format, int64_t columns);
+/// How many columns of a mixed matrix are salient: a sixteenth, rounded up to a multiple of 4.
+int64_t salient_columns(int64_t columns);
 
 /// A matrix in its stored form; owns nothing. Any alignment.
 struct PackedMatrix {
@@ -71,10 +82,12 @@ struct PackedMatrix {
 };
 
 /// Throws Error{shape} naming `what` when `bytes` is not the stored size, Error{format} when codes
-/// are impossible (a ternary 3, salient columns out of order) and Error{numeric} for scales that
-/// are not finite.
+/// are impossible (a ternary 3, an int8 of -128, salient columns out of order) or a mixed matrix is
+/// not aligned to 4 bytes, and Error{numeric} for scales (f32, bf16: values) that are not finite.
+/// `trusted` skips the pass over codes and scales, for bytes that were checked before.
 PackedMatrix view_packed(Format format, int64_t rows, int64_t columns,
-                         std::span<const std::byte> bytes, const std::string& what);
+                         std::span<const std::byte> bytes, const std::string& what,
+                         bool trusted = false);
 
 struct PackOptions {
   /// Importance of each column, for `mixed`; empty: the column's sum of squares.
