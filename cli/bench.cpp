@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "cli/bench_hook.h"
+#include "cli/bench_kernels.h"
 #include "cli/bench_report.h"
 #include "cli/model_data.h"
 #include "cli/output.h"
@@ -188,7 +189,7 @@ class Bench {
 
 Action setup(CLI::App& app) {
   auto options = std::make_shared<Options>();
-  app.add_option("MODEL", options->models, "Bundles; ratios are to the first one")->required();
+  app.add_option("MODEL", options->models, "Bundles; ratios are to the first one");
   app.add_option("--batch", options->batches, "Batch sizes")
       ->delimiter(',')
       ->allow_extra_args(false)
@@ -208,7 +209,21 @@ Action setup(CLI::App& app) {
   if (lab_forward() != nullptr) {
     app.add_flag("--no-libtorch", options->without_libtorch, "Do not time LibTorch beside");
   }
-  return [options](const Globals& globals) {
+  Action kernels;
+  const CLI::App* kernels_page = add_bench_kernels(app, kernels);
+  return [options, kernels, kernels_page](const Globals& globals) {
+    if (kernels_page->parsed()) {
+      if (!options->models.empty()) {
+        fail(Code::usage,
+             "'kernels' takes no models, found '{}'; a file of that name is ./kernels. See: sluice "
+             "bench --help",
+             options->models.front());
+      }
+      return kernels(globals);
+    }
+    if (options->models.empty()) {
+      fail(Code::usage, "MODEL is required. See: sluice bench --help");
+    }
     const BenchRun result = Bench(*options, globals).run();
     if (globals.json) {
       print_json(bench_json(result));
@@ -220,9 +235,10 @@ Action setup(CLI::App& app) {
 }
 
 const bool registered =
-    register_verb({"bench", "Speed of models, interleaved, beside LibTorch and the peak",
+    register_verb({"bench", "Speed of models or kernels, interleaved, beside rivals and the peak",
                    "sluice bench dense.safetensors sliced.safetensors --batch 1,64\n"
-                   "sluice bench model.safetensors --nodes --threads 1",
+                   "sluice bench model.safetensors --nodes --threads 1\n"
+                   "sluice bench kernels",
                    setup, /*own_threads=*/true});
 
 }  // namespace

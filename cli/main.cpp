@@ -106,12 +106,22 @@ void require_known_verb(const std::string& name) {
 
 /// CLI11 would say only that an argument was not expected.
 void require_known_options(const CLI::App& verb, const Arguments& arguments) {
-  std::vector<std::string> names;
-  for (const CLI::Option* option : verb.get_options()) {
-    for (const std::string& name : option->get_lnames()) {
-      names.push_back("--" + name);
+  std::vector<const CLI::App*> pages{&verb};
+  for (const CLI::App* part : verb.get_subcommands(nullptr)) {
+    if (std::find(arguments.begin(), arguments.end(), part->get_name()) != arguments.end()) {
+      pages.push_back(part);
     }
   }
+  std::vector<std::string> names;
+  for (const CLI::App* page : pages) {
+    for (const CLI::Option* option : page->get_options()) {
+      for (const std::string& name : option->get_lnames()) {
+        names.push_back("--" + name);
+      }
+    }
+  }
+  const std::string page =
+      pages.size() > 1 ? verb.get_name() + " " + pages.back()->get_name() : verb.get_name();
   for (const std::string& argument : arguments) {
     if (argument == "--") {
       return;
@@ -121,8 +131,8 @@ void require_known_options(const CLI::App& verb, const Arguments& arguments) {
     }
     const std::string name = argument.substr(0, argument.find('='));
     if (std::find(names.begin(), names.end(), name) == names.end()) {
-      fail(Code::usage, "unknown option '{}' of {}.{} See: sluice {} --help", name, verb.get_name(),
-           did_you_mean(name, names), verb.get_name());
+      fail(Code::usage, "unknown option '{}' of {}.{} See: sluice {} --help", name, page,
+           did_you_mean(name, names), page);
     }
   }
 }
@@ -224,6 +234,9 @@ int run(const Arguments& arguments) {
     page->footer(footer(*verb));
     action = verb->setup(*page);
     add_globals(*page, globals, !verb->own_threads);
+    for (CLI::App* part : page->get_subcommands(nullptr)) {
+      add_globals(*part, globals, false);
+    }
     const auto start = std::find(arguments.begin(), arguments.end(), name);
     require_known_options(*page, Arguments(start + 1, arguments.end()));
   }
