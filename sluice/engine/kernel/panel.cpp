@@ -1,0 +1,184 @@
+#include "sluice/engine/kernel/panel.h"
+
+#include <algorithm>
+
+#include "sluice/base/error.h"
+#include "sluice/base/shape.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "sluice/engine/kernel/panel.cpp"
+#include <hwy/foreach_target.h>  // keep before highway.h
+#include <hwy/highway.h>
+
+HWY_BEFORE_NAMESPACE();
+namespace sluice::engine::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+using D = hn::CappedTag<float, 16>;
+using V = hn::Vec<D>;
+
+// Sums of kPixels pixels x kGroups groups of kVectors vectors stay in registers: 24 of 32, or 12 of
+// 16. A lone pixel takes four groups at once, because a sum waits four cycles for the one before
+// it.
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
+constexpr int kMostPixels = 12;
+#else
+constexpr int kMostPixels = 6;
+#endif
+
+/// One group's place: where its weights begin, which outputs it makes and how many exist.
+struct Place {
+  const float* weight;
+  int64_t first, count;
+};
+
+template <int kVectors>
+HWY_INLINE void LoadSome(const float* from, int64_t count, V* to) {
+  const D d;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  if (count >= kVectors * lanes) {
+    for (int v = 0; v < kVectors; ++v) to[v] = hn::LoadU(d, from + v * lanes);
+    return;
+  }
+  HWY_ALIGN float all[kVectors * 16] = {};
+  std::copy(from, from + count, all);
+  for (int v = 0; v < kVectors; ++v) to[v] = hn::Load(d, all + v * lanes);
+}
+
+template <int kVectors>
+HWY_INLINE void StoreSome(const V* from, int64_t count, float* to) {
+  const D d;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  if (count >= kVectors * lanes) {
+    for (int v = 0; v < kVectors; ++v) hn::StoreU(from[v], d, to + v * lanes);
+    return;
+  }
+  HWY_ALIGN float all[kVectors * 16];
+  for (int v = 0; v < kVectors; ++v) hn::Store(from[v], d, all + v * lanes);
+  std::copy(all, all + count, to);
+}
+
+template <int kPixels, int kGroups, int kVectors>
+void Tile(const PanelCall& call, const Place* places, const float* const* x, float* out) {
+  const D d;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  V sums[kPixels][kGroups][kVectors];
+  const float* from[kPixels];
+  const float* weight[kGroups];
+#pragma GCC unroll 16
+  for (int g = 0; g < kGroups; ++g) {
+    weight[g] = places[g].weight;
+#pragma GCC unroll 16
+    for (int p = 0; p < kPixels; ++p) {
+      if (call.accumulate) {
+        LoadSome<kVectors>(out + p * call.out_stride + places[g].first, places[g].count,
+                           sums[p][g]);
+      } else {
+#pragma GCC unroll 16
+        for (int v = 0; v < kVectors; ++v) {
+          sums[p][g][v] =
+              call.bias ? hn::LoadU(d, call.bias + places[g].first + v * lanes) : hn::Zero(d);
+        }
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int p = 0; p < kPixels; ++p) from[p] = x[p];
+  for (const PanelRun& run : call.runs) {
+    const int64_t end = run.offset + run.count;
+#pragma GCC unroll 2
+    for (int64_t i = run.offset; i < end; ++i) {
+      V w[kGroups][kVectors];
+#pragma GCC unroll 16
+      for (int g = 0; g < kGroups; ++g) {
+#pragma GCC unroll 16
+        for (int v = 0; v < kVectors; ++v) w[g][v] = hn::Load(d, weight[g] + v * lanes);
+        weight[g] += kPanel;
+      }
+#pragma GCC unroll 16
+      for (int p = 0; p < kPixels; ++p) {
+        const V value = hn::Set(d, from[p][i]);
+#pragma GCC unroll 16
+        for (int g = 0; g < kGroups; ++g) {
+#pragma GCC unroll 16
+          for (int v = 0; v < kVectors; ++v)
+            sums[p][g][v] = hn::MulAdd(value, w[g][v], sums[p][g][v]);
+        }
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int p = 0; p < kPixels; ++p) {
+#pragma GCC unroll 16
+    for (int g = 0; g < kGroups; ++g)
+      StoreSome<kVectors>(sums[p][g], places[g].count, out + p * call.out_stride + places[g].first);
+  }
+}
+
+template <int kGroups, int kVectors>
+void Pixels(const PanelCall& call, const Place* places, int64_t first, int64_t last) {
+  int64_t p = first;
+  const auto at = [&](int64_t pixel) { return call.out + pixel * call.out_stride; };
+  if constexpr (kGroups == 1) {
+    for (; p + kMostPixels <= last; p += kMostPixels)
+      Tile<kMostPixels, 1, kVectors>(call, places, call.x + p, at(p));
+    for (; p + 4 <= last; p += 4) Tile<4, 1, kVectors>(call, places, call.x + p, at(p));
+    for (; p + 2 <= last; p += 2) Tile<2, 1, kVectors>(call, places, call.x + p, at(p));
+    for (; p < last; ++p) Tile<1, 1, kVectors>(call, places, call.x + p, at(p));
+  } else {
+    for (; p + 2 <= last; p += 2) Tile<2, kGroups, kVectors>(call, places, call.x + p, at(p));
+    for (; p < last; ++p) Tile<1, kGroups, kVectors>(call, places, call.x + p, at(p));
+  }
+}
+
+void PanelProducts(const PanelCall& call) {
+  const D d;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  // A group is two vectors, in 512 bits a whole panel.
+  const int64_t group = std::min<int64_t>(2 * lanes, kPanel);
+  const auto place = [&](int64_t o) {
+    return Place{call.weight + o / kPanel * call.panel_stride + o % kPanel, o,
+                 std::min(group, call.outputs - o)};
+  };
+  int64_t o = 0;
+  if (call.pixels < 4) {
+    constexpr int kMany = kMostPixels == 12 ? 4 : 2;
+    for (; o + kMany * group <= call.outputs; o += kMany * group) {
+      Place places[kMany];
+      for (int g = 0; g < kMany; ++g) places[g] = place(o + g * group);
+      Pixels<kMany, 2>(call, places, 0, call.pixels);
+    }
+  }
+  for (; o < call.outputs; o += group) {
+    const Place one = place(o);
+    if (one.count > lanes) {
+      Pixels<1, 2>(call, &one, 0, call.pixels);
+    } else {
+      Pixels<1, 1>(call, &one, 0, call.pixels);
+    }
+  }
+}
+
+}  // namespace sluice::engine::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace sluice::engine {
+
+HWY_EXPORT(PanelProducts);
+
+void panel_products(const PanelCall& call) { HWY_DYNAMIC_DISPATCH(PanelProducts)(call); }
+
+Buffer pack_panels(std::span<const float> weight, int64_t outputs, int64_t depth) {
+  SLUICE_CHECK(static_cast<int64_t>(weight.size()) == outputs * depth);
+  Buffer result(checked_mul(checked_mul(panel_outputs(outputs), depth, "panels"),
+                            static_cast<int64_t>(sizeof(float)), "panels"));
+  for (int64_t o = 0; o < outputs; ++o) {
+    float* to = result.floats() + o / kPanel * depth * kPanel + o % kPanel;
+    const float* from = weight.data() + o * depth;
+    for (int64_t k = 0; k < depth; ++k) to[k * kPanel] = from[k];
+  }
+  return result;
+}
+
+}  // namespace sluice::engine
+#endif  // HWY_ONCE
