@@ -2,8 +2,8 @@
 
 #include "sluice/base/file.h"
 #include "sluice/base/json.h"
+#include "sluice/base/temp_directory.h"
 #include "sluice/base/test_error.h"
-#include "sluice/base/test_files.h"
 
 namespace sluice {
 namespace {
@@ -31,17 +31,17 @@ bound = 2
 }
 
 TEST(ParseToml, NamesLineAndColumnOfErrors) {
-  EXPECT_ERROR(parse_toml("a = 1\nb = = 2\n", "run.toml"), Code::config, "run.toml:2:");
-  EXPECT_ERROR(parse_toml("a = 1\na = 2\n", "run.toml"), Code::config, "run.toml:2:");
-  EXPECT_ERROR(parse_toml("a = \"\xff\"", "run.toml"), Code::config, "run.toml:1:");
+  expect_error(Code::config, "run.toml:2:", [&] { parse_toml("a = 1\nb = = 2\n", "run.toml"); });
+  expect_error(Code::config, "run.toml:2:", [&] { parse_toml("a = 1\na = 2\n", "run.toml"); });
+  expect_error(Code::config, "run.toml:1:", [&] { parse_toml("a = \"\xff\"", "run.toml"); });
 }
 
 TEST(ParseToml, RefusesWhatJsonCannotHold) {
-  EXPECT_ERROR(parse_toml("x = 1\nd = 2024-01-01", "t"), Code::config, "t:2:5: dates");
-  EXPECT_ERROR(parse_toml("d = 10:00:00", "t"), Code::config, "dates");
-  EXPECT_ERROR(parse_toml("d = [2024-01-01T10:00:00Z]", "t"), Code::config, "dates");
-  EXPECT_ERROR(parse_toml("d = inf", "t"), Code::config, "finite");
-  EXPECT_ERROR(parse_toml("d = nan", "t"), Code::config, "finite");
+  expect_error(Code::config, "t:2:5: dates", [&] { parse_toml("x = 1\nd = 2024-01-01", "t"); });
+  expect_error(Code::config, "dates", [&] { parse_toml("d = 10:00:00", "t"); });
+  expect_error(Code::config, "dates", [&] { parse_toml("d = [2024-01-01T10:00:00Z]", "t"); });
+  expect_error(Code::config, "finite", [&] { parse_toml("d = inf", "t"); });
+  expect_error(Code::config, "finite", [&] { parse_toml("d = nan", "t"); });
 }
 
 TEST(ParseToml, RefusesHostileNesting) {
@@ -52,14 +52,18 @@ TEST(ParseToml, RefusesHostileNesting) {
     }
     return result;
   };
-  EXPECT_ERROR(parse_toml("a = " + repeat("[", 100) + repeat("]", 100), "t"), Code::config, "t:1:");
-  EXPECT_ERROR(parse_toml("a = " + repeat("[", 100000), "t"), Code::config, "t:1:");
-  EXPECT_ERROR(parse_toml("a = " + repeat("{a=", 100000), "t"), Code::config, "t:1:");
-  EXPECT_ERROR(parse_toml(repeat("a.", 100) + "b = 1", "t"), Code::config, "nested deeper");
-  EXPECT_ERROR(parse_toml(repeat("a.", 1000000) + "b = 1", "t"), Code::config, "nested deeper");
-  EXPECT_ERROR(parse_toml("[" + repeat("a.", 1000000) + "b]", "t"), Code::config, "nested deeper");
-  EXPECT_ERROR(parse_toml("[" + repeat("\"[\".", 1000000) + "b]", "t"), Code::config,
-               "nested deeper");
+  expect_error(Code::config,
+               "t:1:", [&] { parse_toml("a = " + repeat("[", 100) + repeat("]", 100), "t"); });
+  expect_error(Code::config, "t:1:", [&] { parse_toml("a = " + repeat("[", 100000), "t"); });
+  expect_error(Code::config, "t:1:", [&] { parse_toml("a = " + repeat("{a=", 100000), "t"); });
+  expect_error(Code::config, "nested deeper",
+               [&] { parse_toml(repeat("a.", 100) + "b = 1", "t"); });
+  expect_error(Code::config, "nested deeper",
+               [&] { parse_toml(repeat("a.", 1000000) + "b = 1", "t"); });
+  expect_error(Code::config, "nested deeper",
+               [&] { parse_toml("[" + repeat("a.", 1000000) + "b]", "t"); });
+  expect_error(Code::config, "nested deeper",
+               [&] { parse_toml("[" + repeat("\"[\".", 1000000) + "b]", "t"); });
 }
 
 TEST(ParseToml, HoldsTheDepthLimit) {
@@ -67,7 +71,7 @@ TEST(ParseToml, HoldsTheDepthLimit) {
     return "a = " + std::string(depth, '[') + std::string(depth, ']');
   };
   EXPECT_NO_THROW(parse_toml(nested(63), "t"));
-  EXPECT_ERROR(parse_toml(nested(65), "t"), Code::config, "t:1: nested deeper than 64");
+  expect_error(Code::config, "t:1: nested deeper than 64", [&] { parse_toml(nested(65), "t"); });
 }
 
 TEST(ParseToml, DotsInTextAreNotNesting) {
@@ -78,10 +82,10 @@ TEST(ParseToml, DotsInTextAreNotNesting) {
 }
 
 TEST(ReadTomlFile, NamesTheFile) {
-  const TestDirectory directory;
-  write_text_file(directory.file("a.toml"), "a = ");
-  EXPECT_ERROR(read_toml_file(directory.file("a.toml")), Code::config, "a.toml:1:");
-  EXPECT_ERROR(read_toml_file(directory.file("b.toml")), Code::missing, "b.toml");
+  const TempDirectory directory;
+  write_text_file(directory / "a.toml", "a = ");
+  expect_error(Code::config, "a.toml:1:", [&] { read_toml_file(directory / "a.toml"); });
+  expect_error(Code::missing, "b.toml", [&] { read_toml_file(directory / "b.toml"); });
 }
 
 TEST(MergeJson, MergesTablesAndReplacesTheRest) {
@@ -117,10 +121,10 @@ TEST(SetByPath, TextCannotSmuggleFurtherKeysIn) {
 
 TEST(SetByPath, RefusesWhatHasNoPlace) {
   Json j = parse_json(R"({"a":1})", "t");
-  EXPECT_ERROR(set_by_path(j, "a"), Code::usage, "key=value");
-  EXPECT_ERROR(set_by_path(j, "=1"), Code::usage, "empty key");
-  EXPECT_ERROR(set_by_path(j, "a..b=1"), Code::usage, "empty key");
-  EXPECT_ERROR(set_by_path(j, "a.b=1"), Code::usage, "'a' is not a table");
+  expect_error(Code::usage, "key=value", [&] { set_by_path(j, "a"); });
+  expect_error(Code::usage, "empty key", [&] { set_by_path(j, "=1"); });
+  expect_error(Code::usage, "empty key", [&] { set_by_path(j, "a..b=1"); });
+  expect_error(Code::usage, "'a' is not a table", [&] { set_by_path(j, "a.b=1"); });
   EXPECT_EQ(j.dump(), R"({"a":1})");
 }
 

@@ -42,8 +42,8 @@ TEST(Budget, AllowsExactlyItsValueAndRefusesOneMore) {
   budget.macs_per_sample = 100;
   budget.weight_bytes = 10;
   EXPECT_NO_THROW(budget.require({100, 5, 10}, "net"));
-  EXPECT_ERROR(budget.require({101, 5, 10}, "net"), Code::limit, "net: needs 101 MACs");
-  EXPECT_ERROR(budget.require({100, 5, 11}, "net"), Code::limit, "net: needs 11 bytes");
+  expect_error(Code::limit, "net: needs 101 MACs", [&] { budget.require({101, 5, 10}, "net"); });
+  expect_error(Code::limit, "net: needs 11 bytes", [&] { budget.require({100, 5, 11}, "net"); });
 }
 
 TEST(Cost, AddsFieldByField) {

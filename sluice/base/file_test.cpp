@@ -6,10 +6,11 @@
 #include <unistd.h>
 
 #include <csignal>
+#include <filesystem>
 #include <fstream>
 
+#include "sluice/base/temp_directory.h"
 #include "sluice/base/test_error.h"
-#include "sluice/base/test_files.h"
 
 namespace sluice {
 namespace {
@@ -22,98 +23,98 @@ std::string_view as_text(std::span<const std::byte> bytes) {
 }
 
 TEST(MappedFileTest, ShowsTheBytesAndMoves) {
-  const TestDirectory directory;
-  write_text_file(directory.file("a"), "hello");
-  MappedFile first = MappedFile::open(directory.file("a"));
+  const TempDirectory directory;
+  write_text_file(directory / "a", "hello");
+  MappedFile first = MappedFile::open(directory / "a");
   EXPECT_EQ(as_text(first.bytes()), "hello");
-  EXPECT_EQ(first.path(), directory.file("a"));
+  EXPECT_EQ(first.path(), directory / "a");
   MappedFile second = std::move(first);
   EXPECT_EQ(as_text(second.bytes()), "hello");
-  write_text_file(directory.file("b"), "other");
-  second = MappedFile::open(directory.file("b"));
+  write_text_file(directory / "b", "other");
+  second = MappedFile::open(directory / "b");
   EXPECT_EQ(as_text(second.bytes()), "other");
 }
 
 TEST(MappedFileTest, EmptyFileHasNoBytes) {
-  const TestDirectory directory;
-  write_text_file(directory.file("empty"), "");
-  EXPECT_TRUE(MappedFile::open(directory.file("empty")).bytes().empty());
+  const TempDirectory directory;
+  write_text_file(directory / "empty", "");
+  EXPECT_TRUE(MappedFile::open(directory / "empty").bytes().empty());
 }
 
 TEST(MappedFileTest, KeepsTheOldBytesWhenTheFileIsReplaced) {
-  const TestDirectory directory;
-  write_text_file(directory.file("a"), "before");
-  const MappedFile file = MappedFile::open(directory.file("a"));
-  write_text_file(directory.file("a"), "after!");
+  const TempDirectory directory;
+  write_text_file(directory / "a", "before");
+  const MappedFile file = MappedFile::open(directory / "a");
+  write_text_file(directory / "a", "after!");
   EXPECT_EQ(as_text(file.bytes()), "before");
 }
 
 TEST(MappedFileTest, TellsMissingFromUnreadable) {
-  const TestDirectory directory;
-  EXPECT_ERROR(MappedFile::open(directory.file("none")), Code::missing, "none");
-  EXPECT_ERROR(MappedFile::open(directory.path()), Code::io, "directory");
-  EXPECT_ERROR(MappedFile::open("/dev/null"), Code::io, "regular file");
-  ASSERT_EQ(::mkfifo(directory.file("pipe").c_str(), 0600), 0);
-  EXPECT_ERROR(MappedFile::open(directory.file("pipe")), Code::io, "regular file");
+  const TempDirectory directory;
+  expect_error(Code::missing, "none", [&] { MappedFile::open(directory / "none"); });
+  expect_error(Code::io, "directory", [&] { MappedFile::open(directory.path()); });
+  expect_error(Code::io, "regular file", [&] { MappedFile::open("/dev/null"); });
+  ASSERT_EQ(::mkfifo((directory / "pipe").c_str(), 0600), 0);
+  expect_error(Code::io, "regular file", [&] { MappedFile::open(directory / "pipe"); });
 }
 
 TEST(AtomicFileTest, ShowsNothingBeforeCommit) {
-  const TestDirectory directory;
-  write_text_file(directory.file("a"), "old");
-  AtomicFile file(directory.file("a"));
+  const TempDirectory directory;
+  write_text_file(directory / "a", "old");
+  AtomicFile file(directory / "a");
   file.write("new");
-  EXPECT_EQ(read_text_file(directory.file("a")), "old");
+  EXPECT_EQ(read_text_file(directory / "a"), "old");
   file.commit();
-  EXPECT_EQ(read_text_file(directory.file("a")), "new");
-  EXPECT_THAT(directory.names(), ElementsAre("a"));
+  EXPECT_EQ(read_text_file(directory / "a"), "new");
+  EXPECT_THAT(directory.entries(), ElementsAre("a"));
 }
 
 TEST(AtomicFileTest, WithoutCommitLeavesNoTrace) {
-  const TestDirectory directory;
-  { AtomicFile(directory.file("a")).write("half"); }
-  EXPECT_THAT(directory.names(), IsEmpty());
+  const TempDirectory directory;
+  { AtomicFile(directory / "a").write("half"); }
+  EXPECT_THAT(directory.entries(), IsEmpty());
 }
 
 TEST(AtomicFileTest, TwoWritersOfOneNameDoNotMix) {
-  const TestDirectory directory;
-  AtomicFile first(directory.file("a")), second(directory.file("a"));
+  const TempDirectory directory;
+  AtomicFile first(directory / "a"), second(directory / "a");
   first.write("first");
   second.write("second");
   first.commit();
   second.commit();
-  EXPECT_EQ(read_text_file(directory.file("a")), "second");
+  EXPECT_EQ(read_text_file(directory / "a"), "second");
 }
 
 TEST(AtomicFileTest, RefusesWritingAfterCommit) {
-  const TestDirectory directory;
-  AtomicFile file(directory.file("a"));
+  const TempDirectory directory;
+  AtomicFile file(directory / "a");
   file.commit();
-  EXPECT_ERROR(file.write("x"), Code::state, "after commit");
-  EXPECT_ERROR(file.commit(), Code::state, "twice");
+  expect_error(Code::state, "after commit", [&] { file.write("x"); });
+  expect_error(Code::state, "twice", [&] { file.commit(); });
 }
 
 TEST(AtomicFileTest, KeepsPermissionsAndLinks) {
-  const TestDirectory directory;
-  write_text_file(directory.file("a"), "old");
-  ASSERT_EQ(::chmod(directory.file("a").c_str(), 0640), 0);
-  std::filesystem::create_symlink("a", directory.file("link"));
-  write_text_file(directory.file("link"), "new");
-  EXPECT_TRUE(std::filesystem::is_symlink(directory.file("link")));
-  EXPECT_EQ(read_text_file(directory.file("a")), "new");
+  const TempDirectory directory;
+  write_text_file(directory / "a", "old");
+  ASSERT_EQ(::chmod((directory / "a").c_str(), 0640), 0);
+  std::filesystem::create_symlink("a", directory / "link");
+  write_text_file(directory / "link", "new");
+  EXPECT_TRUE(std::filesystem::is_symlink(directory / "link"));
+  EXPECT_EQ(read_text_file(directory / "a"), "new");
   struct stat status {};
-  ASSERT_EQ(::stat(directory.file("a").c_str(), &status), 0);
+  ASSERT_EQ(::stat((directory / "a").c_str(), &status), 0);
   EXPECT_EQ(status.st_mode & 0777, 0640U);
 }
 
 TEST(AtomicFileTest, ExplainsImpossibleTargets) {
-  const TestDirectory directory;
-  EXPECT_ERROR(AtomicFile(directory.file("no/such/a")), Code::io, "mkdir -p");
-  EXPECT_ERROR(AtomicFile(directory.path()), Code::io, "is a directory");
-  EXPECT_ERROR(AtomicFile(directory.file("new/")), Code::io, "names a directory");
-  EXPECT_ERROR(AtomicFile("/dev/null"), Code::io, "regular file");
-  EXPECT_ERROR(AtomicFile(""), Code::io, "without a name");
-  write_text_file(directory.file("a"), "x");
-  EXPECT_ERROR(AtomicFile(directory.file("a/b")), Code::io, "cannot write");
+  const TempDirectory directory;
+  expect_error(Code::io, "mkdir -p", [&] { AtomicFile(directory / "no/such/a"); });
+  expect_error(Code::io, "is a directory", [&] { AtomicFile(directory.path()); });
+  expect_error(Code::io, "names a directory", [&] { AtomicFile(directory / "new/"); });
+  expect_error(Code::io, "regular file", [&] { AtomicFile("/dev/null"); });
+  expect_error(Code::io, "without a name", [&] { AtomicFile(""); });
+  write_text_file(directory / "a", "x");
+  expect_error(Code::io, "cannot write", [&] { AtomicFile(directory / "a/b"); });
 }
 
 /// Runs `work` in a child whose files cannot grow beyond `bytes`; its exit status.
@@ -132,8 +133,8 @@ int with_full_disk(rlim_t bytes, const Work& work) {
 }
 
 TEST(AtomicFileTest, FullDiskKeepsTheOldFileAndRemovesTheTemporary) {
-  const TestDirectory directory;
-  const std::string path = directory.file("model");
+  const TempDirectory directory;
+  const std::string path = directory / "model";
   write_text_file(path, "good");
   const std::string large(100000, 'x');
   const int status = with_full_disk(4096, [&] {
@@ -144,7 +145,7 @@ TEST(AtomicFileTest, FullDiskKeepsTheOldFileAndRemovesTheTemporary) {
   });
   EXPECT_EQ(status, 7);
   EXPECT_EQ(read_text_file(path), "good");
-  EXPECT_THAT(directory.names(), ElementsAre("model"));
+  EXPECT_THAT(directory.entries(), ElementsAre("model"));
 }
 
 TEST(ReadTextFile, ReadsFilesOfUnknownSize) {
@@ -152,24 +153,24 @@ TEST(ReadTextFile, ReadsFilesOfUnknownSize) {
 }
 
 TEST(ReadTextFile, HoldsTheLimit) {
-  const TestDirectory directory;
-  write_text_file(directory.file("a"), "12345");
-  EXPECT_EQ(read_text_file(directory.file("a"), 5), "12345");
-  EXPECT_ERROR(read_text_file(directory.file("a"), 4), Code::limit, "4 bytes");
-  EXPECT_ERROR(read_text_file("/dev/zero", 10000), Code::limit, "/dev/zero");
-  EXPECT_ERROR(read_text_file(directory.file("none")), Code::missing, "none");
-  EXPECT_ERROR(read_text_file(directory.path()), Code::io, "directory");
+  const TempDirectory directory;
+  write_text_file(directory / "a", "12345");
+  EXPECT_EQ(read_text_file(directory / "a", 5), "12345");
+  expect_error(Code::limit, "4 bytes", [&] { read_text_file(directory / "a", 4); });
+  expect_error(Code::limit, "/dev/zero", [&] { read_text_file("/dev/zero", 10000); });
+  expect_error(Code::missing, "none", [&] { read_text_file(directory / "none"); });
+  expect_error(Code::io, "directory", [&] { read_text_file(directory.path()); });
 }
 
 TEST(MakeDirectories, CreatesChainsAndRefusesFilesInTheWay) {
-  const TestDirectory directory;
-  make_directories(directory.file("a/b/c"));
-  make_directories(directory.file("a/b/c"));
-  EXPECT_TRUE(file_exists(directory.file("a/b/c")));
-  EXPECT_FALSE(file_exists(directory.file("a/x")));
-  write_text_file(directory.file("plain"), "");
-  EXPECT_ERROR(make_directories(directory.file("plain/sub")), Code::io, "plain");
-  EXPECT_ERROR(make_directories(directory.file("plain")), Code::io, "plain");
+  const TempDirectory directory;
+  make_directories(directory / "a/b/c");
+  make_directories(directory / "a/b/c");
+  EXPECT_TRUE(file_exists(directory / "a/b/c"));
+  EXPECT_FALSE(file_exists(directory / "a/x"));
+  write_text_file(directory / "plain", "");
+  expect_error(Code::io, "plain", [&] { make_directories(directory / "plain/sub"); });
+  expect_error(Code::io, "plain", [&] { make_directories(directory / "plain"); });
 }
 
 TEST(Xxhash, MatchesThePublishedValues) {

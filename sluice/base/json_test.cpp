@@ -1,8 +1,8 @@
 #include "sluice/base/json.h"
 
 #include "sluice/base/file.h"
+#include "sluice/base/temp_directory.h"
 #include "sluice/base/test_error.h"
-#include "sluice/base/test_files.h"
 
 namespace sluice {
 namespace {
@@ -45,13 +45,13 @@ TEST(ParseJson, RefusesMalformedText) {
   };
   for (const Bad& c : cases) {
     SCOPED_TRACE(c.text);
-    EXPECT_ERROR(parse_json(c.text, "model.json"), Code::format, c.message);
-    EXPECT_ERROR(parse_json(c.text, "model.json"), Code::format, "model.json: byte ");
+    expect_error(Code::format, c.message, [&] { parse_json(c.text, "model.json"); });
+    expect_error(Code::format, "model.json: byte ", [&] { parse_json(c.text, "model.json"); });
   }
 }
 
 TEST(ParseJson, NamesTheOffsetOfADuplicate) {
-  EXPECT_ERROR(parse_json(R"({"a":1,"a":2})", "t"), Code::format, "byte 9");
+  expect_error(Code::format, "byte 9", [&] { parse_json(R"({"a":1,"a":2})", "t"); });
 }
 
 TEST(ParseJson, SameKeyInDifferentTablesIsFine) {
@@ -63,10 +63,11 @@ TEST(ParseJson, HoldsTheDepthLimitExactly) {
     return std::string(depth, '[') + std::string(depth, ']');
   };
   EXPECT_NO_THROW(parse_json(nested(64), "t"));
-  EXPECT_ERROR(parse_json(nested(65), "t"), Code::format, "byte 64: nested deeper than 64");
-  EXPECT_ERROR(parse_json(nested(1000000), "t"), Code::format, "nested deeper");
+  expect_error(Code::format, "byte 64: nested deeper than 64",
+               [&] { parse_json(nested(65), "t"); });
+  expect_error(Code::format, "nested deeper", [&] { parse_json(nested(1000000), "t"); });
   EXPECT_NO_THROW(parse_json("[[1]]", "t", 2));
-  EXPECT_ERROR(parse_json("[{\"a\":[]}]", "t", 2), Code::format, "nested deeper than 2");
+  expect_error(Code::format, "nested deeper than 2", [&] { parse_json("[{\"a\":[]}]", "t", 2); });
 }
 
 TEST(ParseJson, ShortensHugeTokensInMessages) {
@@ -87,15 +88,15 @@ TEST(ParseJson, ManyKeysStayFast) {
 TEST(ParseJson, EveryPrefixIsAnErrorNotACrash) {
   const std::string text = R"({"a":[1,-2.5e3,true,null,"\u00e9\n"],"b":{"c":{}}})";
   for (size_t length = 0; length < text.size(); ++length) {
-    EXPECT_ERROR(parse_json(text.substr(0, length), "t"), Code::format, "t: byte");
+    expect_error(Code::format, "t: byte", [&] { parse_json(text.substr(0, length), "t"); });
   }
 }
 
 TEST(ReadJsonFile, NamesTheFile) {
-  const TestDirectory directory;
-  write_text_file(directory.file("a.json"), "{\"a\":}");
-  EXPECT_ERROR(read_json_file(directory.file("a.json")), Code::format, "a.json: byte 5");
-  EXPECT_ERROR(read_json_file(directory.file("b.json")), Code::missing, "b.json");
+  const TempDirectory directory;
+  write_text_file(directory / "a.json", "{\"a\":}");
+  expect_error(Code::format, "a.json: byte 5", [&] { read_json_file(directory / "a.json"); });
+  expect_error(Code::missing, "b.json", [&] { read_json_file(directory / "b.json"); });
 }
 
 TEST(JsonGet, ConvertsOnlyWhatLosesNothing) {
@@ -113,35 +114,39 @@ TEST(JsonGet, ConvertsOnlyWhatLosesNothing) {
   EXPECT_THAT(json_get<std::vector<std::string>>(j, "ss", "t"), ElementsAre("a"));
   EXPECT_TRUE(json_get<Json>(j, "n", "t").is_null());
 
-  EXPECT_ERROR(json_get<int64_t>(j, "d", "t"), Code::config,
-               "'d': expected an integer, found a number: 1.0");
-  EXPECT_ERROR(json_get<int64_t>(j, "big", "t"), Code::config, "below 2^63");
-  EXPECT_ERROR(json_get<int64_t>(j, "b", "t"), Code::config, "expected an integer");
-  EXPECT_ERROR(json_get<bool>(j, "i", "t"), Code::config, "expected true or false");
-  EXPECT_ERROR(json_get<double>(j, "s", "t"), Code::config, "expected a number");
-  EXPECT_ERROR(json_get<std::string>(j, "i", "t"), Code::config, "expected a string");
-  EXPECT_ERROR(json_get<std::vector<int64_t>>(j, "i", "t"), Code::config, "expected an array");
-  EXPECT_ERROR(json_get<std::vector<int64_t>>(j, "mixed", "t"), Code::config, "'mixed[1]'");
-  EXPECT_ERROR(json_get<std::string>(j, "none", "a.toml"), Code::config,
-               "a.toml: the key 'none' is missing");
-  EXPECT_ERROR(json_get<std::string>(Json(3), "x", "t"), Code::config, "expected a table");
+  expect_error(Code::config, "'d': expected an integer, found a number: 1.0",
+               [&] { json_get<int64_t>(j, "d", "t"); });
+  expect_error(Code::config, "below 2^63", [&] { json_get<int64_t>(j, "big", "t"); });
+  expect_error(Code::config, "expected an integer", [&] { json_get<int64_t>(j, "b", "t"); });
+  expect_error(Code::config, "expected true or false", [&] { json_get<bool>(j, "i", "t"); });
+  expect_error(Code::config, "expected a number", [&] { json_get<double>(j, "s", "t"); });
+  expect_error(Code::config, "expected a string", [&] { json_get<std::string>(j, "i", "t"); });
+  expect_error(Code::config, "expected an array",
+               [&] { json_get<std::vector<int64_t>>(j, "i", "t"); });
+  expect_error(Code::config, "'mixed[1]'",
+               [&] { json_get<std::vector<int64_t>>(j, "mixed", "t"); });
+  expect_error(Code::config, "a.toml: the key 'none' is missing",
+               [&] { json_get<std::string>(j, "none", "a.toml"); });
+  expect_error(Code::config, "expected a table", [&] { json_get<std::string>(Json(3), "x", "t"); });
 }
 
 TEST(JsonGetOr, DefaultsOnlyForAbsentKeys) {
   const Json j = parse_json(R"({"i":3,"n":null})", "t");
   EXPECT_EQ(json_get_or<int64_t>(j, "i", 5, "t"), 3);
   EXPECT_EQ(json_get_or<int64_t>(j, "x", 5, "t"), 5);
-  EXPECT_ERROR(json_get_or<int64_t>(j, "n", 5, "t"), Code::config, "found null");
+  expect_error(Code::config, "found null", [&] { json_get_or<int64_t>(j, "n", 5, "t"); });
 }
 
 TEST(JsonRequireKnownKeys, NamesTheNearestAndAllKnown) {
   const Json j = parse_json(R"({"epochs":3,"bach":2})", "t");
   EXPECT_NO_THROW(json_require_known_keys(j, {"epochs", "bach"}, "t"));
-  EXPECT_ERROR(json_require_known_keys(j, {"epochs", "batch"}, "run.toml"), Code::config,
-               "run.toml: unknown key 'bach', did you mean 'batch'?; known: epochs, batch");
-  EXPECT_ERROR(json_require_known_keys(j, {}, "t"), Code::config, "known: none");
-  EXPECT_ERROR(json_require_known_keys(Json::array(), {"a"}, "t"), Code::config,
-               "expected a table");
+  expect_error(Code::config,
+               "run.toml: unknown key 'bach', did you mean 'batch'?; known: epochs, batch", [&] {
+                 json_require_known_keys(j, {"epochs", "batch"}, "run.toml");
+               });
+  expect_error(Code::config, "known: none", [&] { json_require_known_keys(j, {}, "t"); });
+  expect_error(Code::config, "expected a table",
+               [&] { json_require_known_keys(Json::array(), {"a"}, "t"); });
 }
 
 }  // namespace

@@ -10,12 +10,12 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
-#include <filesystem>
 
 #include "sluice/base/error.h"
 #include "sluice/base/file.h"
 #include "sluice/base/plot_script.h"
 #include "sluice/base/table.h"
+#include "sluice/base/temp_directory.h"
 
 extern char** environ;
 
@@ -79,28 +79,6 @@ void check(const Figure& figure) {
   }
 }
 
-class TemporaryDirectory {
- public:
-  TemporaryDirectory() {
-    std::error_code error;
-    std::string base = std::filesystem::temp_directory_path(error).string();
-    path_ = (error ? "/tmp" : base) + "/sluice-plot-XXXXXX";
-    if (::mkdtemp(path_.data()) == nullptr) {
-      fail(Code::io, "cannot create a temporary directory {}: {}", path_, std::strerror(errno));
-    }
-  }
-  ~TemporaryDirectory() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  TemporaryDirectory(const TemporaryDirectory&) = delete;
-  TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
-  std::string file(const char* name) const { return path_ + "/" + name; }
-
- private:
-  std::string path_;
-};
-
 /// Runs gnuplot on a script file; its exit status, or -1 with errno set.
 int run_gnuplot(const std::string& script, const std::string& output, const std::string& errors) {
   posix_spawn_file_actions_t actions;
@@ -151,10 +129,10 @@ void replace_first(std::string& text, std::string_view from, const std::string& 
 std::string render_svg(const Figure& figure) {
   check(figure);
   const std::string script = gnuplot_script(figure);
-  const TemporaryDirectory directory;
-  write_text_file(directory.file("figure.gp"), script);
-  const int status = run_gnuplot(directory.file("figure.gp"), directory.file("figure.svg"),
-                                 directory.file("errors"));
+  const TempDirectory directory("plot");
+  write_text_file(directory / "figure.gp", script);
+  const int status =
+      run_gnuplot(directory / "figure.gp", directory / "figure.svg", directory / "errors");
   if (status < 0 || status == 127) {
     if (status == 127 || errno == ENOENT) {
       fail(Code::missing,
@@ -162,11 +140,11 @@ std::string render_svg(const Figure& figure) {
     }
     fail(Code::io, "cannot run gnuplot: {}", std::strerror(errno));
   }
-  std::string svg = read_text_file(directory.file("figure.svg"));
+  std::string svg = read_text_file(directory / "figure.svg");
   const size_t begin = svg.find("<svg");
   const size_t end = svg.rfind("</svg>");
   if (status != 0 || begin == std::string::npos || end == std::string::npos) {
-    std::string errors = read_text_file(directory.file("errors"));
+    std::string errors = read_text_file(directory / "errors");
     std::replace(errors.begin(), errors.end(), '\n', ' ');
     fail(Code::internal, "figure '{}': gnuplot failed with status {}: {}", figure.title, status,
          errors.substr(0, 400));

@@ -97,29 +97,29 @@ TEST(RenderSvg, TextIsNeverACommandNorMarkup) {
 TEST(RenderSvg, RefusesWhatCannotBeDrawn) {
   Figure figure = simple();
   figure.series[0].y[1] = std::nan("");
-  EXPECT_ERROR(render_svg(figure), Code::numeric, "y of 'dense' has nan at index 1");
+  expect_error(Code::numeric, "y of 'dense' has nan at index 1", [&] { render_svg(figure); });
   figure.series[0].y[1] = std::numeric_limits<double>::infinity();
-  EXPECT_ERROR(render_svg(figure), Code::numeric, "inf");
+  expect_error(Code::numeric, "inf", [&] { render_svg(figure); });
   figure.series[0].y[1] = 0;
   figure.log_y = true;
-  EXPECT_ERROR(render_svg(figure), Code::numeric, "logarithmic");
+  expect_error(Code::numeric, "logarithmic", [&] { render_svg(figure); });
   figure = simple();
   figure.series[0].x.pop_back();
-  EXPECT_ERROR(render_svg(figure), Code::shape, "expected 2 values, found 3");
+  expect_error(Code::shape, "expected 2 values, found 3", [&] { render_svg(figure); });
   figure.series.clear();
-  EXPECT_ERROR(render_svg(figure), Code::shape, "nothing to draw");
+  expect_error(Code::shape, "nothing to draw", [&] { render_svg(figure); });
   figure = simple();
   figure.kind = Figure::Kind::bars;
-  EXPECT_ERROR(render_svg(figure), Code::shape, "expected 0 values, found 3");
+  expect_error(Code::shape, "expected 0 values, found 3", [&] { render_svg(figure); });
   figure = simple();
   figure.width = 1;
-  EXPECT_ERROR(render_svg(figure), Code::limit, "1 x 400");
+  expect_error(Code::limit, "1 x 400", [&] { render_svg(figure); });
 }
 
 TEST(RenderSvg, NamesThePackageWhenGnuplotIsAbsent) {
   const std::string path = std::getenv("PATH");
   ::setenv("PATH", "/nonexistent", 1);
-  EXPECT_ERROR(render_svg(simple()), Code::missing, "apt-get install gnuplot");
+  expect_error(Code::missing, "apt-get install gnuplot", [&] { render_svg(simple()); });
   ::setenv("PATH", path.c_str(), 1);
 }
 

@@ -12,15 +12,15 @@ constexpr int64_t kMax = std::numeric_limits<int64_t>::max();
 TEST(Shape, MultipliesUpToTheLimitAndRefusesBeyond) {
   EXPECT_EQ(checked_mul(kMax, 1, "x"), kMax);
   EXPECT_EQ(checked_mul(0, kMax, "x"), 0);
-  EXPECT_ERROR(checked_mul(kMax / 2 + 1, 2, "weights"), Code::limit, "weights");
-  EXPECT_ERROR(checked_mul(-1, 2, "weights"), Code::limit, "negative");
-  EXPECT_ERROR(checked_mul(2, -1, "weights"), Code::limit, "negative");
+  expect_error(Code::limit, "weights", [&] { checked_mul(kMax / 2 + 1, 2, "weights"); });
+  expect_error(Code::limit, "negative", [&] { checked_mul(-1, 2, "weights"); });
+  expect_error(Code::limit, "negative", [&] { checked_mul(2, -1, "weights"); });
 }
 
 TEST(Shape, AddsUpToTheLimitAndRefusesBeyond) {
   EXPECT_EQ(checked_add(kMax - 1, 1, "x"), kMax);
-  EXPECT_ERROR(checked_add(kMax, 1, "offset"), Code::limit, "offset");
-  EXPECT_ERROR(checked_add(-1, 5, "offset"), Code::limit, "negative");
+  expect_error(Code::limit, "offset", [&] { checked_add(kMax, 1, "offset"); });
+  expect_error(Code::limit, "negative", [&] { checked_add(-1, 5, "offset"); });
 }
 
 TEST(Shape, CountsElements) {
@@ -30,9 +30,9 @@ TEST(Shape, CountsElements) {
 }
 
 TEST(Shape, RefusesImpossibleElementCounts) {
-  EXPECT_ERROR(numel(Shape{2, -1}, "w"), Code::limit, "w: 2 x -1");
-  EXPECT_ERROR(numel(Shape{1LL << 32, 1LL << 32}, "w"), Code::limit, "w");
-  EXPECT_ERROR(numel(Shape{1LL << 32, 1LL << 32, 0}, "w"), Code::limit, "w");
+  expect_error(Code::limit, "w: 2 x -1", [&] { numel(Shape{2, -1}, "w"); });
+  expect_error(Code::limit, "w", [&] { numel(Shape{1LL << 32, 1LL << 32}, "w"); });
+  expect_error(Code::limit, "w", [&] { numel(Shape{1LL << 32, 1LL << 32, 0}, "w"); });
 }
 
 TEST(Shape, PrintsForPeople) {

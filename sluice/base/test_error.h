@@ -1,4 +1,4 @@
-// Asserts which Error a statement throws. For tests only.
+// For tests: which Error a call throws.
 #pragma once
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -10,27 +10,33 @@
 
 namespace sluice {
 
-/// The Error that `work` throws; nothing when it throws none. Other exceptions pass through and
+/// The Error that `call` throws; nothing when it throws none. Other exceptions pass through and
 /// fail the test.
-template <class Work>
-std::optional<Error> error_of(const Work& work) {
+template <class Call>
+std::optional<Error> error_of(Call&& call) {
   try {
-    work();
+    call();
   } catch (const Error& error) {
     return error;
   }
   return std::nullopt;
 }
 
+/// An Error of that code, on one line, with `words` in its message. `what` names the case in a
+/// table of them.
+template <class Call>
+void expect_error(Code code, const std::string& words, Call&& call, const std::string& what = "") {
+  const std::optional<Error> error = error_of(call);
+  if (!error) {
+    ADD_FAILURE() << what << ": no Error was thrown; expected '" << words << "'";
+    return;
+  }
+  EXPECT_EQ(code_name(error->code()), code_name(code)) << what << ": " << error->what();
+  EXPECT_THAT(error->what(), ::testing::HasSubstr(words)) << what;
+  EXPECT_THAT(error->what(), ::testing::Not(::testing::HasSubstr("\n"))) << what;
+}
+
 }  // namespace sluice
 
-/// EXPECT_ERROR(parse(x), Code::format, "byte 7"): an Error of that code whose message contains the
-/// text.
-#define EXPECT_ERROR(statement, expected_code, text)                                         \
-  do {                                                                                       \
-    const auto sluice_error = ::sluice::error_of([&] { (void)(statement); });                \
-    ASSERT_TRUE(sluice_error.has_value()) << #statement << " threw no Error";                \
-    EXPECT_EQ(::sluice::code_name(sluice_error->code()), ::sluice::code_name(expected_code)) \
-        << sluice_error->what();                                                             \
-    EXPECT_THAT(std::string(sluice_error->what()), ::testing::HasSubstr(text));              \
-  } while (false)
+#define EXPECT_ERROR(statement, code, text) \
+  ::sluice::expect_error(code, text, [&] { (void)(statement); })

@@ -3,18 +3,16 @@
 #include <filesystem>
 #include <limits>
 
+#include "sluice/base/temp_directory.h"
+#include "sluice/base/test_error.h"
 #include "sluice/bundle/bundle.h"
-#include "sluice/bundle/expect_error.h"
-#include "sluice/bundle/temp_folder.h"
 #include "sluice/bundle/testing.h"
 
 namespace sluice::bundle {
 namespace {
 
-using testing::expect_error;
 using testing::ramp;
 using testing::small_network;
-using testing::TempFolder;
 
 TEST(Builder, NodesGetTheirOutputShapeAndAName) {
   Builder b;
@@ -111,7 +109,7 @@ TEST(Builder, NumbersThatAreNotFiniteAreRefusedByName) {
 }
 
 TEST(Builder, FailedWriteKeepsTheGoodFile) {
-  const TempFolder folder;
+  const TempDirectory folder;
   const std::string path = folder / "m.safetensors";
   small_network().write(path);
   const std::string good = read_text_file(path);
@@ -126,7 +124,7 @@ TEST(Builder, FailedWriteKeepsTheGoodFile) {
 }
 
 TEST(Builder, OpenBundleSurvivesBeingOverwritten) {
-  const TempFolder folder;
+  const TempDirectory folder;
   const std::string path = folder / "m.safetensors";
   small_network().write(path);
   const Bundle open = Bundle::open(path);

@@ -5,8 +5,8 @@
 #include <filesystem>
 #include <limits>
 
-#include "sluice/bundle/expect_error.h"
-#include "sluice/bundle/temp_folder.h"
+#include "sluice/base/temp_directory.h"
+#include "sluice/base/test_error.h"
 #include "sluice/bundle/testing.h"
 
 namespace sluice::bundle {
@@ -14,10 +14,8 @@ namespace {
 
 using testing::as_bytes;
 using testing::as_text;
-using testing::expect_error;
 using testing::ramp;
 using testing::small_network;
-using testing::TempFolder;
 
 Bundle parse(const std::string& bytes, bool verify = false) {
   return Bundle::parse(as_bytes(bytes), "x.safetensors",
@@ -36,7 +34,7 @@ std::string with_metadata(const std::map<std::string, std::string>& changes,
 }
 
 TEST(Bundle, RoundTripsThroughAFile) {
-  const TempFolder folder;
+  const TempDirectory folder;
   const Builder builder = small_network();
   builder.write(folder / "m.safetensors");
   const Bundle bundle =
@@ -69,7 +67,7 @@ TEST(Bundle, OptionalPartsMayBeAbsent) {
 }
 
 TEST(Bundle, CopiesShareAndOutliveTheOriginal) {
-  const TempFolder folder;
+  const TempDirectory folder;
   small_network().write(folder / "m.safetensors");
   auto bundle = std::make_unique<Bundle>(Bundle::open(folder / "m.safetensors"));
   const Bundle copy = *bundle;
@@ -106,7 +104,7 @@ TEST(Bundle, NoFlippedHeaderByteGetsPastAsAnotherException) {
 }
 
 TEST(Bundle, EveryTruncationIsRefused) {
-  const TempFolder folder;
+  const TempDirectory folder;
   const std::string good = as_text(small_network().bytes());
   for (size_t size = 0; size < good.size(); ++size)
     EXPECT_THROW(parse(good.substr(0, size)), Error) << size;

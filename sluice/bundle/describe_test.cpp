@@ -3,8 +3,8 @@
 #include <gtest/gtest.h>
 
 #include "sluice/base/json.h"
+#include "sluice/base/test_error.h"
 #include "sluice/bundle/describe_tree.h"
-#include "sluice/bundle/expect_error.h"
 #include "sluice/bundle/testing.h"
 
 namespace sluice::bundle {

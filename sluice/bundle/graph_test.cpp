@@ -4,13 +4,12 @@
 
 #include <limits>
 
-#include "sluice/bundle/expect_error.h"
+#include "sluice/base/test_error.h"
 #include "sluice/bundle/testing.h"
 
 namespace sluice::bundle {
 namespace {
 
-using testing::expect_error;
 using testing::small_network;
 
 std::string replaced(std::string text, const std::string& from, const std::string& to) {

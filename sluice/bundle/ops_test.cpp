@@ -5,13 +5,12 @@
 #include <limits>
 #include <set>
 
-#include "sluice/bundle/expect_error.h"
+#include "sluice/base/test_error.h"
 
 namespace sluice::bundle {
 namespace {
 
 using Ints = std::vector<int64_t>;
-using testing::expect_error;
 
 struct NodeCase {
   const char* op;

@@ -5,8 +5,8 @@
 
 #include <filesystem>
 
-#include "sluice/bundle/expect_error.h"
-#include "sluice/bundle/temp_folder.h"
+#include "sluice/base/temp_directory.h"
+#include "sluice/base/test_error.h"
 #include "sluice/bundle/testing.h"
 
 namespace sluice::bundle {
@@ -14,10 +14,8 @@ namespace {
 
 using testing::as_bytes;
 using testing::as_text;
-using testing::expect_error;
 using testing::ramp;
 using testing::raw_file;
-using testing::TempFolder;
 
 SafetensorsFile parse(const std::string& bytes, const ReadLimits& limits = {}) {
   return SafetensorsFile::parse(as_bytes(bytes), "x.safetensors", limits);
@@ -244,7 +242,7 @@ TEST(WriteSafetensors, RoundTripsEveryTypeAndAlignsElements) {
 }
 
 TEST(WriteSafetensors, FileAndMemoryHoldTheSameBytes) {
-  const TempFolder folder;
+  const TempDirectory folder;
   const auto values = ramp(100);
   const std::vector<TensorView> tensors = {
       {"a", DType::f32, {10, 10}, std::as_bytes(std::span(values))}};
@@ -256,7 +254,7 @@ TEST(WriteSafetensors, FileAndMemoryHoldTheSameBytes) {
 }
 
 TEST(WriteSafetensors, FailureKeepsTheGoodFile) {
-  const TempFolder folder;
+  const TempDirectory folder;
   const std::string path = folder / "a.safetensors";
   write_text_file(path, "good");
   const std::vector<TensorView> wrong = {view("a", DType::f32, {2}, "1234")};
@@ -288,7 +286,7 @@ TEST(WriteSafetensors, RefusesWhatCouldNotBeReadBack) {
 
 TEST(SafetensorsFile, OpeningReadsOnlyTheHeader) {
   // A sparse file of 64 GiB: reading its data would take minutes.
-  const TempFolder folder;
+  const TempDirectory folder;
   const std::string path = folder / "large.safetensors";
   const uint64_t size = uint64_t{1} << 36;
   const std::string head =
@@ -301,7 +299,7 @@ TEST(SafetensorsFile, OpeningReadsOnlyTheHeader) {
 }
 
 TEST(SafetensorsFile, CopiesKeepTheMapping) {
-  const TempFolder folder;
+  const TempDirectory folder;
   const std::string path = folder / "a.safetensors";
   write_text_file(path, raw_file(R"({"t":)" + entry("U8", "[3]", "[0,3]") + "}", "abc"));
   auto file = std::make_unique<SafetensorsFile>(SafetensorsFile::open(path));

@@ -3,12 +3,10 @@
 #include <gtest/gtest.h>
 
 #include "sluice/base/json.h"
-#include "sluice/bundle/expect_error.h"
+#include "sluice/base/test_error.h"
 
 namespace sluice::bundle {
 namespace {
-
-using testing::expect_error;
 
 TEST(Printable, KeepsOrdinaryText) {
   EXPECT_EQ(printable("blocks.0.größe 界 \xF0\x9F\x98\x80"), "blocks.0.größe 界 \xF0\x9F\x98\x80");

@@ -5,11 +5,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <filesystem>
 #include <map>
 
 #include "sluice/base/file.h"
+#include "sluice/base/temp_directory.h"
 #include "sluice/base/test_error.h"
-#include "sluice/base/test_files.h"
 
 namespace sluice::data {
 namespace {
@@ -42,9 +43,9 @@ class SmallIdxSet : public ::testing::Test {
     write_text_file(file("t10k-labels-idx1-ubyte"), idx({2}, std::string("\3\4", 2)));
     options_.directory = directory_.path();
   }
-  std::string file(const std::string& name) const { return directory_.file(name); }
+  std::string file(const std::string& name) const { return directory_ / name; }
 
-  TestDirectory directory_;
+  TempDirectory directory_;
   LoadOptions options_;
 };
 
@@ -63,8 +64,8 @@ TEST_F(SmallIdxSet, LoadsSplitsAndLabels) {
 }
 
 TEST_F(SmallIdxSet, IsFoundThroughTheEnvironment) {
-  const TestDirectory root;
-  std::filesystem::create_directory_symlink(directory_.path(), root.file("fashion-mnist"));
+  const TempDirectory root;
+  std::filesystem::create_directory_symlink(directory_.path(), root / "fashion-mnist");
   ::setenv("SLUICE_DATA", root.path().c_str(), 1);
   const ImageSet set = load_image_set("fashion-mnist");
   ::unsetenv("SLUICE_DATA");
@@ -79,34 +80,40 @@ TEST_F(SmallIdxSet, LimitsTakeTheFirstSamples) {
   EXPECT_EQ(set.train.pixels.size(), 8U);
   EXPECT_THAT(set.test.labels, ElementsAre(3));
   options_.train_limit = -1;
-  EXPECT_ERROR(load_image_set("fashion-mnist", options_), Code::usage, "-1");
+  expect_error(Code::usage, "-1", [&] { load_image_set("fashion-mnist", options_); });
 }
 
 TEST_F(SmallIdxSet, RefusesFilesThatDoNotFitEachOther) {
   write_gzip(file("train-labels-idx1-ubyte.gz"), idx({2}, std::string("\0\1", 2)));
-  EXPECT_ERROR(load_image_set("fashion-mnist", options_), Code::shape, "expected 3 labels");
+  expect_error(Code::shape, "expected 3 labels",
+               [&] { load_image_set("fashion-mnist", options_); });
   write_gzip(file("train-labels-idx1-ubyte.gz"), idx({3}, std::string("\0\1\x0A", 3)));
-  EXPECT_ERROR(load_image_set("fashion-mnist", options_), Code::format, "label 10 of sample 2");
+  expect_error(Code::format, "label 10 of sample 2",
+               [&] { load_image_set("fashion-mnist", options_); });
   write_gzip(file("train-images-idx3-ubyte.gz"), idx({3, 4}, "abcdefghijkl"));
-  EXPECT_ERROR(load_image_set("fashion-mnist", options_), Code::shape, "expected pictures");
+  expect_error(Code::shape, "expected pictures",
+               [&] { load_image_set("fashion-mnist", options_); });
   write_gzip(file("train-labels-idx1-ubyte.gz"), idx({3}, std::string("\0\1\2", 3)));
   write_gzip(file("train-images-idx3-ubyte.gz"), idx({3, 2, 1}, "abcdef"));
-  EXPECT_ERROR(load_image_set("fashion-mnist", options_), Code::shape,
-               "test pictures are 1 x 2 x 2");
+  expect_error(Code::shape, "test pictures are 1 x 2 x 2",
+               [&] { load_image_set("fashion-mnist", options_); });
 }
 
 TEST(LoadImageSet, TellsHowToGetMissingData) {
-  const TestDirectory directory;
+  const TempDirectory directory;
   LoadOptions options;
   options.directory = directory.path();
-  EXPECT_ERROR(load_image_set("fashion-mnist", options), Code::missing,
-               "apt-get install dataset-fashion-mnist");
-  EXPECT_ERROR(load_image_set("digits", options), Code::missing, "apt-get install python3-sklearn");
+  expect_error(Code::missing, "apt-get install dataset-fashion-mnist",
+               [&] { load_image_set("fashion-mnist", options); });
+  expect_error(Code::missing, "apt-get install python3-sklearn",
+               [&] { load_image_set("digits", options); });
 }
 
 TEST(LoadImageSet, SuggestsTheNearestName) {
-  EXPECT_ERROR(load_image_set("fashion-mist"), Code::usage, "did you mean 'fashion-mnist'?");
-  EXPECT_ERROR(load_image_set("imagenet"), Code::usage, "known: fashion-mnist, digits, blobs");
+  expect_error(Code::usage, "did you mean 'fashion-mnist'?",
+               [&] { load_image_set("fashion-mist"); });
+  expect_error(Code::usage, "known: fashion-mnist, digits, blobs",
+               [&] { load_image_set("imagenet"); });
 }
 
 TEST(LoadImageSet, ReadsTheInstalledFashionMnist) {
@@ -133,13 +140,13 @@ std::string digit_line(int value, int label) {
 }
 
 TEST(Digits, ScalesAndKeepsTheLastFifthOfEachClassForTest) {
-  const TestDirectory directory;
+  const TempDirectory directory;
   std::string text;
   for (int i = 0; i < 10; ++i) {
     text += digit_line(i, 3) + digit_line(i, 7);
   }
   text += digit_line(16, 0);
-  write_gzip(directory.file("digits.csv.gz"), text);
+  write_gzip(directory / "digits.csv.gz", text);
   LoadOptions options;
   options.directory = directory.path();
   const ImageSet set = load_image_set("digits", options);
@@ -153,12 +160,12 @@ TEST(Digits, ScalesAndKeepsTheLastFifthOfEachClassForTest) {
 }
 
 TEST(Digits, NamesTheLineOfAnError) {
-  const TestDirectory directory;
+  const TempDirectory directory;
   LoadOptions options;
   options.directory = directory.path();
   const auto expect = [&](const std::string& second_line, const char* message) {
-    write_text_file(directory.file("digits.csv"), digit_line(1, 1) + second_line);
-    EXPECT_ERROR(load_image_set("digits", options), Code::format, message);
+    write_text_file(directory / "digits.csv", digit_line(1, 1) + second_line);
+    expect_error(Code::format, message, [&] { load_image_set("digits", options); });
   };
   expect("1,2,3\n", "line 2: expected 65 columns");
   expect(digit_line(17, 1), "line 2, column 1: expected a whole number from 0 to 16");
@@ -252,9 +259,9 @@ TEST(SplitValidation, IsStratifiedCompleteAndSeeded) {
 TEST(SplitValidation, HoldsTheRangeOfTheFraction) {
   const Split train = load_image_set("blobs").train;
   EXPECT_EQ(split_validation(train, 0, 1).second.count(), 0);
-  EXPECT_ERROR(split_validation(train, 1, 1), Code::usage, "fraction");
-  EXPECT_ERROR(split_validation(train, -0.1, 1), Code::usage, "fraction");
-  EXPECT_ERROR(split_validation(train, std::nan(""), 1), Code::usage, "fraction");
+  expect_error(Code::usage, "fraction", [&] { split_validation(train, 1, 1); });
+  expect_error(Code::usage, "fraction", [&] { split_validation(train, -0.1, 1); });
+  expect_error(Code::usage, "fraction", [&] { split_validation(train, std::nan(""), 1); });
 }
 
 TEST(ToFloats, ScalesABlockAndChecksItsBounds) {
@@ -266,11 +273,11 @@ TEST(ToFloats, ScalesABlockAndChecksItsBounds) {
   to_floats(split, 1, 1, 0.2, 0.5, out);
   EXPECT_NEAR(out[0], 0, 1e-6);
   EXPECT_NEAR(out[1], 0.4, 1e-6);
-  EXPECT_ERROR(to_floats(split, 1, 2, 0, 1, out), Code::shape, "split of 2");
-  EXPECT_ERROR(to_floats(split, -1, 1, 0, 1, out), Code::shape, "split of 2");
-  EXPECT_ERROR(to_floats(split, 0, 2, 0, 1, out), Code::shape, "need 4 floats");
-  EXPECT_ERROR(to_floats(split, 0, 1, 0, 0, out), Code::numeric, "above 0");
-  EXPECT_ERROR(split.sample(2), Code::shape, "0 to 1");
+  expect_error(Code::shape, "split of 2", [&] { to_floats(split, 1, 2, 0, 1, out); });
+  expect_error(Code::shape, "split of 2", [&] { to_floats(split, -1, 1, 0, 1, out); });
+  expect_error(Code::shape, "need 4 floats", [&] { to_floats(split, 0, 2, 0, 1, out); });
+  expect_error(Code::numeric, "above 0", [&] { to_floats(split, 0, 1, 0, 0, out); });
+  expect_error(Code::shape, "0 to 1", [&] { split.sample(2); });
 }
 
 }  // namespace

@@ -3,8 +3,8 @@
 #include <zlib.h>
 
 #include "sluice/base/file.h"
+#include "sluice/base/temp_directory.h"
 #include "sluice/base/test_error.h"
-#include "sluice/base/test_files.h"
 #include "sluice/data/gzip.h"
 
 namespace sluice::data {
@@ -78,9 +78,9 @@ TEST(ParseIdx, RefusesMalformedHeaders) {
   };
   for (const Bad& c : cases) {
     SCOPED_TRACE(c.message);
-    EXPECT_ERROR(parse_idx(bytes_of(c.text), "a.idx"), c.code, c.message);
-    EXPECT_ERROR(parse_idx(bytes_of(c.text), "a.idx"), c.code, "a.idx: ");
-    EXPECT_ERROR(parse_idx(bytes_of(gzip(c.text)), "a.idx"), c.code, c.message);
+    expect_error(c.code, c.message, [&] { parse_idx(bytes_of(c.text), "a.idx"); });
+    expect_error(c.code, "a.idx: ", [&] { parse_idx(bytes_of(c.text), "a.idx"); });
+    expect_error(c.code, c.message, [&] { parse_idx(bytes_of(gzip(c.text)), "a.idx"); });
   }
 }
 
@@ -89,7 +89,7 @@ TEST(ParseIdx, EveryTruncationIsAnError) {
   for (const std::string& file : {plain, gzip(plain)}) {
     for (size_t length = 0; length < file.size(); ++length) {
       SCOPED_TRACE(length);
-      EXPECT_ERROR(parse_idx(bytes_of(file.substr(0, length)), "t"), Code::format, "t: ");
+      expect_error(Code::format, "t: ", [&] { parse_idx(bytes_of(file.substr(0, length)), "t"); });
     }
   }
 }
@@ -107,9 +107,10 @@ TEST(ParseIdx, FlippedBitsOfGzipAreErrors) {
 TEST(ParseIdx, BoundsTheInflatedSize) {
   const std::string bomb = gzip(idx(8, {10000000}, std::string(10000000, '\0')));
   EXPECT_LT(bomb.size(), 20000U);
-  EXPECT_ERROR(parse_idx(bytes_of(bomb), "t", 1000000), Code::limit, "1000020 bytes allowed");
+  expect_error(Code::limit, "1000020 bytes allowed",
+               [&] { parse_idx(bytes_of(bomb), "t", 1000000); });
   EXPECT_EQ(parse_idx(bytes_of(bomb), "t", 10000000).bytes.size(), 10000000U);
-  EXPECT_ERROR(parse_idx(bytes_of(bomb), "t", 9999999), Code::limit, "are allowed");
+  expect_error(Code::limit, "are allowed", [&] { parse_idx(bytes_of(bomb), "t", 9999999); });
 }
 
 TEST(InflateGzip, JoinsMembersAndRefusesTails) {
@@ -117,34 +118,35 @@ TEST(InflateGzip, JoinsMembersAndRefusesTails) {
   const std::vector<uint8_t> joined = inflate_gzip(bytes_of(two), "t", 100);
   EXPECT_EQ(std::string(joined.begin(), joined.end()), "one two");
   EXPECT_TRUE(inflate_gzip(bytes_of(gzip("")), "t", 100).empty());
-  EXPECT_ERROR(inflate_gzip(bytes_of(gzip("one") + "tail"), "t", 100), Code::format,
-               "4 bytes follow");
-  EXPECT_ERROR(inflate_gzip(bytes_of(gzip("one") + gzip("x").substr(0, 12)), "t", 100),
-               Code::format, "truncated");
-  EXPECT_ERROR(inflate_gzip(bytes_of("plain text"), "t", 100), Code::format,
-               "expected a gzip file");
+  expect_error(Code::format, "4 bytes follow",
+               [&] { inflate_gzip(bytes_of(gzip("one") + "tail"), "t", 100); });
+  expect_error(Code::format, "truncated",
+               [&] { inflate_gzip(bytes_of(gzip("one") + gzip("x").substr(0, 12)), "t", 100); });
+  expect_error(Code::format, "expected a gzip file",
+               [&] { inflate_gzip(bytes_of("plain text"), "t", 100); });
 }
 
 TEST(InflateGzip, AcceptsExactlyTheLimit) {
   const std::string file = gzip(std::string(1000, 'x'));
   EXPECT_EQ(inflate_gzip(bytes_of(file), "t", 1000).size(), 1000U);
-  EXPECT_ERROR(inflate_gzip(bytes_of(file), "t", 999), Code::limit, "999");
-  EXPECT_ERROR(inflate_gzip(bytes_of(file), "t", 0), Code::limit, "0 bytes");
+  expect_error(Code::limit, "999", [&] { inflate_gzip(bytes_of(file), "t", 999); });
+  expect_error(Code::limit, "0 bytes", [&] { inflate_gzip(bytes_of(file), "t", 0); });
 }
 
 TEST(InflateGzip, ALyingSizeIsHarmless) {
   std::string file = gzip("hello");
   for (const char lie : {'\0', '\xFF'}) {
     file.replace(file.size() - 4, 4, std::string(4, lie));
-    EXPECT_ERROR(inflate_gzip(bytes_of(file), "t", size_t{1} << 40), Code::format, "damaged");
+    expect_error(Code::format, "damaged",
+                 [&] { inflate_gzip(bytes_of(file), "t", size_t{1} << 40); });
   }
 }
 
 TEST(ReadIdx, NamesTheFile) {
-  const TestDirectory directory;
-  write_text_file(directory.file("a"), idx(8, {3}, "abc"));
-  EXPECT_THAT(read_idx(directory.file("a")).bytes, ElementsAre('a', 'b', 'c'));
-  EXPECT_ERROR(read_idx(directory.file("b")), Code::missing, directory.file("b"));
+  const TempDirectory directory;
+  write_text_file(directory / "a", idx(8, {3}, "abc"));
+  EXPECT_THAT(read_idx(directory / "a").bytes, ElementsAre('a', 'b', 'c'));
+  expect_error(Code::missing, directory / "b", [&] { read_idx(directory / "b"); });
 }
 
 }  // namespace

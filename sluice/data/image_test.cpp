@@ -4,8 +4,8 @@
 
 #include "sluice/base/file.h"
 #include "sluice/base/random.h"
+#include "sluice/base/temp_directory.h"
 #include "sluice/base/test_error.h"
-#include "sluice/base/test_files.h"
 
 namespace sluice::data {
 namespace {
@@ -58,35 +58,38 @@ std::string make_png(uint32_t width, uint32_t height, int depth, int type,
 
 void no_setup(png_structp, png_infop) {}
 
-std::string png_of(const Image& image, const TestDirectory& directory) {
-  write_image(directory.file("x.png"), image);
-  return read_text_file(directory.file("x.png"));
+std::string png_of(const Image& image, const TempDirectory& directory) {
+  write_image(directory / "x.png", image);
+  return read_text_file(directory / "x.png");
 }
 
 TEST(ImageFiles, RoundTripAsPngAndPnm) {
-  const TestDirectory directory;
+  const TempDirectory directory;
   for (const int64_t channels : {1, 3}) {
     for (const char* name : {"a.png", "a.pgm"}) {
       const Image image = noise_image(7, 5, channels);
-      write_image(directory.file(name), image);
-      const Image back = read_image(directory.file(name));
+      write_image(directory / name, image);
+      const Image back = read_image(directory / name);
       EXPECT_EQ(back.width, 7);
       EXPECT_EQ(back.height, 5);
       EXPECT_EQ(back.channels, channels);
       EXPECT_EQ(back.pixels, image.pixels);
     }
   }
-  EXPECT_ERROR(read_image(directory.file("none.png")), Code::missing, "none.png");
+  expect_error(Code::missing, "none.png", [&] { read_image(directory / "none.png"); });
 }
 
 TEST(ImageFiles, RefuseImpossibleImages) {
-  const TestDirectory directory;
-  EXPECT_ERROR(write_image(directory.file("a.png"), Image{2, 2, 1, {1, 2, 3}}), Code::shape,
-               "3 bytes");
-  EXPECT_ERROR(write_image(directory.file("a.png"), Image{0, 2, 1, {}}), Code::shape, "0 x 2");
-  EXPECT_ERROR(write_image(directory.file("a.png"), Image{1, 1, 2, {1, 2}}), Code::shape,
-               "2 channels");
-  EXPECT_ERROR(write_image(directory.file("no/a.png"), noise_image(2, 2, 1)), Code::io, "mkdir");
+  const TempDirectory directory;
+  expect_error(Code::shape, "3 bytes", [&] {
+    write_image(directory / "a.png", Image{2, 2, 1, {1, 2, 3}});
+  });
+  expect_error(Code::shape, "0 x 2", [&] { write_image(directory / "a.png", Image{0, 2, 1, {}}); });
+  expect_error(Code::shape, "2 channels", [&] {
+    write_image(directory / "a.png", Image{1, 1, 2, {1, 2}});
+  });
+  expect_error(Code::io, "mkdir",
+               [&] { write_image(directory / "no/a.png", noise_image(2, 2, 1)); });
 }
 
 TEST(DecodePng, ExpandsFewBitsToFullRange) {
@@ -143,17 +146,17 @@ TEST(DecodePng, ReadsInterlacedPictures) {
 }
 
 TEST(DecodePng, EveryTruncationIsAnError) {
-  const TestDirectory directory;
+  const TempDirectory directory;
   const std::string good = png_of(noise_image(6, 4, 3), directory);
   for (size_t length = 0; length < good.size(); ++length) {
     SCOPED_TRACE(length);
-    EXPECT_ERROR(decode(good.substr(0, length)), Code::format, "t: ");
+    expect_error(Code::format, "t: ", [&] { decode(good.substr(0, length)); });
   }
   EXPECT_NO_THROW(decode(good + "tail"));
 }
 
 TEST(DecodePng, FlippedBytesGiveAnErrorOrAPicture) {
-  const TestDirectory directory;
+  const TempDirectory directory;
   const std::string good = png_of(noise_image(6, 4, 3), directory);
   for (size_t at = 0; at < good.size(); ++at) {
     for (const int flip : {0x01, 0x20, 0x80, 0xFF}) {
@@ -182,21 +185,22 @@ std::string png_header(uint32_t width, uint32_t height) {
 }
 
 TEST(DecodePng, RefusesHugeSizesBeforeAllocating) {
-  EXPECT_ERROR(decode(png_header(0x7FFFFFFF, 0x7FFFFFFF)), Code::limit, "pixels allowed");
-  EXPECT_ERROR(decode(png_header(0xFFFFFFFF, 1)), Code::format, "size 4294967295 x 1");
-  EXPECT_ERROR(decode(png_header(0, 5)), Code::format, "size 0 x 5");
-  EXPECT_ERROR(decode(png_header(8192, 8192)), Code::format, "cannot hold 8192 x 8192");
-  const TestDirectory directory;
-  EXPECT_ERROR(decode(png_of(noise_image(6, 4, 1), directory), {23}), Code::limit, "23 pixels");
+  expect_error(Code::limit, "pixels allowed", [&] { decode(png_header(0x7FFFFFFF, 0x7FFFFFFF)); });
+  expect_error(Code::format, "size 4294967295 x 1", [&] { decode(png_header(0xFFFFFFFF, 1)); });
+  expect_error(Code::format, "size 0 x 5", [&] { decode(png_header(0, 5)); });
+  expect_error(Code::format, "cannot hold 8192 x 8192", [&] { decode(png_header(8192, 8192)); });
+  const TempDirectory directory;
+  expect_error(Code::limit, "23 pixels",
+               [&] { decode(png_of(noise_image(6, 4, 1), directory), {23}); });
   EXPECT_NO_THROW(decode(png_of(noise_image(6, 4, 1), directory), {24}));
 }
 
 TEST(DecodeImage, TellsOtherFormatsApart) {
-  EXPECT_ERROR(decode(""), Code::format, "empty");
-  EXPECT_ERROR(decode("GIF89a"), Code::format, "neither PNG nor");
-  EXPECT_ERROR(decode("\xFF\xD8\xFF\xE0"), Code::format, "neither PNG nor");
-  EXPECT_ERROR(decode("P4\n1 1\n"), Code::format, "neither PNG nor");
-  EXPECT_ERROR(decode("P"), Code::format, "neither PNG nor");
+  expect_error(Code::format, "empty", [&] { decode(""); });
+  expect_error(Code::format, "neither PNG nor", [&] { decode("GIF89a"); });
+  expect_error(Code::format, "neither PNG nor", [&] { decode("\xFF\xD8\xFF\xE0"); });
+  expect_error(Code::format, "neither PNG nor", [&] { decode("P4\n1 1\n"); });
+  expect_error(Code::format, "neither PNG nor", [&] { decode("P"); });
 }
 
 TEST(DecodePnm, ReadsAllFourKinds) {
@@ -246,7 +250,7 @@ TEST(DecodePnm, RefusesMalformedFiles) {
   };
   for (const Bad& c : cases) {
     SCOPED_TRACE(c.text);
-    EXPECT_ERROR(decode(c.text), c.code, c.message);
+    expect_error(c.code, c.message, [&] { decode(c.text); });
   }
 }
 
@@ -284,9 +288,9 @@ TEST(Resize, KeepsConstantPicturesAndSameSizes) {
 
 TEST(Resize, RefusesImpossibleSizes) {
   const Image image = noise_image(2, 2, 1);
-  EXPECT_ERROR(resize(image, 0, 2), Code::shape, "0 x 2");
-  EXPECT_ERROR(resize(image, 1 << 20, 1 << 20), Code::shape, "resize");
-  EXPECT_ERROR(resize(Image{}, 2, 2), Code::shape, "not possible");
+  expect_error(Code::shape, "0 x 2", [&] { resize(image, 0, 2); });
+  expect_error(Code::shape, "resize", [&] { resize(image, 1 << 20, 1 << 20); });
+  expect_error(Code::shape, "not possible", [&] { resize(Image{}, 2, 2); });
 }
 
 TEST(ToInput, GivesPlanesOfScaledFloats) {
@@ -298,8 +302,8 @@ TEST(ToInput, GivesPlanesOfScaledFloats) {
   const Image grey{1, 1, 1, {255}};
   EXPECT_THAT(to_input(grey, 3, 1, 1, 0, 1), ElementsAre(1, 1, 1));
   EXPECT_EQ(to_input(rgb, 1, 4, 4, 0, 1).size(), 16U);
-  EXPECT_ERROR(to_input(rgb, 2, 1, 1, 0, 1), Code::shape, "2");
-  EXPECT_ERROR(to_input(rgb, 1, 1, 1, 0, 0), Code::numeric, "above 0");
+  expect_error(Code::shape, "2", [&] { to_input(rgb, 2, 1, 1, 0, 1); });
+  expect_error(Code::numeric, "above 0", [&] { to_input(rgb, 1, 1, 1, 0, 0); });
 }
 
 }  // namespace
