@@ -1,0 +1,447 @@
+#include "sluice/engine/kernel/packed_accumulate.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cstring>
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "sluice/engine/kernel/packed_accumulate.cpp"
+#include <hwy/foreach_target.h>  // keep before highway.h
+#include <hwy/highway.h>
+
+#ifndef SLUICE_ENGINE_KERNEL_PACKED_ACCUMULATE_ONCE_
+#define SLUICE_ENGINE_KERNEL_PACKED_ACCUMULATE_ONCE_
+namespace sluice::engine {
+inline constexpr size_t kRows = 8;        // side by side
+inline constexpr size_t kColumns = 4096;  // of y per pass: y and the rows' piece stay in the caches
+inline constexpr size_t kTokens = 16;     // whose factors are prepared together
+inline constexpr size_t kBlock = bundle::kGroup;
+inline constexpr size_t kMinimum = kColumns / kBlock;  // in converted scales: minima start here
+
+/// Eight rows from one column on, for up to kTokens tokens.
+struct Pass {
+  const std::byte* codes[kRows];
+  const std::byte* scales[kRows];
+  const std::byte* ahead[kRows];  // the rows of the next pass
+  size_t minimum = 0;             // bytes from a group's scale to its minimum
+  size_t count = 0;               // of rows
+  size_t tokens = 0;              // that have a factor other than zero
+  float factor[kTokens][kRows];
+  float* y[kTokens];
+  size_t columns = 0;
+};
+}  // namespace sluice::engine
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace sluice::engine::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+using D = hn::ScalableTag<float>;
+using V = hn::Vec<D>;
+using DI = hn::RebindToSigned<D>;
+
+// How a format is read: kBlockBytes of codes per 32 columns; Row prepares what the whole block
+// shares, value(v) is its v-th vector. `scaled`: values carry their scale; otherwise the row's f32
+// scale belongs into the factors.
+struct ReadF32 {
+  static constexpr size_t kBlockBytes = 128, kGroupScales = 0;
+  struct Block {
+    const float* p;
+    HWY_INLINE Block(const std::byte* codes, const float*)
+        : p(reinterpret_cast<const float*>(codes)) {}
+    HWY_INLINE V value(size_t v) const { return hn::LoadU(D(), p + v * hn::Lanes(D())); }
+  };
+};
+
+struct ReadBf16 {
+  static constexpr size_t kBlockBytes = 64, kGroupScales = 0;
+  struct Block {
+    const uint16_t* p;
+    HWY_INLINE Block(const std::byte* codes, const float*)
+        : p(reinterpret_cast<const uint16_t*>(codes)) {}
+    HWY_INLINE V value(size_t v) const {
+      const hn::Rebind<uint16_t, D> d16;
+      const hn::RebindToUnsigned<D> du;
+      return hn::BitCast(
+          D(), hn::ShiftLeft<16>(hn::PromoteTo(du, hn::LoadU(d16, p + v * hn::Lanes(D())))));
+    }
+  };
+};
+
+HWY_INLINE V int8_values(const int8_t* p) {
+  const hn::Rebind<int8_t, D> d8;
+  return hn::ConvertTo(D(), hn::PromoteTo(DI(), hn::LoadU(d8, p)));
+}
+
+struct ReadI8 {
+  static constexpr size_t kBlockBytes = 32, kGroupScales = 0;
+  struct Block {
+    const int8_t* p;
+    HWY_INLINE Block(const std::byte* codes, const float*)
+        : p(reinterpret_cast<const int8_t*>(codes)) {}
+    HWY_INLINE V value(size_t v) const { return int8_values(p + v * hn::Lanes(D())); }
+  };
+};
+
+struct ReadI8Group {
+  static constexpr size_t kBlockBytes = 32, kGroupScales = 1;
+  struct Block {
+    const int8_t* p;
+    V scale;
+    HWY_INLINE Block(const std::byte* codes, const float* s)
+        : p(reinterpret_cast<const int8_t*>(codes)), scale(hn::Set(D(), s[0])) {}
+    HWY_INLINE V value(size_t v) const {
+      return hn::Mul(scale, int8_values(p + v * hn::Lanes(D())));
+    }
+  };
+};
+
+// Byte j of a group holds column j below and column j + 16 above.
+template <bool kMin>
+struct ReadI4Group {
+  static constexpr size_t kBlockBytes = 16, kGroupScales = kMin ? 2 : 1;
+  struct Block {
+    const uint8_t* p;
+#if HWY_TARGET <= HWY_AVX3
+    V table;  // the sixteen values a code can mean
+    HWY_INLINE Block(const std::byte* codes, const float* s)
+        : p(reinterpret_cast<const uint8_t*>(codes)) {
+      const V code = hn::Iota(D(), kMin ? 0.0f : -8.0f), scale = hn::Set(D(), s[0]);
+      table = kMin ? hn::MulAdd(code, scale, hn::Set(D(), s[kMinimum])) : hn::Mul(code, scale);
+    }
+    HWY_INLINE V value(size_t v) const {
+      const hn::Rebind<uint8_t, D> d8;
+      auto code = hn::PromoteTo(DI(), hn::LoadU(d8, p));
+      code = v == 0 ? hn::And(code, hn::Set(DI(), 15)) : hn::ShiftRight<4>(code);
+      return hn::TableLookupLanes(table, hn::IndicesFromVec(D(), code));
+    }
+#else
+    V scale, shift;
+    HWY_INLINE Block(const std::byte* codes, const float* s)
+        : p(reinterpret_cast<const uint8_t*>(codes)),
+          scale(hn::Set(D(), s[0])),
+          shift(hn::Set(D(), kMin ? s[kMinimum] : 0.0f)) {}
+    HWY_INLINE V value(size_t v) const {
+      const hn::Rebind<uint8_t, D> d8;
+      const size_t column = v * hn::Lanes(D());
+      auto code = hn::PromoteTo(DI(), hn::LoadU(d8, p + column % 16));
+      code = column < 16 ? hn::And(code, hn::Set(DI(), 15)) : hn::ShiftRight<4>(code);
+      if (kMin) return hn::MulAdd(hn::ConvertTo(D(), code), scale, shift);
+      return hn::Mul(hn::ConvertTo(D(), hn::Sub(code, hn::Set(DI(), 8))), scale);
+    }
+#endif
+  };
+};
+
+/// f16 -> f32
+HWY_INLINE void load_scales(const std::byte* scales, float* out, size_t count) {
+  const D d;
+  const hn::Rebind<hwy::float16_t, D> d16;
+  const size_t lanes = hn::Lanes(d);
+  size_t i = 0;
+  const auto* from = reinterpret_cast<const hwy::float16_t*>(scales);
+  for (; i + lanes <= count; i += lanes)
+    hn::StoreU(hn::PromoteTo(d, hn::LoadU(d16, from + i)), d, out + i);
+  for (; i < count; ++i) {
+    uint16_t bits;
+    std::memcpy(&bits, scales + 2 * i, 2);
+    out[i] = bundle::f16_to_f32(bits);
+  }
+}
+
+template <class Read>
+HWY_INLINE void prefetch_block(const Pass& pass, size_t block) {
+  // Once per cache line.
+  if (Read::kBlockBytes < 64 && block * Read::kBlockBytes % 64 != 0) return;
+  for (size_t r = 0; r < kRows; ++r) {
+    for (size_t line = 0; line < Read::kBlockBytes; line += 64)
+      __builtin_prefetch(pass.ahead[r] + block * Read::kBlockBytes + line, 0, 2);
+  }
+}
+
+/// One block of 32 columns; codes and scales of row r at codes[r], scales[r].
+template <class Read, bool kSingle>
+HWY_INLINE void add_block(const Pass& pass, const std::byte* const* codes,
+                          const float* const* scales, const V* factors, float* const* y,
+                          size_t column) {
+  const D d;
+  const size_t lanes = hn::Lanes(d);
+  using Block = typename Read::Block;
+  const Block rows[kRows] = {{codes[0], scales[0]}, {codes[1], scales[1]}, {codes[2], scales[2]},
+                             {codes[3], scales[3]}, {codes[4], scales[4]}, {codes[5], scales[5]},
+                             {codes[6], scales[6]}, {codes[7], scales[7]}};
+  for (size_t v = 0; v < kBlock / lanes; ++v) {
+    if (kSingle) {
+      float* at = y[0] + column + v * lanes;
+      V even = hn::LoadU(d, at), odd = hn::Mul(factors[1], rows[1].value(v));
+      even = hn::MulAdd(factors[0], rows[0].value(v), even);
+      for (size_t r = 2; r < kRows; r += 2) {
+        even = hn::MulAdd(factors[r], rows[r].value(v), even);
+        odd = hn::MulAdd(factors[r + 1], rows[r + 1].value(v), odd);
+      }
+      hn::StoreU(hn::Add(even, odd), d, at);
+    } else {
+      V w[kRows];
+      for (size_t r = 0; r < kRows; ++r) w[r] = rows[r].value(v);
+      for (size_t t = 0; t < pass.tokens; ++t) {
+        float* at = y[t] + column + v * lanes;
+        const float* f = pass.factor[t];
+        V even = hn::LoadU(d, at), odd = hn::Mul(hn::Set(d, f[1]), w[1]);
+        even = hn::MulAdd(hn::Set(d, f[0]), w[0], even);
+        for (size_t r = 2; r < kRows; r += 2) {
+          even = hn::MulAdd(hn::Set(d, f[r]), w[r], even);
+          odd = hn::MulAdd(hn::Set(d, f[r + 1]), w[r + 1], odd);
+        }
+        hn::StoreU(hn::Add(even, odd), d, at);
+      }
+    }
+  }
+}
+
+template <class Read, bool kSingle>
+HWY_INLINE void run_pass(const Pass& pass) {
+  const D d;
+  HWY_ALIGN float scale[kRows][Read::kGroupScales == 0 ? 1 : Read::kGroupScales * kMinimum];
+  const size_t blocks = pass.columns / kBlock, rest = pass.columns % kBlock;
+  for (size_t r = 0; r < kRows && Read::kGroupScales > 0; ++r) {
+    const size_t groups = blocks + (rest > 0);
+    load_scales(pass.scales[r], scale[r], groups);
+    if (Read::kGroupScales > 1)
+      load_scales(pass.scales[r] + pass.minimum, scale[r] + kMinimum, groups);
+  }
+  V factors[kRows];
+  for (size_t r = 0; r < kRows; ++r) factors[r] = hn::Set(d, pass.factor[0][r]);
+  const std::byte* codes[kRows];
+  const float* scales[kRows];
+  for (size_t b = 0; b < blocks; ++b) {
+    prefetch_block<Read>(pass, b);
+    for (size_t r = 0; r < kRows; ++r) {
+      codes[r] = pass.codes[r] + b * Read::kBlockBytes;
+      scales[r] = Read::kGroupScales == 0 ? scale[r] : scale[r] + b;
+    }
+    add_block<Read, kSingle>(pass, codes, scales, factors, pass.y, b * kBlock);
+  }
+  if (rest == 0) return;
+  // The last columns through copies: neither codes nor y may be read or written past the end.
+  std::byte code_copy[kRows][Read::kBlockBytes] = {};
+  HWY_ALIGN float y_copy[kTokens][kBlock] = {};
+  float* y[kTokens];
+  const size_t bytes = Read::kBlockBytes == 16 ? 16 : rest * Read::kBlockBytes / kBlock;
+  for (size_t r = 0; r < kRows; ++r) {
+    std::memcpy(code_copy[r], pass.codes[r] + blocks * Read::kBlockBytes, bytes);
+    codes[r] = code_copy[r];
+    scales[r] = Read::kGroupScales == 0 ? scale[r] : scale[r] + blocks;
+  }
+  for (size_t t = 0; t < pass.tokens; ++t) {
+    std::memcpy(y_copy[t], pass.y[t] + blocks * kBlock, rest * sizeof(float));
+    y[t] = y_copy[t];
+  }
+  add_block<Read, kSingle>(pass, codes, scales, factors, y, 0);
+  for (size_t t = 0; t < pass.tokens; ++t)
+    std::memcpy(pass.y[t] + blocks * kBlock, y_copy[t], rest * sizeof(float));
+}
+
+template <class Read>
+HWY_INLINE void choose(const Pass& pass) {
+  if (pass.tokens == 1) {
+    run_pass<Read, true>(pass);
+  } else {
+    run_pass<Read, false>(pass);
+  }
+}
+
+void AddRows(bundle::Format format, const Pass& pass) {
+  switch (format) {
+    case bundle::Format::bf16:
+      return choose<ReadBf16>(pass);
+    case bundle::Format::i8:
+      return choose<ReadI8>(pass);
+    case bundle::Format::i8_group:
+      return choose<ReadI8Group>(pass);
+    case bundle::Format::i4_group:
+      return choose<ReadI4Group<false>>(pass);
+    case bundle::Format::i4_group_min:
+      return choose<ReadI4Group<true>>(pass);
+    default:
+      return choose<ReadF32>(pass);
+  }
+}
+
+}  // namespace sluice::engine::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace sluice::engine {
+
+HWY_EXPORT(AddRows);
+
+namespace {
+
+using bundle::Format;
+using bundle::PackedMatrix;
+
+/// Bytes of codes and scales in front of a column, which is a multiple of kBlock.
+size_t code_offset(Format format, size_t column) {
+  switch (format) {
+    case Format::bf16:
+      return 2 * column;
+    case Format::i8:
+    case Format::i8_group:
+      return column;
+    case Format::i4_group:
+    case Format::i4_group_min:
+      return column / 2;
+    default:
+      return 4 * column;
+  }
+}
+
+size_t scale_offset(Format format, size_t column) {
+  switch (format) {
+    case Format::i8_group:
+    case Format::i4_group:
+    case Format::i4_group_min:
+      return column / kBlock * 2;
+    default:
+      return 0;
+  }
+}
+
+bool read_directly(Format format) {
+  switch (format) {
+    case Format::f32:
+    case Format::bf16:
+    case Format::i8:
+    case Format::i8_group:
+    case Format::i4_group:
+    case Format::i4_group_min:
+      return true;
+    default:
+      return false;
+  }
+}
+
+struct Job {
+  const PackedMatrix& m;
+  const RowList& rows;
+  const RowFactors& factors;
+  float* y;
+  size_t y_stride;
+
+  size_t row(size_t j) const { return rows.index ? static_cast<size_t>(rows.index[j]) : j; }
+
+  /// Factors of rows [j, j + count) for the tokens from `token` on; those whose factors are all
+  /// zero are left out. Returns the token after the last one looked at.
+  size_t fill(Pass& pass, size_t j, size_t count, size_t token, size_t first) const {
+    pass.tokens = 0;
+    for (; token < factors.tokens && pass.tokens < kTokens; ++token) {
+      const float* f = factors.values + token * factors.stride + j;
+      float* to = pass.factor[pass.tokens];
+      bool any = false;
+      for (size_t r = 0; r < kRows; ++r) {
+        to[r] = r < count ? f[r] : 0.0f;
+        any |= to[r] != 0.0f;
+      }
+      if (!any) continue;
+      if (m.format == Format::i8) {
+        for (size_t r = 0; r < count; ++r) {
+          float scale;
+          std::memcpy(&scale, pass.scales[r], sizeof scale);
+          to[r] *= scale;
+        }
+      }
+      pass.y[pass.tokens++] = y + token * y_stride + first;
+    }
+    return token;
+  }
+
+  /// `to` gets the rows [j, j + kRows) from a column on; missing ones repeat the last.
+  void point(const std::byte** codes, const std::byte** scales, size_t j, size_t first) const {
+    for (size_t r = 0; r < kRows; ++r) {
+      const size_t at = row(std::min(j + r, rows.count - 1));
+      codes[r] = m.codes + at * static_cast<size_t>(m.code_stride) + code_offset(m.format, first);
+      if (scales)
+        scales[r] =
+            m.scales + at * static_cast<size_t>(m.scale_stride) + scale_offset(m.format, first);
+    }
+  }
+
+  void columns(size_t first, size_t last) const {
+    Pass pass;
+    pass.columns = last - first;
+    pass.minimum = static_cast<size_t>(m.scale_stride / 2);
+    for (size_t j = 0; j < rows.count; j += kRows) {
+      const size_t count = std::min(kRows, rows.count - j);
+      pass.count = count;
+      point(pass.codes, pass.scales, j, first);
+      point(pass.ahead, nullptr, std::min(j + kRows, rows.count - 1), first);
+      for (size_t token = 0; token < factors.tokens;) {
+        token = fill(pass, j, count, token, first);
+        if (pass.tokens > 0) HWY_DYNAMIC_DISPATCH(AddRows)(m.format, pass);
+      }
+    }
+  }
+};
+
+}  // namespace
+
+size_t column_part(size_t columns, size_t part, size_t parts) {
+  const size_t blocks = (columns + kBlock - 1) / kBlock;
+  return std::min(columns, blocks * part / parts * kBlock);
+}
+
+int64_t packed_accumulate_scratch(const PackedMatrix& m, int threads) {
+  if (read_directly(m.format)) return 0;
+  return static_cast<int64_t>(threads) * static_cast<int64_t>(kRows) * m.columns *
+         static_cast<int64_t>(sizeof(float));
+}
+
+void packed_accumulate_columns(const PackedMatrix& m, const RowList& rows,
+                               const RowFactors& factors, float* y, size_t y_stride,
+                               std::byte* scratch, size_t first, size_t last) {
+  if (rows.count == 0 || factors.tokens == 0) return;
+  if (!read_directly(m.format)) {
+    // Rows of the other formats are unpacked eight at a time.
+    float* values = reinterpret_cast<float*>(scratch);
+    const size_t columns = static_cast<size_t>(m.columns);
+    PackedMatrix plain;
+    plain.rows = kRows;
+    plain.columns = m.columns;
+    plain.codes = scratch;
+    plain.code_stride = m.columns * static_cast<int64_t>(sizeof(float));
+    for (size_t j = 0; j < rows.count; j += kRows) {
+      const size_t count = std::min(kRows, rows.count - j);
+      for (size_t r = 0; r < count; ++r) {
+        const int64_t row = rows.index ? rows.index[j + r] : static_cast<int64_t>(j + r);
+        bundle::unpack_row(m, row, {values + r * columns, columns});
+      }
+      packed_accumulate_columns(plain, {nullptr, count},
+                                {factors.values + j, factors.tokens, factors.stride}, y, y_stride,
+                                nullptr, first, last);
+    }
+    return;
+  }
+  const Job job{m, rows, factors, y, y_stride};
+  // Many tokens: a narrower piece of y, so that all of them stay in the second-level cache.
+  const size_t width = std::max<size_t>(256, kColumns / ((factors.tokens + 15) / 16));
+  for (size_t from = first; from < last; from += width)
+    job.columns(from, std::min(from + width, last));
+}
+
+void packed_accumulate(const PackedMatrix& m, const RowList& rows, const RowFactors& factors,
+                       float* y, size_t y_stride, std::byte* scratch, int threads) {
+  const size_t columns = static_cast<size_t>(m.columns);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    const size_t part = static_cast<size_t>(omp_get_thread_num()),
+                 parts = static_cast<size_t>(omp_get_num_threads());
+    const size_t mine = static_cast<size_t>(packed_accumulate_scratch(m, 1)) * part;
+    packed_accumulate_columns(m, rows, factors, y, y_stride, scratch ? scratch + mine : nullptr,
+                              column_part(columns, part, parts),
+                              column_part(columns, part + 1, parts));
+  }
+}
+
+}  // namespace sluice::engine
+#endif  // HWY_ONCE

@@ -1,0 +1,43 @@
+// y += sum_j c_j * row(i_j): the transposed partner of packed_dot. Weights that are stored by input
+// (W^T), or by neuron on the way down, meet a list of rows that are worth reading; the others are
+// never touched. Eight rows at a time stream past y, which stays in the cache, while the next eight
+// are prefetched.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "sluice/bundle/packed.h"
+
+namespace sluice::engine {
+
+struct RowList {
+  const int32_t* index = nullptr;  ///< rows, any order; null: 0, 1, .. count - 1
+  size_t count = 0;
+};
+
+/// Coefficients of one or several tokens: [tokens][stride], entry j belongs to the list's row j.
+struct RowFactors {
+  const float* values = nullptr;
+  size_t tokens = 1, stride = 0;
+};
+
+/// Bytes of scratch for that matrix (none for f32, bf16, i8, i8-32, i4-32, i4-32-min).
+int64_t packed_accumulate_scratch(const bundle::PackedMatrix& matrix, int threads);
+
+/// y[t][c] += sum over j of factors[t][j] * matrix[index[j]][c]; y [tokens][y_stride]. Each row is
+/// read once for all tokens. A factor of zero contributes nothing. Threads share out the columns,
+/// so the result does not depend on their number. Indices must be inside the matrix.
+void packed_accumulate(const bundle::PackedMatrix& matrix, const RowList& rows,
+                       const RowFactors& factors, float* y, size_t y_stride, std::byte* scratch,
+                       int threads);
+
+/// The same for columns [first, last) of y, on the calling thread. `first` is a multiple of
+/// bundle::kGroup, `last` too or the number of columns.
+void packed_accumulate_columns(const bundle::PackedMatrix& matrix, const RowList& rows,
+                               const RowFactors& factors, float* y, size_t y_stride,
+                               std::byte* scratch, size_t first, size_t last);
+
+/// First column of part `part` of `parts`: a multiple of bundle::kGroup, or `columns`.
+size_t column_part(size_t columns, size_t part, size_t parts);
+
+}  // namespace sluice::engine
