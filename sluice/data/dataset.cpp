@@ -10,6 +10,7 @@
 #include "sluice/base/file.h"
 #include "sluice/base/path_pattern.h"
 #include "sluice/base/random.h"
+#include "sluice/data/emoji.h"
 #include "sluice/data/gzip.h"
 #include "sluice/data/idx.h"
 #include "sluice/data/synthetic.h"
@@ -31,6 +32,16 @@ std::string find_directory(const std::string& name, const LoadOptions& options,
     }
   }
   return packaged;
+}
+
+/// Where scripts/data.sh puts what no Debian package holds, when SLUICE_DATA is not set.
+std::string fetched_directory(const std::string& name) {
+  const auto variable = [](const char* key) {
+    const char* value = std::getenv(key);
+    return std::string(value == nullptr ? "" : value);
+  };
+  const std::string data = variable("XDG_DATA_HOME");
+  return (data.empty() ? variable("HOME") + "/.local/share" : data) + "/sluice/" + name;
 }
 
 /// `file` or `file`.gz in `directory`.
@@ -219,7 +230,7 @@ std::span<const uint8_t> Split::sample(int64_t index) const {
   return std::span(pixels).subspan(static_cast<size_t>(index) * size, size);
 }
 
-std::vector<std::string> image_set_names() { return {"fashion-mnist", "digits", "blobs"}; }
+std::vector<std::string> image_set_names() { return {"fashion-mnist", "digits", "emoji", "blobs"}; }
 
 ImageSet load_image_set(const std::string& name, const LoadOptions& options) {
   if (options.train_limit < 0 || options.test_limit < 0) {
@@ -231,11 +242,13 @@ ImageSet load_image_set(const std::string& name, const LoadOptions& options) {
     set = load_fashion_mnist(options);
   } else if (name == "digits") {
     set = load_digits(options);
+  } else if (name == "emoji") {
+    set = load_emoji(find_directory(name, options, fetched_directory(name)));
   } else if (name == "blobs") {
     set = make_blobs();
   } else {
     const std::string nearest = nearest_name(name, image_set_names());
-    fail(Code::usage, "unknown data set '{}'{}; known: fashion-mnist, digits, blobs", name,
+    fail(Code::usage, "unknown data set '{}'{}; known: fashion-mnist, digits, emoji, blobs", name,
          nearest.empty() ? "" : fmt::format(", did you mean '{}'?", nearest));
   }
   limit(set.train, options.train_limit);

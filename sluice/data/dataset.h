@@ -27,7 +27,8 @@ struct ImageSet {
 };
 
 /// Names that load_image_set knows: "fashion-mnist" (Debian dataset-fashion-mnist), "digits"
-/// (python3-sklearn's 8x8 digits when installed), "blobs" (made here: 10 seeded classes of 1x12x12
+/// (python3-sklearn's 8x8 digits when installed), "emoji" (3x32x32 colour pictures in 10
+/// categories, fetched by scripts/data.sh), "blobs" (made here: 10 seeded classes of 1x12x12
 /// pictures for tests, no files needed).
 std::vector<std::string> image_set_names();
 

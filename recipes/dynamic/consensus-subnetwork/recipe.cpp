@@ -7,11 +7,11 @@
 namespace sluice::recipes::consensus_subnetwork {
 namespace {
 
-void record(Report& report, const Study& study) {
+void record(Report& report, const Study& study, const std::string& prefix) {
   const StudyArm& dense = study.arm("dense");
   for (const StudyArm& arm : study.arms) {
     const auto add = [&](const std::string& metric, double value) {
-      report.add(arm.name, arm.role, metric, value);
+      report.add(prefix + arm.name, arm.role, metric, value);
     };
     const auto add_if = [&](const std::string& metric, const std::optional<double>& value,
                             double factor = 1) {
@@ -35,23 +35,35 @@ void record(Report& report, const Study& study) {
   }
 }
 
-void run(RecipeRun& run) {
-  StudyOptions options = study_options(run.settings);
+/// `settings` for every seed; arms and figures are called by the prefix and their own name.
+void run_data_set(RecipeRun& run, const Json& settings, const std::string& prefix) {
+  StudyOptions options = study_options(settings);
   options.device = run.options.device;
   run.report.data.push_back(options.data_name);
   for (const uint64_t seed : run.seeds) {
     options.seed = seed;
-    options.directory = run.options.work_directory + "/seed" + std::to_string(seed);
+    options.directory = run.options.work_directory + "/" + prefix + "seed" + std::to_string(seed);
     const Study study = run_study(options);
-    record(run.report, study);
+    record(run.report, study, prefix);
     if (seed == run.seeds.front()) {
       for (auto& [name, figure] : study_figures(study))
-        run.report.figures.push_back({name, figure});
+        run.report.figures.push_back({prefix + name, figure});
     }
     if (study.engine_parity > 0) {
       double& parity = run.report.limits["engine_parity"];
       parity = std::max(parity, study.engine_parity);
     }
+  }
+}
+
+void run(RecipeRun& run) {
+  Json settings = run.settings;
+  const Json other = json_get_or<Json>(settings, "second", Json(), "recipe.toml");
+  settings.erase("second");
+  run_data_set(run, settings, "");
+  if (!other.is_null()) {
+    settings.update(other);
+    run_data_set(run, settings, settings.at("data").at("name").get<std::string>() + "-");
   }
   run.report.notes.push_back(
       "accuracies in percent of the test split; latencies with one thread, interleaved, median of "
