@@ -3,12 +3,11 @@
 #include <fmt/core.h>
 
 #include <algorithm>
-#include <ctime>
 
 #include "cli/model_data.h"
 #include "sluice/base/json.h"
+#include "sluice/base/origin.h"
 #include "sluice/base/table.h"
-#include "sluice_commit.h"
 
 namespace sluice::cli {
 namespace {
@@ -57,13 +56,6 @@ Json samples_json(const std::vector<double>& samples) {
 }
 
 Json value_json(double value) { return {{"mean", value}, {"std", 0.0}, {"n", 1}}; }
-
-std::string today() {
-  const std::time_t now = std::time(nullptr);
-  std::tm utc{};
-  ::gmtime_r(&now, &utc);
-  return fmt::format("{:04}-{:02}-{:02}", utc.tm_year + 1900, utc.tm_mon + 1, utc.tm_mday);
-}
 
 }  // namespace
 
@@ -188,13 +180,9 @@ Json bench_json(const BenchRun& run) {
           {"family", "bench"},
           {"scale", "small"},
           {"date", today()},
-          {"commit", SLUICE_COMMIT},
+          {"commit", build_commit()},
           {"command", run.command},
-          {"machine",
-           {{"cpu", run.machine.cpu},
-            {"isa", run.machine.isa},
-            {"threads", most_threads},
-            {"memory", run.machine.memory_bytes}}},
+          {"machine", machine_json(most_threads)},
           {"data", Json::array()},
           {"seeds", Json::array()},
           {"arms", arms},

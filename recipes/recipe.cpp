@@ -2,68 +2,21 @@
 #include "recipes/recipe.h"
 
 #include <ATen/Parallel.h>
-#include <unistd.h>
 
 #include <chrono>
-#include <ctime>
-#include <filesystem>
+#include <optional>
 
-#include "recipes/embedded.h"
 #include "recipes/registry.h"
 #include "sluice/base/error.h"
 #include "sluice/base/file.h"
 #include "sluice/base/json.h"
-#include "sluice/base/machine.h"
+#include "sluice/base/origin.h"
+#include "sluice/base/plot_script.h"
+#include "sluice/base/progress.h"
+#include "sluice/base/temp_directory.h"
 
 namespace sluice::recipes {
 namespace {
-
-namespace fs = std::filesystem;
-
-std::string today() {
-  const auto now = std::time(nullptr);
-  std::tm utc{};
-  gmtime_r(&now, &utc);
-  return fmt::format("{:04}-{:02}-{:02}", utc.tm_year + 1900, utc.tm_mon + 1, utc.tm_mday);
-}
-
-/// The given folder, or one of our own that goes with the object.
-class WorkDirectory {
- public:
-  explicit WorkDirectory(const RunOptions& options) : path_(options.work_directory) {
-    if (path_.empty()) {
-      std::string pattern =
-          (fs::temp_directory_path() / ("sluice-" + options.slug + "-XXXXXX")).string();
-      if (mkdtemp(pattern.data()) == nullptr)
-        fail(Code::io, "{}: cannot make a temporary folder: {}", pattern, std::strerror(errno));
-      path_ = pattern;
-      own_ = true;
-    } else {
-      make_directories(path_);
-    }
-  }
-  ~WorkDirectory() {
-    std::error_code ignored;
-    if (own_) fs::remove_all(path_, ignored);
-  }
-  WorkDirectory(const WorkDirectory&) = delete;
-  WorkDirectory& operator=(const WorkDirectory&) = delete;
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-  bool own_ = false;
-};
-
-Json machine_json(c10::Device device) {
-  const auto machine = describe_machine();
-  Json out{{"cpu", machine.cpu},
-           {"isa", machine.isa},
-           {"threads", at::get_num_threads()},
-           {"memory", machine.memory_bytes}};
-  if (!device.is_cpu()) out["device"] = device.str();
-  return out;
-}
 
 void check_roles(const Report& report) {
   if (report.arms.empty()) fail(Code::internal, "the recipe reported no arms");
@@ -109,8 +62,12 @@ Json reproduce(const RunOptions& given, Report& report) {
                             ? options.seeds
                             : json_get<int64_t>(settings, "seeds", options.slug + "/recipe.toml");
   if (count < 1 || count > 100) fail(Code::usage, "seeds {}: between 1 and 100", count);
-  const WorkDirectory work(options);
-  options.work_directory = work.path();
+  std::optional<TempDirectory> own;
+  if (options.work_directory.empty()) {
+    options.work_directory = own.emplace(options.slug).path();
+  } else {
+    make_directories(options.work_directory);
+  }
 
   std::vector<uint64_t> seeds;
   for (int64_t seed = 1; seed <= count; ++seed) seeds.push_back(static_cast<uint64_t>(seed));
@@ -139,11 +96,12 @@ Json reproduce(const RunOptions& given, Report& report) {
           {"family", entry->family},
           {"scale", options.scale},
           {"date", today()},
-          {"commit", std::string(kBuildCommit)},
+          {"commit", build_commit()},
           {"command", options.command.empty() ? fmt::format("sluice reproduce {} --scale {}",
                                                             options.slug, options.scale)
                                               : options.command},
-          {"machine", machine_json(options.device)},
+          {"machine", machine_json(at::get_num_threads(),
+                                   options.device.is_cpu() ? "" : options.device.str())},
           {"data", report.data},
           {"seeds", seeds},
           {"arms", arms},
@@ -159,12 +117,24 @@ std::vector<std::string> write_report(const Json& report, const Report& collecte
                                       const std::string& directory) {
   make_directories(directory);
   const auto slug = json_get<std::string>(report, "slug", "report");
-  std::vector<std::string> paths{(fs::path(directory) / (slug + ".json")).string()};
+  std::vector<std::string> paths{directory + "/" + slug + ".json"};
   write_text_file(paths[0], report.dump(2) + "\n");
+  std::string undrawn;
   for (const auto& figure : collected.figures) {
-    paths.push_back((fs::path(directory) / (slug + "-" + figure.name + ".svg")).string());
-    write_text_file(paths.back(), render_svg(figure.figure));
+    const std::string stem = fmt::format("{}/{}-{}", directory, slug, figure.name);
+    std::string path = stem + ".svg", text;
+    try {
+      text = render_svg(figure.figure);
+    } catch (const Error& error) {
+      if (error.code() != Code::missing) throw;
+      path = stem + ".gnuplot";
+      text = gnuplot_script(figure.figure);
+      undrawn = fmt::format("{}; to draw later: gnuplot {} > {}.svg", error.what(), path, stem);
+    }
+    write_text_file(path, text);
+    paths.push_back(path);
   }
+  if (!undrawn.empty()) log_line("no pictures: " + undrawn);
   return paths;
 }
 

@@ -88,8 +88,9 @@ Json reproduce(const RunOptions& options, Report& report);
 Json judge(const Report& report, const Json& declared, const std::string& scale);
 
 /// Writes <directory>/<slug>.json and the figures as <directory>/<slug>-<name>.svg, each whole or
-/// not at all; returns the paths. A figure that cannot be drawn (no gnuplot) throws after the JSON
-/// is safe.
+/// not at all; returns the paths. The numbers, which may have cost hours, come first; where there
+/// is no gnuplot the figures are written as its scripts (<slug>-<name>.gnuplot), and a line says
+/// so.
 std::vector<std::string> write_report(const Json& report, const Report& collected,
                                       const std::string& directory);
 

@@ -1,9 +1,7 @@
 #include "recipes/recipe.h"
 
 #include <gmock/gmock.h>
-#include <unistd.h>
 
-#include <filesystem>
 #include <set>
 
 #include "recipes/embedded.h"
@@ -13,6 +11,8 @@
 #include "sluice/base/file.h"
 #include "sluice/base/json.h"
 #include "sluice/base/progress.h"
+#include "sluice/base/temp_directory.h"
+#include "sluice/base/test_error.h"
 #include "sluice/lab/train/fast_blas.h"
 
 namespace sluice::recipes {
@@ -25,17 +25,6 @@ class Environment : public ::testing::Environment {
   }
 };
 const auto* const environment = ::testing::AddGlobalTestEnvironment(new Environment);
-
-template <class Function>
-void expect_error(Code code, const std::string& part, Function&& function) {
-  try {
-    function();
-    ADD_FAILURE() << "no error; expected one with '" << part << "'";
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), code) << error.what();
-    EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << error.what();
-  }
-}
 
 Report sample() {
   Report report;
@@ -174,12 +163,10 @@ TEST(Catalogue, EveryRecipeIsInItAndHasSettings) {
 }
 
 TEST(Catalogue, PageShowsStatesFromCommittedResults) {
-  std::string pattern =
-      (std::filesystem::temp_directory_path() / "sluice-catalogue-XXXXXX").string();
-  const std::filesystem::path root = mkdtemp(pattern.data());
-  std::filesystem::create_directories(root / "recipes/elastic/lottery-ticket");
-  write_text_file((root / "recipes/elastic/lottery-ticket/README.md").string(), "x");
-  make_directories((root / "docs/results").string());
+  const TempDirectory root("catalogue");
+  make_directories(root / "recipes/elastic/lottery-ticket");
+  write_text_file(root / "recipes/elastic/lottery-ticket/README.md", "x");
+  make_directories(root / "docs/results");
   auto judged = judge(sample(), declared(), "small");
   auto put = [&](const std::string& slug, const std::string& scale, const std::string& verdict) {
     Json report{{"slug", slug},
@@ -187,16 +174,15 @@ TEST(Catalogue, PageShowsStatesFromCommittedResults) {
                 {"bars", judged["bars"]},
                 {"controls", judged["controls"]},
                 {"verdict", verdict}};
-    write_text_file((root / "docs/results" / (slug + ".json")).string(), report.dump());
+    write_text_file(root / ("docs/results/" + slug + ".json"), report.dump());
   };
   put("lottery-ticket", "small", "met");
   put("muon", "full", "missed");
   Json full{{"seeds", {1}}, {"bars", judged["bars"]}, {"verdict", "missed"}};
   full["bars"][1]["met"] = false;
-  write_text_file((root / "docs/results/muon-full.json").string(), full.dump());
+  write_text_file(root / "docs/results/muon-full.json", full.dump());
   put("selu", "tiny", "met");  // too small to count
-  const auto page = catalogue_markdown(root.string());
-  std::filesystem::remove_all(root);
+  const auto page = catalogue_markdown(root.path());
   EXPECT_NE(page.find("129 systems: 1 work, 1 missed a bar, 127 not yet."), std::string::npos);
   EXPECT_NE(page.find("| S012 | [lottery-ticket](../recipes/elastic/lottery-ticket/README.md) | "
                       "elastic | works | close: -1 "

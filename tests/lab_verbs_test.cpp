@@ -244,6 +244,18 @@ TEST_F(LabVerbs, ReproduceListsTheWholeCatalogue) {
   }
 }
 
+TEST_F(LabVerbs, ReproduceWithoutGnuplotKeepsItsTablesAndLeavesScripts) {
+  const Finished finished = run({"reproduce", "lottery-ticket", "--scale", "tiny", "--out", "out"},
+                                {.programs = directory.path()});
+  EXPECT_EQ(finished.signal, 0);
+  EXPECT_EQ(finished.exit_code, 0) << finished.err;
+  EXPECT_THAT(finished.err, HasSubstr("no pictures: gnuplot"));
+  EXPECT_THAT(finished.out, HasSubstr("verdict: "));
+  EXPECT_TRUE(file_exists(directory / "out/lottery-ticket.json"));
+  EXPECT_FALSE(file_exists(directory / "out/lottery-ticket-accuracy.svg"));
+  EXPECT_THAT(read_bytes(directory / "out/lottery-ticket-accuracy.gnuplot"), HasSubstr("set term"));
+}
+
 TEST_F(LabVerbs, TheExampleConfigurationsAreValid) {
   for (const auto& entry :
        std::filesystem::directory_iterator(std::string(SLUICE_SOURCE_DIR) + "/configs")) {

@@ -7,9 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cstdlib>
-#include <filesystem>
 #include <fstream>
 #include <sstream>
 #include <thread>
@@ -20,7 +18,6 @@
 namespace sluice::test {
 namespace {
 
-namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 constexpr std::chrono::seconds kLimit{120};
 
@@ -37,6 +34,9 @@ constexpr std::chrono::seconds kLimit{120};
     const rlim_t limit = static_cast<rlim_t>(*options.file_size_limit);
     const rlimit both{limit, limit};
     ::setrlimit(RLIMIT_FSIZE, &both);
+  }
+  if (options.programs) {
+    ::setenv("PATH", options.programs->c_str(), 1);
   }
   ::signal(SIGPIPE, SIG_DFL);
   ::execv(SLUICE_BINARY, argv.data());
@@ -102,28 +102,6 @@ Json json_of(const Finished& finished) {
     ADD_FAILURE() << error.what() << "\nstdout: " << finished.out << "\nstderr: " << finished.err;
     return Json::object();
   }
-}
-
-TempDirectory::TempDirectory() {
-  std::string pattern = (fs::temp_directory_path() / "sluice-test-XXXXXX").string();
-  if (::mkdtemp(pattern.data()) == nullptr) {
-    throw std::runtime_error("cannot create a temporary directory like " + pattern);
-  }
-  path_ = pattern;
-}
-
-TempDirectory::~TempDirectory() {
-  std::error_code ignored;
-  fs::remove_all(path_, ignored);
-}
-
-std::vector<std::string> TempDirectory::entries() const {
-  std::vector<std::string> names;
-  for (const fs::directory_entry& entry : fs::directory_iterator(path_)) {
-    names.push_back(entry.path().filename().string());
-  }
-  std::sort(names.begin(), names.end());
-  return names;
 }
 
 std::string read_bytes(const std::string& path) {

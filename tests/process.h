@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "sluice/base/json_fwd.h"
+#include "sluice/base/temp_directory.h"
 
 namespace sluice::test {
 
@@ -21,6 +22,7 @@ struct ProcessOptions {
   std::string directory{};  ///< working directory; empty: the temporary one of this call
   std::optional<int64_t> file_size_limit{};  ///< RLIMIT_FSIZE, bytes: what a full disk looks like
   std::string stdout_path{};                 ///< instead of capturing
+  std::optional<std::string> programs{};     ///< PATH of the process; as here when not given
   /// Asked every few milliseconds while the process runs; once true, `send` goes to it.
   std::function<bool()> when{};
   int send = 0;
@@ -33,22 +35,6 @@ Finished sluice(const Arguments& arguments, const ProcessOptions& options = {});
 
 /// The one JSON document on stdout; adds a test failure when it is anything else.
 Json json_of(const Finished& finished);
-
-/// A directory of its own for each test, removed with everything in it.
-class TempDirectory {
- public:
-  TempDirectory();
-  ~TempDirectory();
-  TempDirectory(const TempDirectory&) = delete;
-  TempDirectory& operator=(const TempDirectory&) = delete;
-  const std::string& path() const { return path_; }
-  std::string operator/(const std::string& name) const { return path_ + "/" + name; }
-  /// Names of the entries, sorted.
-  std::vector<std::string> entries() const;
-
- private:
-  std::string path_;
-};
 
 std::string read_bytes(const std::string& path);
 void write_bytes(const std::string& path, const std::string& bytes);

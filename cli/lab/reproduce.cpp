@@ -10,7 +10,6 @@
 #include "sluice/base/file.h"
 #include "sluice/base/json.h"
 #include "sluice/base/path_pattern.h"
-#include "sluice/base/progress.h"
 #include "sluice/base/table.h"
 
 namespace sluice::cli {
@@ -104,19 +103,7 @@ int reproduce(const Options& options, const Globals& globals) {
 
   recipes::Report report;
   const Json document = recipes::reproduce(run, report);
-  write_text_file(path, document.dump(2) + "\n");
-  // After the numbers, which cost hours: a machine without gnuplot still keeps them.
-  try {
-    for (const recipes::NamedFigure& figure : report.figures) {
-      write_text_file(fmt::format("{}/{}-{}.svg", out, options.slug, figure.name),
-                      render_svg(figure.figure));
-    }
-  } catch (const Error& error) {
-    if (error.code() != Code::missing) {
-      throw;
-    }
-    log_line(fmt::format("no pictures: {}", error.what()));
-  }
+  recipes::write_report(document, report, out);
   if (globals.json) {
     print_json(document);
   } else {

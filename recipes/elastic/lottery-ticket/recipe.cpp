@@ -13,10 +13,10 @@
 
 #include "recipes/elastic/lottery-ticket/latency.h"
 #include "recipes/elastic/lottery-ticket/plan.h"
-#include "recipes/embedded.h"
 #include "sluice/base/file.h"
 #include "sluice/base/json.h"
 #include "sluice/base/machine.h"
+#include "sluice/base/origin.h"
 #include "sluice/base/progress.h"
 #include "sluice/base/random.h"
 #include "sluice/lab/brick/init.h"
@@ -143,7 +143,7 @@ void Study::run_seed(uint64_t seed) {
   options.rounds = plan_.rounds;
   options.rates = plan_.rates;
   options.rewind_to = plan_.rewind_step > 0 ? "late" : "init";
-  options.fingerprint = fmt::format("seed {} commit {} device {} {}", seed, kBuildCommit,
+  options.fingerprint = fmt::format("seed {} commit {} device {} {}", seed, build_commit(),
                                     device.str(), run_.settings.dump());
   // Only a killed run of exactly this kind is continued; a finished one removes the file.
   options.state_file = (std::filesystem::path(run_.options.work_directory) /
