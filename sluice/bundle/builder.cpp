@@ -37,15 +37,15 @@ void Builder::tensor(const std::string& name, DType dtype, Shape shape,
   json_quote(name, "tensor");
   if (name.empty() || name == "__metadata__")
     fail(Code::usage, "tensor '{}': not a possible name; choose another", name);
-  const int64_t expected =
-      numel(spec.shape, "tensor '" + printable(name) + "'") * dtype_size(dtype);
+  const int64_t expected = stored_bytes(spec);
   if (static_cast<int64_t>(bytes.size()) != expected)
     fail(Code::shape, "tensor '{}': {} of {} takes {} bytes, {} were given", printable(name),
-         to_string(spec.shape), dtype_name(dtype), expected, bytes.size());
+         to_string(spec.shape), format == "f32" ? dtype_name(dtype) : format, expected,
+         bytes.size());
   if (const auto it = stored_.find(name); it != stored_.end()) {
     const Stored& stored = it->second;
     const bool same =
-        stored.dtype == dtype && stored.shape == spec.shape &&
+        stored.dtype == dtype && graph_.tensors.at(name).shape == spec.shape &&
         graph_.tensors.at(name).format == format &&
         std::equal(bytes.begin(), bytes.end(), stored.bytes.begin(), stored.bytes.end());
     if (!same)
@@ -55,13 +55,39 @@ void Builder::tensor(const std::string& name, DType dtype, Shape shape,
     return;
   }
   spec.xxh64 = xxhash64(bytes);
-  stored_.emplace(name, Stored{dtype, spec.shape, {bytes.begin(), bytes.end()}});
+  stored_.emplace(name, Stored{dtype,
+                               stored_shape(*format_from_name(format), spec.shape),
+                               {bytes.begin(), bytes.end()}});
   graph_.tensors.emplace(name, std::move(spec));
   order_.push_back(name);
 }
 
 void Builder::tensor(const std::string& name, Shape shape, std::span<const float> values) {
   tensor(name, DType::f32, std::move(shape), std::as_bytes(values));
+}
+
+void Builder::tensor(const std::string& name, Format format, Shape shape,
+                     std::span<const std::byte> bytes) {
+  // Bytes in a buffer of any alignment: what the check of the columns of mixed cannot read in
+  // place.
+  std::vector<std::byte> aligned;
+  if (format == Format::mixed && reinterpret_cast<uintptr_t>(bytes.data()) % 4 != 0) {
+    aligned.assign(bytes.begin(), bytes.end());
+    bytes = aligned;
+  }
+  if (format != Format::f32) {
+    const int64_t total = stored_bytes(format, shape);
+    const Shape one{shape[shape.size() - 2], shape.back()};
+    const int64_t each = stored_bytes(format, one);
+    if (static_cast<int64_t>(bytes.size()) != total)
+      fail(Code::shape, "tensor '{}': {} in format {} takes {} bytes, {} were given",
+           printable(name), to_string(shape), format_name(format), total, bytes.size());
+    for (int64_t at = 0; at < total; at += each)
+      view_packed(format, one[0], one[1],
+                  bytes.subspan(static_cast<size_t>(at), static_cast<size_t>(each)),
+                  "tensor '" + printable(name) + "'");
+  }
+  tensor(name, stored_dtype(format), std::move(shape), bytes, std::string(format_name(format)));
 }
 
 Value Builder::node(const std::string& op, const std::string& path,

@@ -5,6 +5,7 @@
 #include "sluice/base/error.h"
 #include "sluice/base/json.h"
 #include "sluice/bundle/bundle_json.h"
+#include "sluice/bundle/packed.h"
 #include "sluice/bundle/text.h"
 
 namespace sluice::bundle {
@@ -41,9 +42,14 @@ void match_tensors(const Graph& graph, const SafetensorsFile& file) {
     if (stored.dtype != spec.dtype)
       fail(Code::dtype, "{}: tensor '{}': the graph says {}, the file holds {}", file.path(),
            printable(name), dtype_name(spec.dtype), dtype_name(stored.dtype));
-    if (stored.shape != spec.shape)
-      fail(Code::shape, "{}: tensor '{}': the graph says {}, the file holds {}", file.path(),
-           printable(name), to_string(spec.shape), to_string(stored.shape));
+    const Shape expected = stored_shape(*format_from_name(spec.format), spec.shape);
+    if (stored.shape != expected)
+      fail(Code::shape, "{}: tensor '{}': the graph says {}{}, the file holds {}", file.path(),
+           printable(name), to_string(spec.shape),
+           expected == spec.shape
+               ? ""
+               : fmt::format(" in format {}, stored as {}", spec.format, to_string(expected)),
+           to_string(stored.shape));
   }
 }
 

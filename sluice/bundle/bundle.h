@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "sluice/bundle/graph.h"
+#include "sluice/bundle/packed.h"
 #include "sluice/bundle/safetensors.h"
 
 namespace sluice::bundle {
@@ -75,10 +76,14 @@ class Builder {
   /// Error{usage} for a name that is taken ("v0", "v1", ... are the outputs of nodes).
   Value input(const std::string& name, Shape shape);
   /// Copies the bytes. Adding the same name twice with the same shape and bytes is one tensor;
-  /// different: Error{usage}.
+  /// different: Error{usage}. `shape` is the logical one.
   void tensor(const std::string& name, DType dtype, Shape shape, std::span<const std::byte> bytes,
               const std::string& format = "f32");
   void tensor(const std::string& name, Shape shape, std::span<const float> values);
+  /// Bytes as pack() makes them, one matrix after the other, for a logical shape [.., rows,
+  /// columns]; codes and scales are checked.
+  void tensor(const std::string& name, Format format, Shape shape,
+              std::span<const std::byte> bytes);
   /// `tensors`: role -> name of a tensor already added. Returns the output value with its shape.
   Value node(const std::string& op, const std::string& path, const std::vector<Value>& inputs,
              Attributes attrs = {}, std::map<std::string, std::string> tensors = {});
@@ -98,7 +103,7 @@ class Builder {
  private:
   struct Stored {
     DType dtype;
-    Shape shape;
+    Shape shape;  // as in the file
     std::vector<std::byte> bytes;
   };
   Graph graph_;

@@ -102,6 +102,7 @@ std::vector<std::string> cells(const Row& row, const std::string& name, bool col
   if (columns.nodes) {
     out.push_back(joined(row.formats));
     out.push_back(row.params ? format_count(row.params) : "");
+    out.push_back(row.bytes ? format_bytes(row.bytes) : "");
     out.push_back(row.macs ? format_count(row.macs) : "");
   } else {
     out.push_back(format_count(row.params));
@@ -159,6 +160,12 @@ Json tree_json(const Row& row, int depth, const Columns& columns) {
     if (columns.nodes) json["macs"] = child.macs;
     json["bytes"] = child.bytes;
     if (columns.sparsity) json["zeros"] = child.zeros;
+    for (const RowTensor& tensor : child.tensors)
+      json["tensors"].push_back({{"role", tensor.role},
+                                 {"name", tensor.name},
+                                 {"format", tensor.format},
+                                 {"shape", tensor.shape},
+                                 {"bytes", tensor.bytes}});
     if (!child.children.empty()) {
       json[columns.nodes ? "nodes" : "tensors"] = child.leaves;
       json["children"] = tree_json(child, depth - 1, columns);
@@ -205,8 +212,8 @@ std::string describe_text(const Bundle& bundle, const DescribeOptions& options) 
                    provenance_from_json(bundle.provenance_json(), bundle.path() + ": provenance"));
   const Row root = describe_tree(bundle, options.sparsity);
   return out + "\n" +
-         tree_text(root, {"brick", "kind", "output", "format", "parameters", "MACs"}, columns,
-                   options.depth);
+         tree_text(root, {"brick", "kind", "output", "format", "parameters", "size", "MACs"},
+                   columns, options.depth);
 }
 
 Json describe_json(const Bundle& bundle, const DescribeOptions& options) {

@@ -5,6 +5,7 @@
 #include <unordered_map>
 
 #include "sluice/base/error.h"
+#include "sluice/bundle/packed.h"
 #include "sluice/bundle/text.h"
 
 namespace sluice::bundle {
@@ -141,6 +142,24 @@ int64_t count_zeros(const TensorView& tensor) {
   return 0;
 }
 
+int64_t count_zeros(const TensorSpec& spec, const TensorView& tensor) {
+  const Format format = format_from_name(spec.format).value_or(Format::f32);
+  if (format == Format::f32 || format == Format::bf16) return count_zeros(tensor);
+  const int64_t rows = spec.shape[spec.shape.size() - 2], columns = spec.shape.back();
+  const size_t each = static_cast<size_t>(stored_bytes(format, {rows, columns}));
+  std::vector<float> values(static_cast<size_t>(columns));
+  int64_t zeros = 0;
+  for (size_t at = 0; at < tensor.bytes.size(); at += each) {
+    const PackedMatrix matrix = view_packed(format, rows, columns, tensor.bytes.subspan(at, each),
+                                            "tensor '" + printable(spec.name) + "'");
+    for (int64_t r = 0; r < rows; ++r) {
+      unpack_row(matrix, r, values);
+      zeros += std::count(values.begin(), values.end(), 0.0f);
+    }
+  }
+  return zeros;
+}
+
 Row describe_tree(const Bundle& bundle, bool sparsity) {
   const Graph& graph = bundle.graph();
   TreeBuilder builder;
@@ -158,7 +177,9 @@ Row describe_tree(const Bundle& bundle, bool sparsity) {
     row.leaves = 1;
     std::vector<std::string_view> counted;
     for (const auto& [role, name] : node.tensors) {
-      const std::string& format = graph.tensors.at(name).format;
+      const TensorSpec& spec = graph.tensors.at(name);
+      const std::string& format = spec.format;
+      row.tensors.push_back({role, name, format, spec.shape, stored_bytes(spec)});
       if (std::find(row.formats.begin(), row.formats.end(), format) == row.formats.end())
         row.formats.push_back(format);
       if (!sparsity || !is_parameter_role(role) ||
@@ -166,7 +187,7 @@ Row describe_tree(const Bundle& bundle, bool sparsity) {
         continue;
       counted.push_back(name);
       const auto [it, fresh] = zeros.try_emplace(name, 0);
-      if (fresh) it->second = count_zeros(bundle.tensor(name));
+      if (fresh) it->second = count_zeros(spec, bundle.tensor(name));
       row.zeros += it->second;
     }
   }

@@ -9,6 +9,13 @@
 
 namespace sluice::bundle {
 
+/// A tensor of a node.
+struct RowTensor {
+  std::string role, name, format;
+  Shape shape;  ///< logical
+  int64_t bytes = 0;
+};
+
 struct Row {
   std::string name, path;
   std::string kind;  ///< of a node: "conv2d 3x3, stride 2"; of a tensor: its element type; "" for a
@@ -17,8 +24,9 @@ struct Row {
   Shape shape;  ///< of a node's output or a tensor; an inner row has the output of its last node
   std::vector<std::string> formats;  ///< different ones beneath, in order of appearance
   int64_t params = 0, macs = 0, bytes = 0;
-  int64_t zeros = 0;   ///< zero elements among `params`
-  int64_t leaves = 0;  ///< nodes or tensors in this row and beneath
+  int64_t zeros = 0;               ///< zero elements among `params`
+  int64_t leaves = 0;              ///< nodes or tensors in this row and beneath
+  std::vector<RowTensor> tensors;  ///< of a node, by role
   std::vector<Row> children;
 };
 
@@ -29,5 +37,7 @@ Row describe_tree(const SafetensorsFile& file, bool sparsity);
 
 /// Elements that are zero (-0.0 too).
 int64_t count_zeros(const TensorView& tensor);
+/// Weights whose value is zero, in any format. Throws as view_packed for bytes that are impossible.
+int64_t count_zeros(const TensorSpec& spec, const TensorView& tensor);
 
 }  // namespace sluice::bundle

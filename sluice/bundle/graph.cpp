@@ -6,6 +6,7 @@
 #include "sluice/base/error.h"
 #include "sluice/base/path_pattern.h"
 #include "sluice/bundle/ops.h"
+#include "sluice/bundle/packed.h"
 #include "sluice/bundle/text.h"
 
 namespace sluice::bundle {
@@ -77,6 +78,10 @@ std::map<std::string, TensorSpec> collect_tensors(const Node& node, const Operat
   for (std::string_view role : op.required_tensors)
     if (!found.count(std::string(role)))
       fail(Code::missing, "{}: tensor '{}' is not there", place, role);
+  for (const auto& [role, spec] : found)
+    if (spec.format != "f32" && !contains(op.packed_tensors, role))
+      fail(Code::unsupported, "{}: {} '{}' has format '{}'; this operator takes f32 there", place,
+           role, printable(spec.name), printable(spec.format, 40));
   return found;
 }
 
@@ -140,13 +145,18 @@ void check_value(const Value& value, const std::string& what) {
 }
 
 void check_tensor_spec(const TensorSpec& spec, const std::string& what) {
-  if (spec.format != "f32")
+  const auto format = format_from_name(spec.format);
+  if (!format) {
+    std::string known;
+    for (Format f : all_formats()) known.append(known.empty() ? "" : ", ").append(format_name(f));
     fail(Code::unsupported,
-         "{}: tensor '{}' has format '{}'; this version reads f32. A newer Sluice may read it",
-         what, printable(spec.name), printable(spec.format, 40));
-  if (spec.dtype != DType::f32)
-    fail(Code::dtype, "{}: tensor '{}' of format f32: expected dtype F32, found {}", what,
-         printable(spec.name), dtype_name(spec.dtype));
+         "{}: tensor '{}' has format '{}'; this version reads {}. A newer Sluice may read it", what,
+         printable(spec.name), printable(spec.format, 40), known);
+  }
+  if (spec.dtype != stored_dtype(*format))
+    fail(Code::dtype, "{}: tensor '{}' of format {}: expected dtype {}, found {}", what,
+         printable(spec.name), spec.format, dtype_name(stored_dtype(*format)),
+         dtype_name(spec.dtype));
   if (spec.shape.size() > GraphLimits::kRank)
     fail(Code::limit, "{}: tensor '{}' has {} dimensions; at most {} are allowed", what,
          printable(spec.name), spec.shape.size(), GraphLimits::kRank);
@@ -159,6 +169,15 @@ void check_tensor_spec(const TensorSpec& spec, const std::string& what) {
       fail(Code::limit, "{}: tensor '{}': shape {} does not fit 63 bits of bytes", what,
            printable(spec.name), to_string(spec.shape));
   }
+  try {
+    stored_bytes(spec);
+  } catch (const Error& error) {
+    fail(error.code(), "{}: tensor '{}': {}", what, printable(spec.name), error.what());
+  }
+}
+
+int64_t stored_bytes(const TensorSpec& spec) {
+  return stored_bytes(format_from_name(spec.format).value_or(Format::f32), spec.shape);
 }
 
 Shape check_node(const Node& node, const std::map<std::string, Shape>& shapes,
@@ -204,8 +223,7 @@ Shape check_node(const Node& node, const std::map<std::string, Shape>& shapes,
         const TensorSpec& spec = tensors.at(name);
         const int64_t elements = numel(spec.shape, "tensor '" + printable(name) + "'");
         if (parameter) cost->params = checked_add(cost->params, elements, "parameters");
-        cost->weight_bytes = checked_add(
-            cost->weight_bytes, checked_mul(elements, dtype_size(spec.dtype), "bytes"), "bytes");
+        cost->weight_bytes = checked_add(cost->weight_bytes, stored_bytes(spec), "bytes");
       }
     }
     return shape;
@@ -262,9 +280,8 @@ GraphInfo check_graph(const Graph& graph, const std::string& what) {
     const int64_t elements = numel(spec.shape, what + ": tensor");
     if (parameter)
       info.total.params = checked_add(info.total.params, elements, what + ": parameters");
-    info.total.weight_bytes = checked_add(
-        info.total.weight_bytes, checked_mul(elements, dtype_size(spec.dtype), what + ": bytes"),
-        what + ": bytes");
+    info.total.weight_bytes =
+        checked_add(info.total.weight_bytes, stored_bytes(spec), what + ": bytes");
   }
   return info;
 }

@@ -34,10 +34,10 @@ std::vector<int64_t> attr_ints(const Attributes& attrs, const std::string& name,
 
 /// How a stored tensor is to be read.
 struct TensorSpec {
-  std::string name;    ///< key in the safetensors file
-  std::string format;  ///< "f32", "bf16", "i8-channel", ...: docs/formats.md
-  DType dtype = DType::f32;
-  Shape shape;
+  std::string name;          ///< key in the safetensors file
+  std::string format;        ///< "f32", "bf16", "i4-32", ...: packed.h, docs/formats.md
+  DType dtype = DType::f32;  ///< of the stored elements
+  Shape shape;               ///< logical; stored_shape() of packed.h is how it lies in the file
   std::optional<uint64_t> xxh64;  ///< checksum of the stored bytes
 };
 
@@ -78,7 +78,8 @@ struct GraphLimits {
 };
 
 /// Result of checking a graph: the shape of every value and the cost of every node, in node order.
-/// Batch norm's running_mean and running_var count as bytes, not as parameters.
+/// Parameters are logical elements, bytes are stored ones. Batch norm's running_mean and
+/// running_var count as bytes, not as parameters.
 struct GraphInfo {
   std::map<std::string, Shape> shapes;
   std::vector<Cost> node_costs;
@@ -98,6 +99,8 @@ Shape check_node(const Node& node, const std::map<std::string, Shape>& shapes,
                  const std::map<std::string, TensorSpec>& tensors, const std::string& what,
                  Cost* cost = nullptr);
 
+/// Bytes of the tensor in the file. For specs that check_tensor_spec accepts.
+int64_t stored_bytes(const TensorSpec& spec);
 /// False for "running_mean" and "running_var": stored, but not trained.
 bool is_parameter_role(std::string_view role);
 

@@ -28,6 +28,8 @@ struct Operator {
   /// Output shape; throws Error{shape} (message without the node's name: the caller adds it).
   Shape (*shape)(const OpInput&);
   int64_t (*macs)(const OpInput&, const Shape& output);
+  /// Roles whose tensor may be in any format of packed.h; all others are f32.
+  std::vector<std::string_view> packed_tensors = {};
 };
 
 /// nullptr when unknown.

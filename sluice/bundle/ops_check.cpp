@@ -63,6 +63,13 @@ void require_activation(const OpInput& in, const char* name, const char* fallbac
          printable(kind, 40));
 }
 
+void require_activations(const OpInput& in) {
+  const std::string kind = attr_string(in.node.attrs, "activations", "f32");
+  if (kind != "f32" && kind != "bf16" && kind != "i8")
+    fail(Code::unsupported, "attribute 'activations': expected f32, bf16 or i8, found '{}'",
+         printable(kind, 40));
+}
+
 Shape same_shape(const OpInput& in) { return input(in, 0); }
 int64_t no_macs(const OpInput&, const Shape&) { return 0; }
 

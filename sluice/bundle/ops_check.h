@@ -28,6 +28,8 @@ int64_t require_int(const OpInput& in, const char* name, int64_t fallback, int64
                     int64_t most);
 /// The attribute 'kind' (or `name`) is one of the activations of docs/formats.md.
 void require_activation(const OpInput& in, const char* name, const char* fallback);
+/// The attribute 'activations', what products round their input to, is f32, bf16 or i8.
+void require_activations(const OpInput& in);
 
 Shape same_shape(const OpInput& in);
 int64_t no_macs(const OpInput&, const Shape&);

@@ -48,6 +48,7 @@ Shape linear_shape(const OpInput& in) {
     fail(Code::shape, "weight '{}': expected [O,{}], found {}", printable(weight.name),
          shape.back(), to_string(weight.shape));
   require_tensor(in, "bias", {weight.shape[0]});
+  require_activations(in);
   shape.back() = weight.shape[0];
   return shape;
 }
@@ -143,7 +144,15 @@ std::vector<Operator> dense_operators() {
        {"stride", "padding", "dilation", "groups"},
        conv2d_shape,
        conv2d_macs},
-      {"linear", 1, 1, {"weight"}, {"bias"}, {}, linear_shape, linear_macs},
+      {"linear",
+       1,
+       1,
+       {"weight"},
+       {"bias"},
+       {"activations"},
+       linear_shape,
+       linear_macs,
+       {"weight"}},
       {"batch_norm",
        1,
        1,
