@@ -4,7 +4,9 @@
 
 namespace sluice::engine::measure {
 
+std::vector<KernelCase> gemv_cases(const CaseOptions& options);
 std::vector<KernelCase> gemm_cases(const CaseOptions& options);
+std::vector<KernelCase> conv_cases(const CaseOptions& options);
 std::vector<KernelCase> sparse_weight_cases(const CaseOptions& options);
 
 }  // namespace sluice::engine::measure

@@ -1,6 +1,10 @@
 #include "sluice/engine/measure/kernels_ours.h"
 
+#include <fmt/core.h>
+
 #include <cstring>
+
+#include "sluice/engine/kernel/packed_dot.h"
 
 namespace sluice::engine::measure {
 
@@ -22,6 +26,66 @@ BoundKernel::BoundKernel(const Kernel& kernel, const std::vector<std::span<const
 
 std::span<const float> BoundKernel::output() const {
   return {output_.floats(), static_cast<size_t>(output_.bytes()) / sizeof(float)};
+}
+
+PackedSource::PackedSource(bundle::Format format_, std::span<const float> weight, int64_t rows_,
+                           int64_t columns_)
+    : format(format_),
+      rows(rows_),
+      columns(columns_),
+      bytes(bundle::pack(format, weight, rows, columns)),
+      values(weight.size()) {
+  bundle::unpack(bundle::view_packed(format, rows, columns, bytes, "weights"), values);
+}
+
+Rotation<PackedCopy> copies_of(const PackedSource& source, int64_t cold) {
+  const int64_t size = static_cast<int64_t>(source.bytes.size());
+  return Rotation<PackedCopy>(cold, size, [&](int64_t) {
+    PackedCopy copy{Buffer(size), {}};
+    std::memcpy(copy.bytes.data(), source.bytes.data(), source.bytes.size());
+    copy.matrix = bundle::view_packed(source.format, source.rows, source.columns,
+                                      {copy.bytes.data(), source.bytes.size()}, "weights");
+    return copy;
+  });
+}
+
+Contender packed_linear(const PackedSource& source, const LinearProblem& problem, Role role) {
+  using bundle::Format;
+  const bool whole = source.format == Format::f32 || source.format == Format::bf16;
+  struct State {
+    Rotation<PackedCopy> copies;
+    DotKind kind;
+    LinearProblem problem;
+    std::vector<float> x, y;
+    Buffer scratch;
+  };
+  const DotKind kind = whole ? DotKind::f32 : DotKind::i8;
+  auto state = std::make_shared<State>(
+      State{copies_of(source, problem.cold),
+            kind,
+            problem,
+            {problem.x.begin(), problem.x.end()},
+            std::vector<float>(static_cast<size_t>(problem.rows * problem.out)),
+            Buffer(dot_scratch_bytes(source.format, kind, problem.in, problem.rows))});
+  Contender contender;
+  contender.name = role == Role::ours
+                       ? "sluice"
+                       : fmt::format("sluice dense {}", bundle::format_name(source.format));
+  contender.role = role;
+  contender.bytes = static_cast<double>(source.bytes.size());
+  contender.operations = problem.operations();
+  if (!whole) {
+    contender.note = "low-bit weights meet int8 activations, quantized in the timed call";
+  }
+  contender.run = [state] {
+    State& s = *state;
+    const bundle::PackedMatrix& matrix = s.copies.next().matrix;
+    const DotInput x =
+        prepare_dot(matrix, s.kind, s.x.data(), s.problem.in, s.problem.rows, s.scratch.data());
+    packed_dot(matrix, x, s.y.data(), s.problem.out, s.problem.threads);
+  };
+  contender.output = [state] { return std::span<const float>(state->y); };
+  return contender;
 }
 
 Contender dense_linear(const LinearProblem& p, Role role) {

@@ -1,5 +1,6 @@
 // Kernels of the engine as contenders.
 #pragma once
+#include "sluice/bundle/packed.h"
 #include "sluice/engine/kernel/kernel.h"
 #include "sluice/engine/measure/kernel_case.h"
 #include "sluice/engine/measure/rivals.h"
@@ -22,6 +23,24 @@ class BoundKernel {
   Work work_;
   std::function<void()> call_;
 };
+
+/// A packed matrix and the values that its codes stand for.
+struct PackedSource {
+  PackedSource(bundle::Format format, std::span<const float> weight, int64_t rows, int64_t columns);
+  bundle::Format format;
+  int64_t rows, columns;
+  std::vector<std::byte> bytes;
+  std::vector<float> values;
+};
+
+struct PackedCopy {
+  Buffer bytes;
+  bundle::PackedMatrix matrix;
+};
+Rotation<PackedCopy> copies_of(const PackedSource& source, int64_t cold);
+
+/// Matrix times `problem.rows` rows (at most kMaxDotBatch), preparing the activations included.
+Contender packed_linear(const PackedSource& source, const LinearProblem& problem, Role role);
 
 /// The f32 path that plans use for a dense linear layer.
 Contender dense_linear(const LinearProblem& problem, Role role);

@@ -1,0 +1,65 @@
+// Packed matrices times a few rows: decoding, where reading the weights is the work.
+#include <fmt/core.h>
+
+#include "sluice/engine/measure/case_families.h"
+#include "sluice/engine/measure/kernels_ours.h"
+#include "sluice/engine/measure/rivals.h"
+
+namespace sluice::engine::measure {
+namespace {
+
+using bundle::Format;
+
+std::vector<Contender> gemv_contenders(Format format, int64_t rows, int64_t in, int64_t out,
+                                       int threads, int64_t cold) {
+  const std::vector<float> x = random_values(rows * in, 1);
+  const PackedSource packed(format, random_values(in * out, 2, 0.05f), out, in);
+  // The rivals multiply by the values that the codes stand for.
+  const LinearProblem problem{rows, in, out, x, packed.values, threads, cold};
+  std::vector<Contender> contenders{packed_linear(packed, problem, Role::ours)};
+  if (format != Format::f32) {
+    const PackedSource plain(Format::f32, packed.values, out, in);
+    contenders.push_back(packed_linear(plain, problem, Role::dense));
+  }
+  add_linear_rivals(problem, contenders);
+  const bool eight = format == Format::i8 || format == Format::i8_group;
+  if (eight || format == Format::bf16) {
+    const Precision precision = eight ? Precision::int8 : Precision::bf16;
+    for (std::optional<Contender> rival :
+         {onednn_inner_product(problem, precision), onednn_matmul(problem, precision)}) {
+      if (rival) {
+        contenders.push_back(std::move(*rival));
+      }
+    }
+  }
+  for (size_t i = 1; i < contenders.size(); ++i) {
+    // Ours rounds the activations, the f32 ones do not.
+    contenders[i].tolerance = format == Format::f32 ? 1e-4 : 3e-2;
+  }
+  return contenders;
+}
+
+}  // namespace
+
+std::vector<KernelCase> gemv_cases(const CaseOptions& options) {
+  std::vector<KernelCase> cases;
+  const int64_t in = options.quick ? 128 : 4096, out = options.quick ? 48 : 4096;
+  for (const int threads : options.threads) {
+    for (const Format format : bundle::all_formats()) {
+      for (const int64_t rows : {1, 4}) {
+        KernelCase c;
+        c.kernel = fmt::format("gemv {}", bundle::format_name(format));
+        c.shape = fmt::format("{}x{} batch {}", out, in, rows);
+        c.threads = threads;
+        c.limit = Limit::read_bandwidth;
+        c.prepare = [=, cold = cold_bytes(options)] {
+          return gemv_contenders(format, rows, in, out, threads, cold);
+        };
+        cases.push_back(std::move(c));
+      }
+    }
+  }
+  return cases;
+}
+
+}  // namespace sluice::engine::measure
