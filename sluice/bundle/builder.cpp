@@ -68,8 +68,7 @@ void Builder::tensor(const std::string& name, Shape shape, std::span<const float
 
 void Builder::tensor(const std::string& name, Format format, Shape shape,
                      std::span<const std::byte> bytes) {
-  // Bytes in a buffer of any alignment: what the check of the columns of mixed cannot read in
-  // place.
+  // Bytes in a buffer of any alignment: what the check of the columns of mixed cannot read in place.
   std::vector<std::byte> aligned;
   if (format == Format::mixed && reinterpret_cast<uintptr_t>(bytes.data()) % 4 != 0) {
     aligned.assign(bytes.begin(), bytes.end());
@@ -115,6 +114,7 @@ Value Builder::node(const std::string& op, const std::string& path,
          printable(path), node.output);
   Value output{node.output, check_node(node, shapes_, graph_.tensors, "bundle")};
   graph_to_json({{}, {}, {node}, {}});  // refuses attributes that JSON cannot hold
+  add_rows(node, shapes_, graph_.tensors, "bundle", rows_);
   paths_.insert(path);
   shapes_.emplace(output.name, output.shape);
   graph_.nodes.push_back(std::move(node));
@@ -131,6 +131,7 @@ void Builder::output(const Value& value) {
            printable(value.name));
   for (const std::string& name : graph_.outputs)
     if (name == value.name) fail(Code::usage, "output '{}' was added before", name);
+  require_all_rows(value.name, "bundle", rows_);
   graph_.outputs.push_back(value.name);
 }
 

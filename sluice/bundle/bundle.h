@@ -17,6 +17,7 @@
 
 #include "sluice/bundle/graph.h"
 #include "sluice/bundle/packed.h"
+#include "sluice/bundle/rows.h"
 #include "sluice/bundle/safetensors.h"
 
 namespace sluice::bundle {
@@ -112,6 +113,7 @@ class Builder {
   std::map<std::string, std::string> metadata() const;
 
   std::map<std::string, Shape> shapes_;
+  RowSets rows_;
   std::set<std::string> paths_;
   std::map<std::string, Stored> stored_;
   std::vector<std::string> order_;  // of stored_, as added: the file's order

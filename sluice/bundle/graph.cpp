@@ -7,6 +7,7 @@
 #include "sluice/base/path_pattern.h"
 #include "sluice/bundle/ops.h"
 #include "sluice/bundle/packed.h"
+#include "sluice/bundle/rows.h"
 #include "sluice/bundle/text.h"
 
 namespace sluice::bundle {
@@ -100,6 +101,13 @@ double attr_double(const Attributes& attrs, const std::string& name, double fall
   if (const auto* value = std::get_if<double>(&it->second)) return *value;
   if (const auto* value = std::get_if<int64_t>(&it->second)) return static_cast<double>(*value);
   wrong_type(name, "a number", it->second);
+}
+
+bool attr_bool(const Attributes& attrs, const std::string& name, bool fallback) {
+  const auto it = attrs.find(name);
+  if (it == attrs.end()) return fallback;
+  if (const auto* value = std::get_if<bool>(&it->second)) return *value;
+  wrong_type(name, "a boolean", it->second);
 }
 
 std::string attr_string(const Attributes& attrs, const std::string& name,
@@ -253,6 +261,7 @@ GraphInfo check_graph(const Graph& graph, const std::string& what) {
     if (!info.shapes.emplace(input.name, input.shape).second)
       fail(Code::format, "{}: two inputs are called '{}'", what, input.name);
   }
+  auto rows = std::make_shared<RowSets>();
   std::set<std::string_view> paths, made;
   std::map<std::string_view, bool> used;  // tensor name -> in a parameter's role
   info.node_costs.reserve(graph.nodes.size());
@@ -263,6 +272,7 @@ GraphInfo check_graph(const Graph& graph, const std::string& what) {
       fail(Code::format, "{}: two nodes have the path '{}'", what, node.path);
     if (!info.shapes.emplace(node.output, std::move(shape)).second)
       fail(Code::format, "{}: output '{}' was made before", place_of(node, what), node.output);
+    add_rows(node, info.shapes, graph.tensors, what, *rows);
     made.insert(node.output);
     for (const auto& [role, name] : node.tensors) used[name] |= is_parameter_role(role);
     info.total.macs = checked_add(info.total.macs, cost.macs, what + ": MACs");
@@ -274,7 +284,9 @@ GraphInfo check_graph(const Graph& graph, const std::string& what) {
       fail(Code::missing, "{}: output '{}' is made by no node", what, printable(output));
     if (!outputs.insert(output).second)
       fail(Code::format, "{}: output '{}' is listed twice", what, output);
+    require_all_rows(output, what, *rows);
   }
+  info.rows = std::move(rows);
   for (const auto& [name, parameter] : used) {
     const TensorSpec& spec = graph.tensors.at(std::string(name));
     const int64_t elements = numel(spec.shape, what + ": tensor");

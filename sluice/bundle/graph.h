@@ -5,6 +5,7 @@
 // JSON form (docs/formats.md), stored in the safetensors metadata key "sluice.graph".
 #pragma once
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -17,6 +18,8 @@
 
 namespace sluice::bundle {
 
+struct RowSets;
+
 /// Attributes of a node: small, typed, ordered by name.
 using Attribute =
     std::variant<bool, int64_t, double, std::string, std::vector<int64_t>, std::vector<double>>;
@@ -26,6 +29,7 @@ using Attributes = std::map<std::string, Attribute>;
 /// attribute when it has another type (an integer serves as a double).
 int64_t attr_int(const Attributes& attrs, const std::string& name, int64_t fallback);
 double attr_double(const Attributes& attrs, const std::string& name, double fallback);
+bool attr_bool(const Attributes& attrs, const std::string& name, bool fallback);
 std::string attr_string(const Attributes& attrs, const std::string& name,
                         const std::string& fallback);
 /// A list of `count` integers; a single integer repeats. Throws Error{shape} for another length.
@@ -82,6 +86,7 @@ struct GraphLimits {
 /// running_var count as bytes, not as parameters.
 struct GraphInfo {
   std::map<std::string, Shape> shapes;
+  std::shared_ptr<const RowSets> rows;  ///< what compact_rows leaves of them, rows.h
   std::vector<Cost> node_costs;
   Cost total;  ///< shared tensors are counted once
 };

@@ -63,6 +63,14 @@ void require_activation(const OpInput& in, const char* name, const char* fallbac
          printable(kind, 40));
 }
 
+Rows elementwise_rows(const OpInput&) { return Rows::apart; }
+
+Rows matrix_rows(const OpInput& in) {
+  for (const Shape& shape : in.inputs)
+    if (shape.size() < 2) return Rows::mixed;
+  return Rows::apart;
+}
+
 void require_activations(const OpInput& in) {
   const std::string kind = attr_string(in.node.attrs, "activations", "f32");
   if (kind != "f32" && kind != "bf16" && kind != "i8")

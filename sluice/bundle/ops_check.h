@@ -28,6 +28,11 @@ int64_t require_int(const OpInput& in, const char* name, int64_t fallback, int64
                     int64_t most);
 /// The attribute 'kind' (or `name`) is one of the activations of docs/formats.md.
 void require_activation(const OpInput& in, const char* name, const char* fallback);
+
+/// Rules for Operator::rows: each element by itself; the last dimension of each row (the inputs are
+/// matrices).
+Rows elementwise_rows(const OpInput& in);
+Rows matrix_rows(const OpInput& in);
 /// The attribute 'activations', what products round their input to, is f32, bf16 or i8.
 void require_activations(const OpInput& in);
 

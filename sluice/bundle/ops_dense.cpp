@@ -132,6 +132,15 @@ Shape threshold_shape(const OpInput& in) {
   return input(in, 0);
 }
 
+// b [C] has one number per row, which goes with its row; b [1] is one per sample.
+Rows mul_rows(const OpInput& in) {
+  return input(in, 0)[0] == input(in, 1)[0] ? Rows::apart : Rows::mixed;
+}
+
+Rows scale_rows(const OpInput& in) {
+  return in.tensors.at("scale").shape == Shape{1} ? Rows::apart : Rows::mixed;
+}
+
 }  // namespace
 
 std::vector<Operator> dense_operators() {
@@ -152,6 +161,7 @@ std::vector<Operator> dense_operators() {
        {"activations"},
        linear_shape,
        linear_macs,
+       matrix_rows,
        {"weight"}},
       {"batch_norm",
        1,
@@ -161,17 +171,17 @@ std::vector<Operator> dense_operators() {
        {"eps"},
        batch_norm_shape,
        no_macs},
-      {"layer_norm", 1, 1, {}, {"weight", "bias"}, {"eps"}, layer_norm_shape, no_macs},
-      {"activation", 1, 1, {}, {}, {"kind"}, activation_shape, no_macs},
-      {"add", 2, 2, {}, {}, {}, add_shape, no_macs},
-      {"mul", 2, 2, {}, {}, {}, mul_shape, no_macs},
-      {"scale", 1, 1, {"scale"}, {}, {}, scale_shape, no_macs},
+      {"layer_norm", 1, 1, {}, {"weight", "bias"}, {"eps"}, layer_norm_shape, no_macs, matrix_rows},
+      {"activation", 1, 1, {}, {}, {"kind"}, activation_shape, no_macs, elementwise_rows},
+      {"add", 2, 2, {}, {}, {}, add_shape, no_macs, elementwise_rows},
+      {"mul", 2, 2, {}, {}, {}, mul_shape, no_macs, mul_rows},
+      {"scale", 1, 1, {"scale"}, {}, {}, scale_shape, no_macs, scale_rows},
       {"max_pool2d", 1, 1, {}, {}, {"kernel", "stride", "padding"}, pool_shape, no_macs},
       {"avg_pool2d", 1, 1, {}, {}, {"kernel", "stride", "padding"}, pool_shape, no_macs},
       {"global_avg_pool", 1, 1, {}, {}, {}, global_avg_pool_shape, no_macs},
       {"flatten", 1, 1, {}, {}, {}, flatten_shape, no_macs},
-      {"softmax", 1, 1, {}, {}, {}, same_shape, no_macs},
-      {"threshold", 1, 1, {}, {}, {"value"}, threshold_shape, no_macs},
+      {"softmax", 1, 1, {}, {}, {}, same_shape, no_macs, matrix_rows},
+      {"threshold", 1, 1, {}, {}, {"value"}, threshold_shape, no_macs, elementwise_rows},
   };
 }
 

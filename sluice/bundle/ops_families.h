@@ -7,5 +7,8 @@
 namespace sluice::bundle {
 
 std::vector<Operator> dense_operators();
+std::vector<Operator> conditional_operators();
+std::vector<Operator> rows_operators();
+std::vector<Operator> attention_operators();
 
 }  // namespace sluice::bundle
