@@ -68,6 +68,9 @@ class Session {
     bool fuse = true;  ///< activation, addition, batch norm into the producing node
     Sparse sparse = Sparse::automatic;  ///< compressed rows where that is faster; the meter then
                                         ///< counts non-zeros
+    /// The first dimension T of the input is time: run_tokens() takes up to T rows of each sample,
+    /// and computes no more. The network must take rows apart but for attention.
+    bool sequences = false;
   };
   explicit Session(const Network& network) : Session(network, Options{}) {}
   Session(const Network& network, const Options& options);
@@ -76,19 +79,42 @@ class Session {
   Session& operator=(Session&&) noexcept;
 
   /// `count` <= batch samples are computed (rounded up to whole chunks; results of the rest are not
-  /// written). Throws Error{shape} when the spans do not hold count samples.
+  /// written), with all T rows. Throws Error{shape} when the spans do not hold count samples.
   void run(std::span<const float> input, std::span<float> output, int64_t count,
            const RunOptions& options = {});
   void run(std::span<const float> input, std::span<float> output, const RunOptions& options = {}) {
     run(input, output, batch(), options);
   }
 
+  // Sequences. A network with an attention cache or a carried state continues where the last run
+  // ended: each sample of the batch is a sequence, with memory for it in the session. With
+  // Options::sequences a run may be of any length up to T, so that a prompt in pieces and then one
+  // token at a time go through one session. Such sessions run the batch as one chunk, and threads
+  // share its steps.
+
+  /// Computes tokens[s] <= T rows of sample s; `input` holds them one sample after another, without
+  /// gaps. `output` likewise, or one row per sample (tokens.size() of them) where the network
+  /// pools. Throws Error{state} without Options::sequences, Error{limit} before anything is
+  /// computed when a sequence gets longer than capacity().
+  void run_tokens(std::span<const float> input, std::span<float> output,
+                  std::span<const int64_t> tokens, const RunOptions& options = {});
+  /// Rows that sample s has seen since it was reset; 0 in a network without state.
+  int64_t position(int64_t sample) const;
+  /// Rows that a sequence may have; the largest int64_t when nothing limits it.
+  int64_t capacity() const;
+  /// The next row of the sample (of all) is its first. Needed after a run that threw: until then
+  /// further runs are refused with Error{state}.
+  void reset(int64_t sample);
+  void reset();
+  int64_t state_bytes() const;  ///< caches and carried states
+
   int64_t batch() const;
   int threads() const;
   int64_t chunk() const;        ///< samples computed at once by one call of the plan
   int64_t arena_bytes() const;  ///< activations and scratch of all threads
   std::vector<PlanStep> plan() const;
-  /// Seconds per step of one run, in plan order (instrumented, slower than run()).
+  /// Seconds per step of one run, in plan order (instrumented, slower than run()). Resets
+  /// sequences before and after.
   std::vector<double> time_steps(std::span<const float> input, std::span<float> output);
 
  private:

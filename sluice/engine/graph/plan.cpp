@@ -7,6 +7,7 @@
 #include "sluice/engine/graph/fuse.h"
 #include "sluice/engine/graph/memory.h"
 #include "sluice/engine/graph/steps.h"
+#include "sluice/engine/kernel/buffer.h"
 #include "sluice/engine/kernel/reduce.h"
 
 namespace sluice::engine {
@@ -24,7 +25,7 @@ constexpr int64_t kParallelStepMacs = 500'000;
 
 std::vector<PlanEntry> collect() {
   std::vector<PlanEntry> entries;
-  for (const auto family : {dense_steps}) {
+  for (const auto family : {dense_steps, rows_steps, attention_steps, conditional_steps}) {
     for (const PlanEntry& entry : family()) entries.push_back(entry);
   }
   return entries;
@@ -51,6 +52,7 @@ std::vector<float> copy_tensor(const bundle::Bundle& bundle, const Node& node,
 Planner::Planner(const bundle::Bundle& bundle, const PlanOptions& options, onednn::PackCache& cache)
     : bundle_(bundle),
       options_(options),
+      view_(options),
       cache_(cache),
       groups_(group_nodes(bundle, options.fuse)) {
   for (size_t g = 0; g < groups_.size(); ++g) {
@@ -60,8 +62,11 @@ Planner::Planner(const bundle::Bundle& bundle, const PlanOptions& options, onedn
 }
 
 int Planner::threads_for(int64_t macs) const {
-  if (bundle_.info().total.macs * options_.samples < kParallelNetworkMacs) return 1;
-  return macs * options_.samples >= kParallelStepMacs ? options_.threads : 1;
+  const double share = static_cast<double>(view_.samples) / static_cast<double>(most_);
+  const double network = static_cast<double>(bundle_.info().total.macs) *
+                         static_cast<double>(options_.samples) * share;
+  if (network < static_cast<double>(kParallelNetworkMacs)) return 1;
+  return macs * view_.samples >= kParallelStepMacs ? options_.threads : 1;
 }
 
 Step Planner::named_step(const Group& group) const {
@@ -74,14 +79,23 @@ Step Planner::named_step(const Group& group) const {
     step.info.fused.push_back(bundle_.graph().nodes[i].path);
     step.info.cost += bundle_.info().node_costs[i];
   }
+  step.info.cost.macs /= share_;
   return step;
 }
 
 void Planner::finish(size_t index, Step step, Layout layout) {
   const Group& group = groups_[index];
   const Shape& shape = bundle_.info().shapes.at(group.output);
-  step.output = add_value(shape, shape.size() == 3 ? layout : Layout::plain);
+  if (shape.size() != 3) layout = Layout::plain;
+  if (capture_) {
+    capture_->step = std::move(step);
+    capture_->layout = layout;
+    return;
+  }
+  step.info.cost.macs *= share_;
+  step.output = add_value(shape, layout, made_rows_);
   define(group.output, step.output);
+  finished_ = plan_.steps.size();
   add_step(std::move(step));
 }
 
@@ -101,8 +115,10 @@ onednn::Tail Planner::tail_of(size_t index, Layout layout, Step& step) {
 }
 
 void Planner::set_cost(Step& step, const Cost& cost) {
-  plan_.cost.macs += cost.macs - step.info.cost.macs;
-  plan_.cost.weight_bytes += cost.weight_bytes - step.info.cost.weight_bytes;
+  if (!capture_) {
+    plan_.cost.macs += (cost.macs - step.info.cost.macs) * share_;
+    plan_.cost.weight_bytes += cost.weight_bytes - step.info.cost.weight_bytes;
+  }
   step.info.cost = cost;
 }
 
@@ -110,8 +126,11 @@ std::string Planner::cache_key(size_t index) const {
   return node(index).path + (options_.fuse ? "|fused" : "");
 }
 
-int Planner::add_value(Shape shape, Layout layout) {
+int Planner::add_value(Shape shape, Layout layout, int rows) {
   PlanValue value;
+  value.rows = rows;
+  value.row_shape = shape;
+  if (plan_.rows[static_cast<size_t>(rows)].per_sample > 1) value.row_shape[0] = 1;
   value.bytes = static_cast<int64_t>(sizeof(float)) *
                 checked_mul(options_.samples, numel(shape), "activation");
   value.shape = std::move(shape);
@@ -122,7 +141,7 @@ int Planner::add_value(Shape shape, Layout layout) {
 }
 
 int Planner::add_view(int of, Shape shape) {
-  const int view = add_value(std::move(shape), Layout::plain);
+  const int view = add_value(std::move(shape), Layout::plain, made_rows_);
   plan_.values[static_cast<size_t>(view)].buffer = plan_.values[static_cast<size_t>(of)].buffer;
   return view;
 }
@@ -135,23 +154,24 @@ int Planner::fetch(const std::string& name, Layout layout) {
   const int from = versions.begin()->second;
   const PlanValue source = plan_.values[static_cast<size_t>(from)];
   if (same_bytes(source.shape, source.layout, layout)) return from;
-  const size_t samples = static_cast<size_t>(options_.samples),
-               channels = static_cast<size_t>(source.shape[0]),
+  if (capture_) {
+    capture_->usable = false;
+    return from;
+  }
+  const size_t channels = static_cast<size_t>(source.shape[0]),
                pixels = static_cast<size_t>(source.shape[1] * source.shape[2]);
   const bool to_last = layout == Layout::channels_last;
   Step step;
   step.info.path = name + ".reorder";
   step.info.op = "reorder";
-  step.kernel.name = to_last ? "sluice to_channels_last" : "sluice to_plain";
-  step.kernel.bind = [=](const Binding& b) -> std::function<void()> {
-    const float* in = b.inputs[0];
-    float* out = b.output;
-    return [=] {
-      transpose(in, out, samples, to_last ? channels : pixels, to_last ? pixels : channels);
-    };
-  };
+  step.kernel = row_kernel(
+      to_last ? "sluice to_channels_last" : "sluice to_plain", all_rows(source.rows),
+      [=](const float* in, const float*, float* out, size_t samples) {
+        transpose(in, out, samples, to_last ? channels : pixels, to_last ? pixels : channels);
+      });
   step.inputs = {from};
-  step.output = add_value(source.shape, layout);
+  step.rows = step.metered_rows = source.rows;
+  step.output = add_value(source.shape, layout, source.rows);
   versions[layout] = step.output;
   const int output = step.output;
   add_step(std::move(step));
@@ -181,6 +201,11 @@ void Planner::add_step(Step step) {
   for (int input : step.inputs) step.activation_bytes += bytes_of(input);
   step.activation_bytes += bytes_of(step.output);
   step.info.kernel = step.kernel.name;
+  if (step.kernel.state_bytes > 0) {
+    step.state_offset = plan_.state_bytes;
+    plan_.state_bytes =
+        checked_add(plan_.state_bytes, align_up(step.kernel.state_bytes), "state of the sequences");
+  }
   plan_.scratch_bytes = std::max(plan_.scratch_bytes, step.kernel.scratch_bytes);
   plan_.steps.push_back(std::move(step));
 }
@@ -191,17 +216,13 @@ void Planner::define(const std::string& name, int value) {
 
 Plan Planner::run() {
   const bundle::Value& input = bundle_.graph().inputs[0];
-  plan_.input = add_value(input.shape, Layout::plain);
+  plan_.rows.push_back({});
+  if (options_.sequences) plan_.rows.push_back({0, input.shape[0], ""});
+  plan_.input = add_value(input.shape, Layout::plain, options_.sequences ? 1 : 0);
   define(input.name, plan_.input);
   plan_.cost = bundle_.info().total;
-  for (size_t g = 0; g < groups_.size(); ++g) {
-    const PlanFunction plan = find_plan(node(g).op);
-    if (!plan) {
-      fail(Code::unsupported, "{}: operator '{}' has no kernel in this build of the engine",
-           node(g).path, node(g).op);
-    }
-    plan(*this, g, named_step(groups_[g]));
-  }
+  for (size_t g = 0; g < groups_.size(); ++g) plan_group(g);
+  rows_ = made_rows_ = 0;
   plan_.output = fetch(bundle_.graph().outputs[0], Layout::plain);
   place_values();
   return std::move(plan_);

@@ -1,5 +1,6 @@
 // The plan of a session: steps over numbered values, each value at an offset of one arena.
 #pragma once
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -11,15 +12,27 @@
 
 namespace sluice::engine {
 
+inline constexpr int64_t kUnlimited = std::numeric_limits<int64_t>::max();
+
 struct PlanOptions {
   int64_t samples = 1;  ///< per call of the plan
   int threads = 1;      ///< inside a step
   bool fuse = true;
-  bool sparse = true;  ///< compressed weights where they pay
+  bool sparse = true;      ///< compressed weights where they pay
+  bool sequences = false;  ///< the input's rows are counted at run time
+};
+
+/// Rows that are there together (LiveRows); each lane counts its own.
+struct PlanRows {
+  int parent = 0;
+  int64_t per_sample = 1;  ///< at most
+  std::string keep;        ///< the value that chose them
 };
 
 struct PlanValue {
-  Shape shape;  ///< per sample
+  Shape shape;      ///< per sample
+  int rows = 0;     ///< of Plan::rows
+  Shape row_shape;  ///< of one of them: shape, or [1, ..]
   Layout layout = Layout::plain;
   int64_t bytes = 0;  ///< all samples
   int buffer = 0;     ///< values of one buffer share memory
@@ -29,6 +42,10 @@ struct Step {
   Kernel kernel;
   std::vector<int> inputs;  ///< values
   int output = 0;
+  int rows = 0;          ///< what the inputs have
+  int other = 0;         ///< Binding::other
+  int metered_rows = 0;  ///< those that its cost grows with
+  int64_t state_offset = 0;
   PlanStep info;
   int64_t activation_bytes = 0;  ///< read and written per sample
 };
@@ -36,10 +53,12 @@ struct Step {
 struct Plan {
   std::vector<PlanValue> values;
   std::vector<Step> steps;
+  std::vector<PlanRows> rows;  ///< [0]: the samples; with sequences, [1]: their rows
   int input = 0, output = 0;
   std::vector<int64_t> offsets;  ///< by buffer
-  int64_t arena_bytes = 0, scratch_bytes = 0;
-  Cost cost;  ///< per sample; shared tensors once, compressed weights as stored
+  int64_t arena_bytes = 0, scratch_bytes = 0, state_bytes = 0;
+  int64_t capacity = kUnlimited;  ///< rows of a sequence that every state can hold
+  Cost cost;                      ///< per sample; shared tensors once, compressed weights as stored
 };
 
 /// Throws Error{unsupported} for a node without a kernel. The bundle must outlive the plan.

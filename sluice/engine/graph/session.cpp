@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstring>
 #include <exception>
 
@@ -31,12 +32,24 @@ int64_t largest_step_bytes(const bundle::Bundle& bundle) {
   return largest;
 }
 
+/// Whether runs continue each other.
+bool keeps_state(const bundle::Bundle& bundle) {
+  for (const bundle::Node& node : bundle.graph().nodes) {
+    if (node.op == "attention" && bundle::attr_int(node.attrs, "cache", 0) > 0) return true;
+    if (node.op == "linear_attention" && bundle::attr_bool(node.attrs, "carry", false)) return true;
+  }
+  return false;
+}
+
 }  // namespace
 
 struct Session::State {
   /// One thread's memory and its calls, with every pointer in place.
   struct Lane {
-    Buffer arena, scratch;
+    Buffer arena, scratch, state;
+    std::vector<LiveRows> rows;  ///< by Plan::rows
+    std::vector<int64_t> row_memory;
+    std::vector<int64_t> counted;  ///< rows that ran, by Plan::rows
     std::vector<std::function<void()>> calls;
     std::vector<Work> work;  ///< by step; only metered kernels write theirs
     float* input = nullptr;
@@ -49,6 +62,10 @@ struct Session::State {
   int threads;
   Plan plan;
   std::vector<Lane> lanes;
+  const bool stateful, sequences;
+  bool failed = false;            ///< in the middle: the states are out of step
+  std::vector<int64_t> position;  ///< [batch], of sequences
+  std::vector<int64_t> whole;     ///< [batch] tokens of run()
   std::vector<size_t> meter_entries;
 
   State(const Network& n, const Options& options)
@@ -56,7 +73,9 @@ struct Session::State {
         batch(options.batch),
         input_elements(numel(n.input_shape())),
         output_elements(numel(n.output_shape())),
-        threads(options.threads) {
+        threads(options.threads),
+        stateful(keeps_state(n.bundle())),
+        sequences(options.sequences) {
     if (batch < 1) fail(Code::usage, "session: batch {}; expected 1 or more", batch);
     if (threads < 0 || threads > kMaxThreads) {
       fail(Code::usage, "session: {} threads; expected 0 (all cores) to {}", threads, kMaxThreads);
@@ -64,25 +83,56 @@ struct Session::State {
     if (threads == 0) threads = describe_machine().cores;
     // Whole chunks per thread need no synchronisation inside the network; only a batch smaller than
     // the number of threads is worth splitting inside its steps.
-    const int64_t lane_count = batch >= threads ? threads : 1;
+    const bool one_chunk = stateful || sequences;
+    const int64_t lane_count = batch >= threads && !one_chunk ? threads : 1;
     const int64_t most = std::max<int64_t>(1, kChunkBytes / largest_step_bytes(n.bundle()));
     int64_t chunks = (batch + most - 1) / most;
-    chunks = (chunks + lane_count - 1) / lane_count * lane_count;
+    chunks = one_chunk ? 1 : (chunks + lane_count - 1) / lane_count * lane_count;
     chunk = (batch + chunks - 1) / chunks;
     PlanOptions plan_options;
     plan_options.samples = chunk;
     plan_options.threads = lane_count > 1 ? 1 : threads;
     plan_options.fuse = options.fuse;
     plan_options.sparse = options.sparse == Sparse::automatic;
+    plan_options.sequences = sequences;
     plan = make_plan(n.bundle(), plan_options, n.state_->packed);
     lanes.resize(static_cast<size_t>(lane_count));
     for (Lane& lane : lanes) bind(lane);
     meter_entries.assign(plan.steps.size(), 0);
+    position.assign(static_cast<size_t>(one_chunk ? batch : 0), 0);
+    whole.assign(static_cast<size_t>(sequences ? batch : 0), n.input_shape()[0]);
+  }
+
+  /// Row sets of a lane, with everything there.
+  void bind_rows(Lane& lane) const {
+    size_t memory = 0;
+    for (const PlanRows& rows : plan.rows)
+      memory += static_cast<size_t>(chunk * rows.per_sample + chunk + 1);
+    lane.row_memory.assign(memory, 0);
+    int64_t* next = lane.row_memory.data();
+    for (const PlanRows& rows : plan.rows) {
+      lane.rows.push_back({0, chunk, rows.per_sample, next, next + chunk + 1});
+      next += chunk * rows.per_sample + chunk + 1;
+    }
+    lane.counted.assign(plan.rows.size(), 0);
+    set_rows(lane.rows[0], {}, chunk);
+  }
+
+  /// The first `samples` samples are there, with their tokens or one row each.
+  static void set_rows(LiveRows& rows, std::span<const int64_t> tokens, int64_t samples) {
+    rows.count = 0;
+    for (int64_t s = 0; s < rows.samples; ++s) {
+      rows.start[s] = rows.count;
+      if (s < samples) rows.count += tokens.empty() ? 1 : tokens[static_cast<size_t>(s)];
+    }
+    rows.start[rows.samples] = rows.count;
   }
 
   void bind(Lane& lane) {
     lane.arena = Buffer(plan.arena_bytes);
     lane.scratch = Buffer(plan.scratch_bytes);
+    lane.state = Buffer(plan.state_bytes, false);
+    bind_rows(lane);
     const auto at = [&](int value) {
       const size_t buffer = static_cast<size_t>(plan.values[static_cast<size_t>(value)].buffer);
       return reinterpret_cast<float*>(lane.arena.data() + plan.offsets[buffer]);
@@ -96,6 +146,10 @@ struct Session::State {
       binding.inputs = inputs;
       binding.output = at(step.output);
       binding.scratch = lane.scratch.data();
+      binding.rows = &lane.rows[static_cast<size_t>(step.rows)];
+      binding.other = &lane.rows[static_cast<size_t>(step.other)];
+      if (step.kernel.state_bytes > 0) binding.state = lane.state.data() + step.state_offset;
+      if (!position.empty()) binding.position = position.data();
       if (step.kernel.metered) binding.work = &lane.work[lane.calls.size()];
       lane.calls.push_back(step.kernel.bind(binding));
     }
@@ -107,6 +161,8 @@ struct Session::State {
 
   void load(Lane& lane, std::span<const float> input, int64_t index, int64_t count) const {
     const int64_t first = index * chunk, samples = std::min(chunk, count - first);
+    set_rows(lane.rows[0], {}, samples);
+    if (sequences) set_rows(lane.rows[1], whole, samples);
     const size_t used = static_cast<size_t>(samples * input_elements);
     std::memcpy(lane.input, input.data() + first * input_elements, used * sizeof(float));
     std::memset(lane.input + used, 0,
@@ -123,9 +179,94 @@ struct Session::State {
                   int64_t first, int64_t stride) const {
     for (int64_t index = first; index < chunks_of(count); index += stride) {
       load(lane, input, index, count);
-      for (const auto& call : lane.calls) call();
+      compute(lane);
       store(lane, output, index, count);
     }
+  }
+
+  static void compute(Lane& lane) {
+    for (const auto& call : lane.calls) call();
+    for (size_t i = 0; i < lane.rows.size(); ++i) lane.counted[i] += lane.rows[i].count;
+  }
+
+  void run_rows(std::span<const float> input, std::span<float> output,
+                std::span<const int64_t> tokens) {
+    Lane& lane = lanes[0];
+    const int64_t samples = static_cast<int64_t>(tokens.size());
+    set_rows(lane.rows[0], {}, samples);
+    set_rows(lane.rows[1], tokens, samples);
+    std::memcpy(lane.input, input.data(), rows_bytes(lane, plan.input));
+    compute(lane);
+    std::memcpy(output.data(), lane.output, rows_bytes(lane, plan.output));
+  }
+
+  /// Of a value's rows that are there.
+  size_t rows_bytes(const Lane& lane, int value) const {
+    const PlanValue& v = plan.values[static_cast<size_t>(value)];
+    return static_cast<size_t>(lane.rows[static_cast<size_t>(v.rows)].count * numel(v.row_shape)) *
+           sizeof(float);
+  }
+
+  /// Before a run: nobody's sequence outgrows its memory.
+  void check_state(std::span<const int64_t> tokens, int64_t samples) const {
+    if (failed) {
+      fail(Code::state, "{}: an earlier run failed half-way; reset() the session first",
+           network.bundle().path());
+    }
+    if (!stateful) return;
+    for (int64_t s = 0; s < samples; ++s) {
+      const int64_t more =
+          tokens.empty() ? network.input_shape()[0] : tokens[static_cast<size_t>(s)];
+      if (position[static_cast<size_t>(s)] > plan.capacity - more) {
+        fail(Code::limit,
+             "{}: sequence {} is at position {}; {} more rows do not fit the cache of {}. reset() "
+             "it "
+             "or export the network with a larger cache",
+             network.bundle().path(), s, position[static_cast<size_t>(s)], more, plan.capacity);
+      }
+    }
+  }
+
+  void advance(std::span<const int64_t> tokens, int64_t samples) {
+    if (!stateful) return;
+    for (int64_t s = 0; s < samples; ++s)
+      position[static_cast<size_t>(s)] +=
+          tokens.empty() ? network.input_shape()[0] : tokens[static_cast<size_t>(s)];
+  }
+
+  void check_tokens(std::span<const float> input, std::span<float> output,
+                    std::span<const int64_t> tokens) const {
+    if (!sequences) {
+      fail(Code::state, "{}: the session was opened without sequences; set Options::sequences",
+           network.bundle().path());
+    }
+    if (static_cast<int64_t>(tokens.size()) > batch) {
+      fail(Code::shape,
+           "session: tokens of {} samples; expected at most {}, the batch it was "
+           "planned for",
+           tokens.size(), batch);
+    }
+    const int64_t most = network.input_shape()[0];
+    int64_t rows = 0;
+    for (size_t s = 0; s < tokens.size(); ++s) {
+      if (tokens[s] < 0 || tokens[s] > most) {
+        fail(Code::shape,
+             "session: {} tokens of sample {}; expected 0 to {}, the rows of the "
+             "network's input",
+             tokens[s], s, most);
+      }
+      rows += tokens[s];
+    }
+    const auto check = [&](const char* what, size_t found, int value) {
+      const PlanValue& v = plan.values[static_cast<size_t>(value)];
+      const int64_t count = v.rows == 1 ? rows : static_cast<int64_t>(tokens.size());
+      if (static_cast<int64_t>(found) < count * numel(v.row_shape)) {
+        fail(Code::shape, "session: {} holds {} numbers; {} rows of {} need {}", what, found, count,
+             to_string(v.row_shape), count * numel(v.row_shape));
+      }
+    };
+    check("input", input.size(), plan.input);
+    check("output", output.size(), plan.output);
   }
 
   void check_spans(std::span<const float> input, std::span<float> output, int64_t count) const {
@@ -140,6 +281,19 @@ struct Session::State {
     if (static_cast<int64_t>(output.size()) < count * output_elements) {
       fail(Code::shape, "session: output holds {} numbers; {} samples of {} need {}", output.size(),
            count, to_string(network.output_shape()), count * output_elements);
+    }
+  }
+
+  void check_sample(int64_t sample) const {
+    if (sample < 0 || sample >= batch)
+      fail(Code::usage, "session: sample {}; expected 0 to {}", sample, batch - 1);
+  }
+
+  void start(const RunOptions& options) {
+    if (options.budget) options.budget->require(plan.cost, network.bundle().path());
+    for (Lane& lane : lanes) {
+      std::fill(lane.counted.begin(), lane.counted.end(), 0);
+      if (options.meter) std::fill(lane.work.begin(), lane.work.end(), Work{});
     }
   }
 
@@ -159,8 +313,17 @@ struct Session::State {
         meter.add(entry, total.macs, total.bytes);
         continue;
       }
-      meter.add(entry, step.info.cost.macs * count,
-                step.info.cost.weight_bytes * chunks_of(count) + step.activation_bytes * count);
+      // Samples' worth of the rows that ran.
+      double share = static_cast<double>(count);
+      if (step.metered_rows > 0) {
+        const size_t rows = static_cast<size_t>(step.metered_rows);
+        int64_t ran = 0;
+        for (const Lane& lane : lanes) ran += lane.counted[rows];
+        share = static_cast<double>(ran) / static_cast<double>(plan.rows[rows].per_sample);
+      }
+      meter.add(entry, std::llround(static_cast<double>(step.info.cost.macs) * share),
+                step.info.cost.weight_bytes * (share > 0 ? chunks_of(count) : 0) +
+                    std::llround(static_cast<double>(step.activation_bytes) * share));
     }
     meter.add_samples(count);
   }
@@ -176,10 +339,9 @@ void Session::run(std::span<const float> input, std::span<float> output, int64_t
                   const RunOptions& options) {
   State& state = *state_;
   state.check_spans(input, output, count);
-  if (options.budget) options.budget->require(state.plan.cost, state.network.bundle().path());
-  if (options.meter) {
-    for (State::Lane& lane : state.lanes) std::fill(lane.work.begin(), lane.work.end(), Work{});
-  }
+  state.check_state({}, count);
+  state.start(options);
+  state.failed = state.stateful;
   const ThreadScope scope(state.threads);
   const int64_t used =
       std::min<int64_t>(static_cast<int64_t>(state.lanes.size()), state.chunks_of(count));
@@ -201,7 +363,48 @@ void Session::run(std::span<const float> input, std::span<float> output, int64_t
       if (lane.error) std::rethrow_exception(std::exchange(lane.error, nullptr));
     }
   }
+  state.failed = false;
+  state.advance({}, count);
   if (options.meter) state.measure(*options.meter, count);
+}
+
+void Session::run_tokens(std::span<const float> input, std::span<float> output,
+                         std::span<const int64_t> tokens, const RunOptions& options) {
+  State& state = *state_;
+  const int64_t samples = static_cast<int64_t>(tokens.size());
+  state.check_tokens(input, output, tokens);
+  state.check_state(tokens, samples);
+  state.start(options);
+  state.failed = state.stateful;
+  const ThreadScope scope(state.threads);
+  state.run_rows(input, output, tokens);
+  state.failed = false;
+  state.advance(tokens, samples);
+  if (options.meter) state.measure(*options.meter, samples);
+}
+
+int64_t Session::position(int64_t sample) const {
+  state_->check_sample(sample);
+  return state_->stateful ? state_->position[static_cast<size_t>(sample)] : 0;
+}
+
+int64_t Session::capacity() const { return state_->plan.capacity; }
+
+void Session::reset(int64_t sample) {
+  state_->check_sample(sample);
+  if (state_->failed) {
+    fail(Code::state, "session: an earlier run failed half-way; reset() all samples");
+  }
+  if (state_->stateful) state_->position[static_cast<size_t>(sample)] = 0;
+}
+
+void Session::reset() {
+  std::fill(state_->position.begin(), state_->position.end(), 0);
+  state_->failed = false;
+}
+
+int64_t Session::state_bytes() const {
+  return static_cast<int64_t>(state_->lanes.size()) * state_->plan.state_bytes;
 }
 
 int64_t Session::batch() const { return state_->batch; }
@@ -222,6 +425,7 @@ std::vector<double> Session::time_steps(std::span<const float> input, std::span<
   using Clock = std::chrono::steady_clock;
   State& state = *state_;
   state.check_spans(input, output, state.batch);
+  reset();
   const ThreadScope scope(state.lanes.size() > 1 ? 1 : state.threads);
   std::vector<double> seconds(state.plan.steps.size(), 0.0);
   State::Lane& lane = state.lanes[0];
@@ -234,6 +438,7 @@ std::vector<double> Session::time_steps(std::span<const float> input, std::span<
     }
     state.store(lane, output, index, state.batch);
   }
+  reset();
   // Lanes work side by side: a run takes their share.
   for (double& s : seconds) s /= static_cast<double>(state.lanes.size());
   return seconds;

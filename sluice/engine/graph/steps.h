@@ -1,6 +1,8 @@
 // Building a plan group by group: plan.cpp has the bookkeeping, steps_<family>.cpp the operators.
 #pragma once
+#include <algorithm>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -10,6 +12,10 @@
 
 namespace sluice::engine {
 
+class Planner;
+/// Plans group `index`; `step` comes with its name and cost.
+using PlanFunction = void (*)(Planner& planner, size_t index, Step step);
+
 class Planner {
  public:
   Planner(const bundle::Bundle& bundle, const PlanOptions& options, onednn::PackCache& cache);
@@ -17,7 +23,11 @@ class Planner {
 
   // What the operators' plan functions use.
   const bundle::Bundle& bundle() const { return bundle_; }
-  const PlanOptions& options() const { return options_; }
+  /// `samples` are the rows of the current row set: in one of whole samples, those; in one of rows
+  /// of [T, ..], those rows, and shapes are [1, ..]. Operators that take rows apart see no
+  /// difference.
+  const PlanOptions& options() const { return view_; }
+  int64_t all_samples() const { return options_.samples; }
   onednn::PackCache& cache() { return cache_; }
   const Group& group(size_t index) const { return groups_[index]; }
   const bundle::Node& node(size_t index) const {
@@ -33,7 +43,7 @@ class Planner {
   /// Names the step's result, in that memory order, and adds the step to the plan.
   void finish(size_t index, Step step, Layout layout);
 
-  int add_value(Shape shape, Layout layout);
+  int add_value(Shape shape, Layout layout, int rows);
   int add_view(int of, Shape shape);
   /// The value of that name in any order.
   int fetch(const std::string& name) const;
@@ -41,10 +51,22 @@ class Planner {
   int fetch(const std::string& name, Layout layout);
   void define(const std::string& name, int value);
   Layout layout_of(int value) const { return plan_.values[static_cast<size_t>(value)].layout; }
-  const Shape& shape_of(int value) const { return plan_.values[static_cast<size_t>(value)].shape; }
+  /// Per sample of options().
+  const Shape& shape_of(int value) const {
+    return plan_.values[static_cast<size_t>(value)].row_shape;
+  }
+  const Shape& shape_of(const std::string& name) const { return shape_of(fetch(name)); }
+  /// A sequence cannot be longer than this.
+  void limit_capacity(int64_t rows) { plan_.capacity = std::min(plan_.capacity, rows); }
 
  private:
   Step named_step(const Group& group) const;
+  void plan_group(size_t index);
+  /// Kernels for fixed numbers of rows, where the one for all cannot count them.
+  void plan_fewer_rows(size_t index, PlanFunction plan);
+  void check_rows(size_t index, int rows) const;
+  int made_rows(size_t index, int rows);
+  int64_t all_rows(int rows) const;
   /// Nothing after group `group` reads the value's memory.
   bool dies_here(const std::string& name, size_t group) const;
   void add_step(Step step);
@@ -52,6 +74,18 @@ class Planner {
 
   const bundle::Bundle& bundle_;
   const PlanOptions options_;
+  PlanOptions view_;
+  int rows_ = 0, made_rows_ = 0;  ///< of the current group's inputs and output
+  int64_t share_ = 1;             ///< rows of a sample that the current step's cost is divided by
+  int64_t most_ = 1;              ///< view_.samples without Capture
+  size_t finished_ = 0;           ///< the current group's step
+  /// A kernel for fewer rows, in the making: nothing is added to the plan.
+  struct Capture {
+    bool usable = true;
+    std::optional<Step> step;
+    Layout layout = Layout::plain;
+  };
+  Capture* capture_ = nullptr;
   onednn::PackCache& cache_;
   const std::vector<Group> groups_;
   std::map<std::string, size_t>
@@ -60,8 +94,6 @@ class Planner {
   Plan plan_;
 };
 
-/// Plans group `index`; `step` comes with its name and cost.
-using PlanFunction = void (*)(Planner& planner, size_t index, Step step);
 struct PlanEntry {
   std::string_view op;
   PlanFunction plan;
@@ -71,10 +103,31 @@ PlanFunction find_plan(std::string_view op);
 
 // The table's parts, one source file each.
 std::vector<PlanEntry> dense_steps();
+std::vector<PlanEntry> conditional_steps();
+std::vector<PlanEntry> rows_steps();
+std::vector<PlanEntry> attention_steps();
 
 /// Values of a node's f32 tensor; empty when it has none of that role.
 std::vector<float> copy_tensor(const bundle::Bundle& bundle, const bundle::Node& node,
                                const std::string& role);
+
+/// A kernel over rows that lie one after another: run(input 0, input 1 or null, output, rows), for
+/// the rows that are there. `planned` is how many there can be.
+template <class F>
+Kernel row_kernel(std::string name, int64_t planned, F run, int in_place = -1) {
+  Kernel kernel;
+  kernel.name = std::move(name);
+  kernel.in_place = in_place;
+  kernel.counts_rows = true;
+  kernel.bind = [run, planned](const Binding& b) -> std::function<void()> {
+    const float* first = b.inputs[0];
+    const float* second = b.inputs.size() > 1 ? b.inputs[1] : nullptr;
+    float* out = b.output;
+    const LiveRows* rows = b.rows;
+    return [=] { run(first, second, out, static_cast<size_t>(rows ? rows->count : planned)); };
+  };
+  return kernel;
+}
 
 /// A kernel that needs nothing but its pointers: run(input 0, input 1 or null, output).
 template <class F>

@@ -104,13 +104,17 @@ void plan_sparse(Planner& planner, size_t index, Step step, int64_t rows) {
   step.kernel.name = fmt::format("sluice csr (density {:.2g})", weight.density());
   step.kernel.scratch_bytes =
       static_cast<int64_t>(sparse_scratch(weight, static_cast<size_t>(rows)) * sizeof(float));
-  step.kernel.bind = [operands, rows = static_cast<size_t>(rows), adds = group.adds,
+  step.kernel.counts_rows = true;
+  step.kernel.bind = [operands, samples = planner.options().samples,
+                      each = rows / planner.options().samples, adds = group.adds,
                       activation = group.activation](const Binding& b) -> std::function<void()> {
     const float* x = b.inputs[0];
     const float* other = adds ? b.inputs[1] : nullptr;
     float* y = b.output;
     float* scratch = reinterpret_cast<float*>(b.scratch);
+    const LiveRows* live = b.rows;
     return [=] {
+      const size_t rows = static_cast<size_t>((live ? live->count : samples) * each);
       const float* bias = operands->bias.empty() ? nullptr : operands->bias.data();
       linear_sparse(x, operands->weight, bias, other ? Activation::none : activation, y, rows,
                     scratch);
@@ -164,23 +168,24 @@ void plan_scale(Planner& planner, size_t index, Step step) {
   } else {
     factors.scale = copy_tensor(planner.bundle(), node, "scale");
   }
-  const size_t count = static_cast<size_t>(numel(shape) * planner.options().samples);
+  const int64_t samples = planner.options().samples;
   if (factors.scale.size() == 1 && factors.shift.empty()) {
-    step.kernel = plain_kernel(
-        "sluice scale",
-        [=, f = factors.scale[0]](const float* x, const float*, float* out) {
-          scale_all(x, f, out, count);
+    step.kernel = row_kernel(
+        "sluice scale", samples,
+        [f = factors.scale[0], each = static_cast<size_t>(numel(shape))](
+            const float* x, const float*, float* out, size_t rows) {
+          scale_all(x, f, out, rows * each);
         },
         0);
   } else {
-    const ChannelView view = channel_view(shape, layout, planner.options().samples);
-    step.kernel = plain_kernel(
-        "sluice scale_channels",
+    const ChannelView view = channel_view(shape, layout, 1);
+    step.kernel = row_kernel(
+        "sluice scale_channels", samples,
         [view, factors = std::make_shared<const ScaleShift>(std::move(factors))](
-            const float* x, const float*, float* out) {
+            const float* x, const float*, float* out, size_t rows) {
           scale_channels(x, factors->scale.data(),
-                         factors->shift.empty() ? nullptr : factors->shift.data(), out, view.outer,
-                         view.channels, view.inner);
+                         factors->shift.empty() ? nullptr : factors->shift.data(), out,
+                         rows * view.outer, view.channels, view.inner);
         },
         0);
   }
@@ -192,32 +197,34 @@ void plan_mul(Planner& planner, size_t index, Step step) {
   const int a = planner.fetch(group.inputs[0]);
   const Layout layout = planner.layout_of(a);
   const Shape& shape = planner.shape_of(a);
-  const Shape b_shape = planner.bundle().info().shapes.at(group.inputs[1]);
-  const size_t samples = static_cast<size_t>(planner.options().samples),
-               each = static_cast<size_t>(numel(shape));
+  const Shape b_shape = planner.shape_of(group.inputs[1]);
+  const int64_t samples = planner.options().samples;
+  const size_t each = static_cast<size_t>(numel(shape));
   if (b_shape == shape) {
     step.inputs = {a, planner.fetch(group.inputs[1], layout)};
-    step.kernel = plain_kernel(
-        "sluice multiply",
-        [=](const float* x, const float* y, float* out) { multiply(x, y, out, samples * each); },
+    step.kernel = row_kernel(
+        "sluice multiply", samples,
+        [=](const float* x, const float* y, float* out, size_t rows) {
+          multiply(x, y, out, rows * each);
+        },
         0);
     return planner.finish(index, std::move(step), layout);
   }
   step.inputs = {a, planner.fetch(group.inputs[1], Layout::plain)};
   if (numel(b_shape) == 1) {
-    step.kernel = plain_kernel(
-        "sluice multiply_scalar",
-        [=](const float* x, const float* y, float* out) {
-          for (size_t s = 0; s < samples; ++s) scale_all(x + s * each, y[s], out + s * each, each);
+    step.kernel = row_kernel(
+        "sluice multiply_scalar", samples,
+        [=](const float* x, const float* y, float* out, size_t rows) {
+          for (size_t s = 0; s < rows; ++s) scale_all(x + s * each, y[s], out + s * each, each);
         },
         0);
     return planner.finish(index, std::move(step), layout);
   }
   const ChannelView view = channel_view(shape, layout, 1);
-  step.kernel = plain_kernel(
-      "sluice multiply_channels",
-      [=](const float* x, const float* y, float* out) {
-        for (size_t s = 0; s < samples; ++s) {
+  step.kernel = row_kernel(
+      "sluice multiply_channels", samples,
+      [=](const float* x, const float* y, float* out, size_t rows) {
+        for (size_t s = 0; s < rows; ++s) {
           scale_channels(x + s * each, y + s * view.channels, nullptr, out + s * each, view.outer,
                          view.channels, view.inner);
         }
@@ -232,23 +239,26 @@ void plan_rows(Planner& planner, size_t index, Step step) {
   step.inputs = {planner.fetch(group.inputs[0], Layout::plain)};
   const Shape& shape = planner.shape_of(step.inputs[0]);
   const size_t width = static_cast<size_t>(shape.back());
-  const size_t rows =
-      static_cast<size_t>(planner.options().samples * numel(shape)) / std::max<size_t>(width, 1);
+  const size_t each = static_cast<size_t>(numel(shape)) / std::max<size_t>(width, 1);
+  const int64_t samples = planner.options().samples;
   if (node.op == "softmax") {
-    step.kernel = plain_kernel(
-        "sluice softmax",
-        [=](const float* x, const float*, float* out) { softmax(x, out, rows, width); }, 0);
+    step.kernel = row_kernel(
+        "sluice softmax", samples,
+        [=](const float* x, const float*, float* out, size_t rows) {
+          softmax(x, out, rows * each, width);
+        },
+        0);
   } else {
     const float eps = static_cast<float>(bundle::attr_double(node.attrs, "eps", 1e-5));
     const auto weight =
         std::make_shared<const std::vector<float>>(copy_tensor(planner.bundle(), node, "weight"));
     const auto bias =
         std::make_shared<const std::vector<float>>(copy_tensor(planner.bundle(), node, "bias"));
-    step.kernel = plain_kernel(
-        "sluice layer_norm",
-        [=](const float* x, const float*, float* out) {
+    step.kernel = row_kernel(
+        "sluice layer_norm", samples,
+        [=](const float* x, const float*, float* out, size_t rows) {
           layer_norm(x, weight->empty() ? nullptr : weight->data(),
-                     bias->empty() ? nullptr : bias->data(), eps, out, rows, width);
+                     bias->empty() ? nullptr : bias->data(), eps, out, rows * each, width);
         },
         0);
   }
@@ -266,34 +276,40 @@ void plan_simple(Planner& planner, size_t index, Step step) {
   step.inputs = {planner.fetch(group.inputs[0])};
   const Layout layout = planner.layout_of(step.inputs[0]);
   const Shape& shape = planner.shape_of(step.inputs[0]);
-  const size_t samples = static_cast<size_t>(planner.options().samples),
-               count = samples * static_cast<size_t>(numel(shape));
+  const int64_t samples = planner.options().samples;
+  const size_t each = static_cast<size_t>(numel(shape));
   if (node.op == "activation") {
     const Activation kind = activation_from_name(bundle::attr_string(node.attrs, "kind", "relu"));
-    step.kernel = plain_kernel(
-        "sluice activation",
-        [=](const float* x, const float*, float* out) { activate(kind, x, out, count); }, 0);
+    step.kernel = row_kernel(
+        "sluice activation", samples,
+        [=](const float* x, const float*, float* out, size_t rows) {
+          activate(kind, x, out, rows * each);
+        },
+        0);
   } else if (node.op == "threshold") {
     const float value = static_cast<float>(bundle::attr_double(node.attrs, "value", 0));
-    step.kernel = plain_kernel(
-        "sluice threshold",
-        [=](const float* x, const float*, float* out) { threshold(x, value, out, count); }, 0);
+    step.kernel = row_kernel(
+        "sluice threshold", samples,
+        [=](const float* x, const float*, float* out, size_t rows) {
+          threshold(x, value, out, rows * each);
+        },
+        0);
   } else if (node.op == "add") {
     step.inputs.push_back(planner.fetch(group.inputs[1], layout));
-    step.kernel = plain_kernel(
-        "sluice add",
-        [=, kind = group.activation](const float* a, const float* b, float* out) {
-          add(a, b, kind, out, count);
+    step.kernel = row_kernel(
+        "sluice add", samples,
+        [=, kind = group.activation](const float* a, const float* b, float* out, size_t rows) {
+          add(a, b, kind, out, rows * each);
         },
         0);
   } else if (node.op == "global_avg_pool") {
     const size_t channels = static_cast<size_t>(shape[0]),
                  pixels = static_cast<size_t>(shape[1] * shape[2]);
-    step.kernel =
-        plain_kernel("sluice global_avg_pool", [=](const float* x, const float*, float* out) {
-          (layout == Layout::plain ? average_plain : average_channels_last)(x, out, samples,
-                                                                            channels, pixels);
-        });
+    step.kernel = row_kernel("sluice global_avg_pool", samples,
+                             [=](const float* x, const float*, float* out, size_t rows) {
+                               (layout == Layout::plain ? average_plain : average_channels_last)(
+                                   x, out, rows, channels, pixels);
+                             });
   }
   planner.finish(index, std::move(step), layout);
 }

@@ -1,4 +1,4 @@
-// Memory for SIMD: 64-byte aligned, zeroed, of fixed size.
+// Memory for SIMD: 64-byte aligned, zeroed (unless its pages should not be touched), of fixed size.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -12,12 +12,12 @@ class Buffer {
  public:
   static constexpr size_t kAlign = 64;
   Buffer() = default;
-  explicit Buffer(int64_t bytes)
+  explicit Buffer(int64_t bytes, bool zeroed = true)
       : bytes_(bytes),
         data_(bytes > 0 ? static_cast<std::byte*>(
                               ::operator new (static_cast<size_t>(bytes), std::align_val_t{kAlign}))
                         : nullptr) {
-    if (bytes > 0) std::memset(data_.get(), 0, static_cast<size_t>(bytes));
+    if (bytes > 0 && zeroed) std::memset(data_.get(), 0, static_cast<size_t>(bytes));
   }
   std::byte* data() const { return data_.get(); }
   float* floats() const { return reinterpret_cast<float*>(data_.get()); }

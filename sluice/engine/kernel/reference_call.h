@@ -10,7 +10,9 @@
 
 namespace sluice::engine {
 
-/// One node on one sample, with its operands at hand.
+/// One node on one sample, with its operands at hand. Between compact_rows and scatter_rows `inputs`
+/// hold the rows that are left, fewer than shape() says: operators that take rows apart go by the
+/// number of elements.
 struct ReferenceCall {
   const bundle::Bundle& bundle;
   const bundle::Node& node;
@@ -41,5 +43,8 @@ double activate_one(Activation kind, double x);
 
 // One source file each.
 std::vector<ReferenceEntry> dense_references();
+std::vector<ReferenceEntry> conditional_references();
+std::vector<ReferenceEntry> rows_references();
+std::vector<ReferenceEntry> attention_references();
 
 }  // namespace sluice::engine

@@ -65,7 +65,7 @@ Vec linear(const Call& c) {
 template <class F>
 Vec by_channel(const Call& c, F f) {
   Vec y = c.x();
-  const size_t inner = y.size() / static_cast<size_t>(c.shape()[0]);
+  const size_t inner = static_cast<size_t>(numel(c.shape()) / c.shape()[0]);
   for (size_t i = 0; i < y.size(); ++i) y[i] = f(y[i], i / inner);
   return y;
 }
