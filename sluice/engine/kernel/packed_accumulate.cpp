@@ -172,28 +172,22 @@ HWY_INLINE void add_block(const Pass& pass, const std::byte* const* codes,
                              {codes[3], scales[3]}, {codes[4], scales[4]}, {codes[5], scales[5]},
                              {codes[6], scales[6]}, {codes[7], scales[7]}};
   for (size_t v = 0; v < kBlock / lanes; ++v) {
+    // One chain of sums per column, in the order of the list: what a token gets does not depend on
+    // which rows or tokens it is grouped with.
     if (kSingle) {
       float* at = y[0] + column + v * lanes;
-      V even = hn::LoadU(d, at), odd = hn::Mul(factors[1], rows[1].value(v));
-      even = hn::MulAdd(factors[0], rows[0].value(v), even);
-      for (size_t r = 2; r < kRows; r += 2) {
-        even = hn::MulAdd(factors[r], rows[r].value(v), even);
-        odd = hn::MulAdd(factors[r + 1], rows[r + 1].value(v), odd);
-      }
-      hn::StoreU(hn::Add(even, odd), d, at);
+      V sum = hn::LoadU(d, at);
+      for (size_t r = 0; r < kRows; ++r) sum = hn::MulAdd(factors[r], rows[r].value(v), sum);
+      hn::StoreU(sum, d, at);
     } else {
       V w[kRows];
       for (size_t r = 0; r < kRows; ++r) w[r] = rows[r].value(v);
       for (size_t t = 0; t < pass.tokens; ++t) {
         float* at = y[t] + column + v * lanes;
-        const float* f = pass.factor[t];
-        V even = hn::LoadU(d, at), odd = hn::Mul(hn::Set(d, f[1]), w[1]);
-        even = hn::MulAdd(hn::Set(d, f[0]), w[0], even);
-        for (size_t r = 2; r < kRows; r += 2) {
-          even = hn::MulAdd(hn::Set(d, f[r]), w[r], even);
-          odd = hn::MulAdd(hn::Set(d, f[r + 1]), w[r + 1], odd);
-        }
-        hn::StoreU(hn::Add(even, odd), d, at);
+        V sum = hn::LoadU(d, at);
+        for (size_t r = 0; r < kRows; ++r)
+          sum = hn::MulAdd(hn::Set(d, pass.factor[t][r]), w[r], sum);
+        hn::StoreU(sum, d, at);
       }
     }
   }

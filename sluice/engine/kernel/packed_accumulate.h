@@ -25,8 +25,10 @@ struct RowFactors {
 int64_t packed_accumulate_scratch(const bundle::PackedMatrix& matrix, int threads);
 
 /// y[t][c] += sum over j of factors[t][j] * matrix[index[j]][c]; y [tokens][y_stride]. Each row is
-/// read once for all tokens. A factor of zero contributes nothing. Threads share out the columns,
-/// so the result does not depend on their number. Indices must be inside the matrix.
+/// read once for all tokens. A factor of zero contributes nothing. Each number of y is added up in
+/// the order of the list, so neither the number of threads nor rows with factor zero nor the other
+/// tokens change a bit of it. Indices must be inside
+/// the matrix.
 void packed_accumulate(const bundle::PackedMatrix& matrix, const RowList& rows,
                        const RowFactors& factors, float* y, size_t y_stride, std::byte* scratch,
                        int threads);

@@ -1,0 +1,247 @@
+// Operators whose work depends on the input: chosen inputs, neurons, experts, adapters.
+#include <cmath>
+#include <limits>
+
+#include "sluice/base/error.h"
+#include "sluice/bundle/ops_check.h"
+#include "sluice/bundle/ops_families.h"
+#include "sluice/bundle/text.h"
+
+namespace sluice::bundle {
+namespace {
+
+constexpr int64_t kMaxRows = std::numeric_limits<int32_t>::max();
+
+bool has(const OpInput& in, const char* role) { return find_tensor(in, role) != nullptr; }
+
+/// A tensor of that rank without empty dimensions; `layout` is what the message calls it.
+const Shape& require_weight(const OpInput& in, const char* role, size_t rank, const char* layout) {
+  const TensorSpec& spec = *find_tensor(in, role);
+  bool good = spec.shape.size() == rank;
+  for (int64_t size : spec.shape) good = good && size >= 1 && size <= kMaxRows;
+  if (!good)
+    fail(Code::shape, "{} '{}': expected {} with sizes >= 1, found {}", role, printable(spec.name),
+         layout, to_string(spec.shape));
+  return spec.shape;
+}
+
+void require_choice(const OpInput& in, const char* name, const char* fallback,
+                    std::initializer_list<std::string_view> choices) {
+  const std::string value = attr_string(in.node.attrs, name, fallback);
+  std::string known;
+  for (std::string_view choice : choices) {
+    if (value == choice) return;
+    known.append(known.empty() ? "" : ", ").append(choice);
+  }
+  fail(Code::shape, "attribute '{}': expected one of {}, found '{}'", name, known,
+       printable(value, 40));
+}
+
+/// Checks the attributes of a selector.
+void require_select(const OpInput& in) {
+  const std::string kind = attr_string(in.node.attrs, "select", "all");
+  if (kind == "topk") require_int(in, "k", -1, 0, kMaxRows);
+  const double threshold = attr_double(in.node.attrs, "threshold", 0);
+  if (!(std::fabs(threshold) <= std::numeric_limits<float>::max()))
+    fail(Code::numeric, "attribute 'threshold': expected a finite number, found {}", threshold);
+  const double keep = attr_double(in.node.attrs, "keep", kind == "statistical" ? 0 : 1);
+  if (!(keep > 0 && keep <= 1))
+    fail(Code::shape, "attribute 'keep': expected a share above 0 and up to 1, found {}", keep);
+}
+
+/// The most of n entries that the selector may keep.
+int64_t most_kept(const OpInput& in, int64_t n) {
+  if (attr_string(in.node.attrs, "select", "all") != "topk") return n;
+  return std::min(n, attr_int(in.node.attrs, "k", n));
+}
+
+int64_t rows_of(const Shape& shape) { return numel(shape, "rows") / shape.back(); }
+
+Shape with_last(Shape shape, int64_t last) {
+  shape.back() = last;
+  return shape;
+}
+
+Shape sparse_input_shape(const OpInput& in) {
+  const Shape& x = input(in, 0);
+  const Shape& weight = require_weight(in, "weight", 2, "[I,O]");
+  if (weight[0] != x.back())
+    fail(Code::shape, "weight '{}': expected [{},O], found {}",
+         printable(in.tensors.at("weight").name), x.back(), to_string(weight));
+  require_tensor(in, "bias", {weight[1]});
+  require_tensor(in, "column_norm", {weight[0]});
+  require_choice(in, "select", "", {"topk", "threshold", "statistical"});
+  require_select(in);
+  return with_last(x, weight[1]);
+}
+
+int64_t sparse_input_macs(const OpInput& in, const Shape& output) {
+  return checked_mul(numel(output, "output"), most_kept(in, input(in, 0).back()), "MACs");
+}
+
+Shape sparse_ffn_shape(const OpInput& in) {
+  const Shape& x = input(in, 0);
+  const Shape up = require_weight(in, "up", 2, "[F,D]");
+  const Shape down = require_weight(in, "down", 2, "[F,D]");
+  if (up[1] != x.back())
+    fail(Code::shape, "up '{}': expected [F,{}], found {}", printable(in.tensors.at("up").name),
+         x.back(), to_string(up));
+  require_tensor(in, "gate", up);
+  if (down[0] != up[0])
+    fail(Code::shape, "down '{}': expected [{},D], one row per neuron, found {}",
+         printable(in.tensors.at("down").name), up[0], to_string(down));
+  require_tensor(in, "up_bias", {up[0]});
+  require_tensor(in, "gate_bias", {up[0]});
+  require_tensor(in, "down_bias", {down[1]});
+  if (has(in, "gate_bias") && !has(in, "gate"))
+    fail(Code::shape, "gate_bias without gate; expected both or none");
+  require_activation(in, "activation", "relu");
+  require_activations(in);
+  require_choice(in, "select", "all", {"all", "topk", "threshold", "statistical"});
+  require_choice(in, "rank", "value", {"value", "magnitude"});
+  require_choice(in, "scores", "first", {"first", "activated"});
+  require_select(in);
+  const bool predictor = has(in, "predictor_a") || has(in, "predictor_b");
+  if (predictor) {
+    if (!has(in, "predictor_a") || !has(in, "predictor_b"))
+      fail(Code::missing, "predictor_a and predictor_b belong together; one of them is not there");
+    const Shape& a = require_weight(in, "predictor_a", 2, "[R,D]");
+    if (a[1] != x.back())
+      fail(Code::shape, "predictor_a '{}': expected [R,{}], found {}",
+           printable(in.tensors.at("predictor_a").name), x.back(), to_string(a));
+    require_tensor(in, "predictor_b", {up[0], a[0]});
+  }
+  if (in.inputs.size() > 1) {
+    if (predictor) fail(Code::shape, "scores come from input 2 or from a predictor, not from both");
+    if (input(in, 1) != with_last(x, up[0]))
+      fail(Code::shape, "input 2: expected the scores of {} neurons, {}, found {}", up[0],
+           to_string(with_last(x, up[0])), to_string(input(in, 1)));
+  }
+  if (attr_bool(in.node.attrs, "soft", false)) {
+    const std::string select = attr_string(in.node.attrs, "select", "all");
+    if ((select != "threshold" && select != "statistical") || predictor || in.inputs.size() > 1 ||
+        attr_string(in.node.attrs, "scores", "first") != "first")
+      fail(Code::shape,
+           "attribute 'soft': subtracts the threshold of the first product; expected select "
+           "threshold or statistical, scores first, no predictor and one input");
+  }
+  return with_last(x, down[1]);
+}
+
+int64_t sparse_ffn_macs(const OpInput& in, const Shape& output) {
+  const Shape &up = in.tensors.at("up").shape, &down = in.tensors.at("down").shape;
+  const int64_t kept = most_kept(in, up[0]);
+  const bool gated = has(in, "gate"), predictor = has(in, "predictor_a");
+  const bool itself = !predictor && in.inputs.size() == 1;
+  int64_t each = checked_mul(kept, down[1], "MACs");
+  each = checked_add(each, checked_mul(itself ? up[0] : kept, up[1], "MACs"), "MACs");
+  if (gated) each = checked_add(each, checked_mul(kept, up[1], "MACs"), "MACs");
+  if (predictor) {
+    const int64_t rank = in.tensors.at("predictor_a").shape[0];
+    each = checked_add(each, checked_mul(rank, checked_add(up[0], up[1], "MACs"), "MACs"), "MACs");
+  }
+  return checked_mul(rows_of(output), each, "MACs");
+}
+
+Shape experts_shape(const OpInput& in) {
+  const Shape& x = input(in, 0);
+  const Shape up = require_weight(in, "up", 3, "[E,F,D]");
+  const Shape down = require_weight(in, "down", 3, "[E,F,D]");
+  if (up[2] != x.back())
+    fail(Code::shape, "up '{}': expected [E,F,{}], found {}", printable(in.tensors.at("up").name),
+         x.back(), to_string(up));
+  if (down[0] != up[0] || down[1] != up[1])
+    fail(Code::shape, "down '{}': expected [{},{},D], one row per neuron, found {}",
+         printable(in.tensors.at("down").name), up[0], up[1], to_string(down));
+  require_tensor(in, "gate", up);
+  if (input(in, 1) != with_last(x, up[0]))
+    fail(Code::shape, "input 2: expected the logits of {} experts, {}, found {}", up[0],
+         to_string(with_last(x, up[0])), to_string(input(in, 1)));
+  require_int(in, "top_k", 0, 1, up[0]);
+  require_activation(in, "activation", "silu");
+  require_activations(in);
+  require_choice(in, "normalize", "after", {"before", "after"});
+  return with_last(x, down[2]);
+}
+
+int64_t experts_macs(const OpInput& in, const Shape& output) {
+  const Shape &up = in.tensors.at("up").shape, &down = in.tensors.at("down").shape;
+  const int64_t in_width = checked_mul(up[2], has(in, "gate") ? 2 : 1, "MACs");
+  const int64_t each = checked_mul(up[1], checked_add(in_width, down[2], "MACs"), "MACs");
+  return checked_mul(rows_of(output),
+                     checked_mul(attr_int(in.node.attrs, "top_k", 1), each, "MACs"), "MACs");
+}
+
+Shape lora_shape(const OpInput& in) {
+  const Shape &y = input(in, 0), &x = input(in, 1);
+  const Shape a = require_weight(in, "a", 3, "[N,R,I]");
+  require_weight(in, "b", 3, "[N,R,O]");
+  if (a[2] != x.back())
+    fail(Code::shape, "a '{}': expected [N,R,{}], found {}", printable(in.tensors.at("a").name),
+         x.back(), to_string(a));
+  require_tensor(in, "b", {a[0], a[1], y.back()});
+  require_tensor(in, "scale", {a[0]});
+  require_activations(in);
+  if (with_last(x, y.back()) != y)
+    fail(Code::shape, "input 2: expected the same rows as {}, found {}", to_string(y),
+         to_string(x));
+  if (input(in, 2) != with_last(y, 1))
+    fail(Code::shape, "input 3: expected one adapter per row, {}, found {}",
+         to_string(with_last(y, 1)), to_string(input(in, 2)));
+  return y;
+}
+
+int64_t lora_macs(const OpInput& in, const Shape& output) {
+  const Shape &a = in.tensors.at("a").shape, &b = in.tensors.at("b").shape;
+  return checked_mul(rows_of(output), checked_mul(a[1], checked_add(a[2], b[2], "MACs"), "MACs"),
+                     "MACs");
+}
+
+}  // namespace
+
+std::vector<Operator> conditional_operators() {
+  return {
+      {"sparse_input_linear",
+       1,
+       1,
+       {"weight"},
+       {"bias", "column_norm"},
+       {"select", "k", "keep", "threshold"},
+       sparse_input_shape,
+       sparse_input_macs,
+       matrix_rows,
+       {"weight"}},
+      {"sparse_ffn",
+       1,
+       2,
+       {"up", "down"},
+       {"gate", "up_bias", "gate_bias", "down_bias", "predictor_a", "predictor_b"},
+       {"activation", "activations", "select", "k", "keep", "threshold", "rank", "scores", "soft"},
+       sparse_ffn_shape,
+       sparse_ffn_macs,
+       matrix_rows,
+       {"up", "gate", "down", "predictor_a", "predictor_b"}},
+      {"experts",
+       2,
+       2,
+       {"up", "down"},
+       {"gate"},
+       {"top_k", "activation", "activations", "normalize"},
+       experts_shape,
+       experts_macs,
+       matrix_rows,
+       {"up", "gate", "down"}},
+      {"lora_add",
+       3,
+       3,
+       {"a", "b"},
+       {"scale"},
+       {"activations"},
+       lora_shape,
+       lora_macs,
+       matrix_rows,
+       {"a", "b"}},
+  };
+}
+
+}  // namespace sluice::bundle

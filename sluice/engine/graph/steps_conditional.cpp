@@ -1,0 +1,233 @@
+#include <algorithm>
+
+#include "sluice/base/error.h"
+#include "sluice/engine/graph/steps.h"
+#include "sluice/engine/kernel/experts.h"
+#include "sluice/engine/kernel/lora.h"
+#include "sluice/engine/kernel/sparse_ffn.h"
+#include "sluice/engine/kernel/sparse_input.h"
+
+namespace sluice::engine {
+namespace {
+
+using bundle::Node;
+using bundle::PackedMatrix;
+
+/// The matrices of a tensor [.., rows, columns] one by one; empty when the node has none of that
+/// role. They stay in the bundle's memory.
+std::vector<PackedMatrix> matrices(const Planner& planner, const Node& node,
+                                   const std::string& role) {
+  std::vector<PackedMatrix> result;
+  const auto found = node.tensors.find(role);
+  if (found == node.tensors.end()) return result;
+  const bundle::TensorSpec& spec = planner.bundle().graph().tensors.at(found->second);
+  const auto format = bundle::format_from_name(spec.format);
+  SLUICE_CHECK(format.has_value());
+  const int64_t rows = spec.shape[spec.shape.size() - 2], columns = spec.shape.back();
+  const auto bytes = planner.bundle().tensor(found->second).bytes;
+  const int64_t count = numel(spec.shape) / (rows * columns);
+  const size_t each = bytes.size() / static_cast<size_t>(count);
+  for (int64_t i = 0; i < count; ++i) {
+    const std::string what = count == 1 ? found->second : fmt::format("{}[{}]", found->second, i);
+    result.push_back(bundle::view_packed(*format, rows, columns,
+                                         bytes.subspan(static_cast<size_t>(i) * each, each), what));
+  }
+  return result;
+}
+
+/// A node's f32 vectors, kept beside the kernel.
+struct Vectors {
+  std::vector<std::vector<float>> all;
+  const float* take(const Planner& planner, const Node& node, const std::string& role) {
+    auto values = copy_tensor(planner.bundle(), node, role);
+    if (values.empty()) return nullptr;
+    all.push_back(std::move(values));
+    return all.back().data();  // moving the outer vector keeps the inner ones where they are
+  }
+};
+
+Selector selector_of(const Node& node) {
+  const std::string kind = bundle::attr_string(node.attrs, "select", "all");
+  Selector s;
+  if (kind == "topk") s.kind = Selector::Kind::top_k;
+  if (kind == "threshold") s.kind = Selector::Kind::threshold;
+  if (kind == "statistical") s.kind = Selector::Kind::statistical;
+  s.k = bundle::attr_int(node.attrs, "k", 0);
+  s.keep = bundle::attr_double(node.attrs, "keep", 1);
+  s.threshold = static_cast<float>(bundle::attr_double(node.attrs, "threshold", 0));
+  s.rank = bundle::attr_string(node.attrs, "rank", "value") == "magnitude" ? Rank::magnitude
+                                                                           : Rank::value;
+  return s;
+}
+
+DotKind dot_kind_of(const Node& node) {
+  return dot_kind_from_name(bundle::attr_string(node.attrs, "activations", "f32"));
+}
+
+Activation activation_of(const Node& node, const char* fallback) {
+  return activation_from_name(bundle::attr_string(node.attrs, "activation", fallback));
+}
+
+/// Rows of input `of` behind each counted row of the current row set.
+int64_t rows_each(const Planner& planner, int of) {
+  const Shape& shape = planner.shape_of(of);
+  return numel(shape) / shape.back();
+}
+
+/// A metered kernel over rows: run(inputs, output, rows, scratch, work).
+template <class F>
+Kernel metered_kernel(const Planner& planner, const Step& step, std::string name, int64_t scratch,
+                      F run) {
+  Kernel kernel;
+  kernel.name = std::move(name);
+  kernel.scratch_bytes = scratch;
+  kernel.metered = true;
+  kernel.counts_rows = true;
+  const int64_t each = rows_each(planner, step.inputs[0]), planned = planner.options().samples;
+  kernel.bind = [run, each, planned](const Binding& b) -> std::function<void()> {
+    const std::vector<float*> inputs(b.inputs.begin(), b.inputs.end());
+    return [run, each, planned, inputs, out = b.output, scratch = b.scratch, work = b.work,
+            live = b.rows] {
+      const int64_t rows = each * (live ? live->count : planned);
+      run(inputs.data(), out, static_cast<size_t>(rows), scratch, work);
+    };
+  };
+  return kernel;
+}
+
+void fetch_inputs(Planner& planner, size_t index, Step& step) {
+  for (const std::string& name : planner.group(index).inputs)
+    step.inputs.push_back(planner.fetch(name, Layout::plain));
+}
+
+void plan_sparse_input(Planner& planner, size_t index, Step step) {
+  const Node& node = planner.node(index);
+  fetch_inputs(planner, index, step);
+  struct Layer {
+    SparseInput kernel;
+    Vectors vectors;
+  };
+  auto layer = std::make_shared<Layer>();
+  SparseInput& k = layer->kernel;
+  k.weight = matrices(planner, node, "weight")[0];
+  k.bias = layer->vectors.take(planner, node, "bias");
+  k.column_norm = layer->vectors.take(planner, node, "column_norm");
+  k.select = selector_of(node);
+  k.select.rank = Rank::magnitude;
+  const int threads = planner.threads_for(step.info.cost.macs);
+  step.kernel = metered_kernel(
+      planner, step, fmt::format("sluice sparse_input {}", bundle::format_name(k.weight.format)),
+      sparse_input_scratch(k, threads),
+      [layer, threads](float* const* in, float* out, size_t rows, std::byte* scratch, Work* work) {
+        run_sparse_input(layer->kernel, in[0], out, rows, scratch, threads, work);
+      });
+  planner.finish(index, std::move(step), Layout::plain);
+}
+
+void plan_sparse_ffn(Planner& planner, size_t index, Step step) {
+  const Node& node = planner.node(index);
+  fetch_inputs(planner, index, step);
+  struct Layer {
+    SparseFfn kernel;
+    Vectors vectors;
+  };
+  auto layer = std::make_shared<Layer>();
+  SparseFfn& k = layer->kernel;
+  const auto take = [&](PackedMatrix& to, const char* role) {
+    const auto found = matrices(planner, node, role);
+    if (!found.empty()) to = found[0];
+  };
+  take(k.up, "up");
+  take(k.gate, "gate");
+  take(k.down, "down");
+  take(k.predictor_a, "predictor_a");
+  take(k.predictor_b, "predictor_b");
+  k.up_bias = layer->vectors.take(planner, node, "up_bias");
+  k.gate_bias = layer->vectors.take(planner, node, "gate_bias");
+  k.down_bias = layer->vectors.take(planner, node, "down_bias");
+  k.activation = activation_of(node, "relu");
+  k.select = selector_of(node);
+  k.soft = bundle::attr_bool(node.attrs, "soft", false);
+  k.kind = dot_kind_of(node);
+  if (k.select.kind == Selector::Kind::all) {
+    k.source = SparseFfn::Source::none;
+  } else if (step.inputs.size() > 1) {
+    k.source = SparseFfn::Source::input;
+  } else if (k.predictor_a.rows > 0) {
+    k.source = SparseFfn::Source::predictor;
+  } else {
+    k.source = bundle::attr_string(node.attrs, "scores", "first") == "activated"
+                   ? SparseFfn::Source::activated
+                   : SparseFfn::Source::first;
+  }
+  const int threads = planner.threads_for(step.info.cost.macs);
+  step.kernel = metered_kernel(
+      planner, step, fmt::format("sluice sparse_ffn {}", bundle::format_name(k.up.format)),
+      sparse_ffn_scratch(k, threads),
+      [layer, threads, scored = k.source == SparseFfn::Source::input](
+          float* const* in, float* out, size_t rows, std::byte* scratch, Work* work) {
+        run_sparse_ffn(layer->kernel, in[0], scored ? in[1] : nullptr, out, rows, scratch, threads,
+                       work);
+      });
+  planner.finish(index, std::move(step), Layout::plain);
+}
+
+void plan_experts(Planner& planner, size_t index, Step step) {
+  const Node& node = planner.node(index);
+  fetch_inputs(planner, index, step);
+  auto experts = std::make_shared<Experts>();
+  experts->up = matrices(planner, node, "up");
+  experts->gate = matrices(planner, node, "gate");
+  experts->down = matrices(planner, node, "down");
+  experts->activation = activation_of(node, "silu");
+  experts->top_k = static_cast<size_t>(bundle::attr_int(node.attrs, "top_k", 1));
+  experts->softmax_first = bundle::attr_string(node.attrs, "normalize", "after") == "before";
+  experts->kind = dot_kind_of(node);
+  const int64_t rows =
+      checked_mul(planner.options().samples, rows_each(planner, step.inputs[0]), "rows");
+  if (expert_panels_pay(*experts, rows)) make_expert_panels(*experts);
+  const int threads = planner.threads_for(step.info.cost.macs);
+  step.kernel =
+      metered_kernel(planner, step,
+                     fmt::format("sluice experts {} {}", experts->count(),
+                                 bundle::format_name(experts->up[0].format)),
+                     experts_scratch(*experts, rows, threads),
+                     [experts, threads](float* const* in, float* out, size_t count,
+                                        std::byte* scratch, Work* work) {
+                       run_experts(*experts, in[0], in[1], out, count, scratch, threads, work);
+                     });
+  planner.finish(index, std::move(step), Layout::plain);
+}
+
+void plan_lora(Planner& planner, size_t index, Step step) {
+  const Node& node = planner.node(index);
+  fetch_inputs(planner, index, step);
+  auto lora = std::make_shared<Lora>();
+  lora->a = matrices(planner, node, "a");
+  lora->b = matrices(planner, node, "b");
+  lora->scale = copy_tensor(planner.bundle(), node, "scale");
+  lora->kind = dot_kind_of(node);
+  const int64_t rows =
+      checked_mul(planner.options().samples, rows_each(planner, step.inputs[0]), "rows");
+  const int threads = planner.threads_for(step.info.cost.macs);
+  step.kernel = metered_kernel(
+      planner, step, fmt::format("sluice lora_add {}", lora->a.size()),
+      lora_scratch(*lora, rows, threads),
+      [lora, threads](float* const* in, float* out, size_t count, std::byte* scratch, Work* work) {
+        if (out != in[0]) std::copy_n(in[0], count * static_cast<size_t>(lora->b[0].columns), out);
+        run_lora(*lora, in[1], in[2], out, count, scratch, threads, work);
+      });
+  step.kernel.in_place = 0;
+  planner.finish(index, std::move(step), Layout::plain);
+}
+
+}  // namespace
+
+std::vector<PlanEntry> conditional_steps() {
+  return {{"sparse_input_linear", plan_sparse_input},
+          {"sparse_ffn", plan_sparse_ffn},
+          {"experts", plan_experts},
+          {"lora_add", plan_lora}};
+}
+
+}  // namespace sluice::engine
