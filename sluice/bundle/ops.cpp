@@ -7,7 +7,8 @@ namespace {
 
 std::vector<Operator> collect() {
   std::vector<Operator> operators;
-  for (const auto family : {dense_operators, rows_operators, attention_operators, conditional_operators}) {
+  for (const auto family : {dense_operators, binary_operators, sparse_operators, rows_operators,
+                            attention_operators, conditional_operators}) {
     for (Operator& op : family()) operators.push_back(std::move(op));
   }
   return operators;

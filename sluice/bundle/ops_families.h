@@ -7,6 +7,8 @@
 namespace sluice::bundle {
 
 std::vector<Operator> dense_operators();
+std::vector<Operator> binary_operators();
+std::vector<Operator> sparse_operators();
 std::vector<Operator> conditional_operators();
 std::vector<Operator> rows_operators();
 std::vector<Operator> attention_operators();

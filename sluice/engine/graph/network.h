@@ -49,6 +49,9 @@ class Network {
 struct RunOptions {
   Meter* meter = nullptr;          ///< counts what really ran, when set
   const Budget* budget = nullptr;  ///< refuses with Error{limit} before computing, when exceeded
+  /// Which size of a nested network runs (the lists of its prefix_linear nodes); -1: the last, or
+  /// with a budget the last one that stays inside. Switching copies and plans nothing.
+  int64_t size = -1;
 };
 
 /// One line of the plan, for `sluice bench --nodes` and docs.
@@ -108,6 +111,7 @@ class Session {
   void reset();
   int64_t state_bytes() const;  ///< caches and carried states
 
+  int64_t sizes() const;  ///< that RunOptions::size chooses from; 1: nothing to choose
   int64_t batch() const;
   int threads() const;
   int64_t chunk() const;        ///< samples computed at once by one call of the plan

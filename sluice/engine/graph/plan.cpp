@@ -25,7 +25,8 @@ constexpr int64_t kParallelStepMacs = 500'000;
 
 std::vector<PlanEntry> collect() {
   std::vector<PlanEntry> entries;
-  for (const auto family : {dense_steps, rows_steps, attention_steps, conditional_steps}) {
+  for (const auto family :
+       {dense_steps, binary_steps, sparse_steps, rows_steps, attention_steps, conditional_steps}) {
     for (const PlanEntry& entry : family()) entries.push_back(entry);
   }
   return entries;
@@ -112,6 +113,18 @@ onednn::Tail Planner::tail_of(size_t index, Layout layout, Step& step) {
                                                              : onednn::Tail::Add::operand;
   step.inputs.push_back(other);
   return tail;
+}
+
+void Planner::add_sizes(size_t index, const std::vector<int64_t>& macs, int64_t counted) {
+  if (macs.size() < 2) return;
+  std::vector<int64_t>& savings = plan_.size_savings;
+  if (savings.empty()) savings.assign(macs.size(), 0);
+  if (savings.size() != macs.size()) {
+    fail(Code::shape, "{}: {} sizes; other nodes have {}. One choice serves all of them",
+         node(index).path, macs.size(), savings.size());
+  }
+  if (capture_) return;
+  for (size_t i = 0; i < macs.size(); ++i) savings[i] += (counted - macs[i]) * share_;
 }
 
 void Planner::set_cost(Step& step, const Cost& cost) {

@@ -58,7 +58,9 @@ struct Plan {
   std::vector<int64_t> offsets;  ///< by buffer
   int64_t arena_bytes = 0, scratch_bytes = 0, state_bytes = 0;
   int64_t capacity = kUnlimited;  ///< rows of a sequence that every state can hold
-  Cost cost;                      ///< per sample; shared tensors once, compressed weights as stored
+  /// Sizes that a run may choose from, and what each saves of the cost's MACs; empty: none.
+  std::vector<int64_t> size_savings;
+  Cost cost;  ///< per sample; shared tensors once, compressed weights as stored
 };
 
 /// Throws Error{unsupported} for a node without a kernel. The bundle must outlive the plan.

@@ -62,6 +62,7 @@ struct Session::State {
   int threads;
   Plan plan;
   std::vector<Lane> lanes;
+  int64_t size = -1;  ///< of the run, read by the kernels
   const bool stateful, sequences;
   bool failed = false;            ///< in the middle: the states are out of step
   std::vector<int64_t> position;  ///< [batch], of sequences
@@ -146,6 +147,7 @@ struct Session::State {
       binding.inputs = inputs;
       binding.output = at(step.output);
       binding.scratch = lane.scratch.data();
+      binding.size = &size;
       binding.rows = &lane.rows[static_cast<size_t>(step.rows)];
       binding.other = &lane.rows[static_cast<size_t>(step.other)];
       if (step.kernel.state_bytes > 0) binding.state = lane.state.data() + step.state_offset;
@@ -289,8 +291,29 @@ struct Session::State {
       fail(Code::usage, "session: sample {}; expected 0 to {}", sample, batch - 1);
   }
 
+  int64_t sizes() const { return std::max<int64_t>(1, std::ssize(plan.size_savings)); }
+
+  Cost cost_of(int64_t chosen) const {
+    Cost cost = plan.cost;
+    if (!plan.size_savings.empty()) cost.macs -= plan.size_savings[static_cast<size_t>(chosen)];
+    return cost;
+  }
+
+  int64_t choose_size(const RunOptions& options) const {
+    const int64_t last = sizes() - 1;
+    if (options.size < -1 || options.size > last)
+      fail(Code::usage, "session: size {}; expected 0 to {}, or -1", options.size, last);
+    if (options.size >= 0 || !options.budget) return options.size >= 0 ? options.size : last;
+    for (int64_t chosen = last; chosen > 0; --chosen) {
+      const auto& most = options.budget->macs_per_sample;
+      if (!most || cost_of(chosen).macs <= *most) return chosen;
+    }
+    return 0;
+  }
+
   void start(const RunOptions& options) {
-    if (options.budget) options.budget->require(plan.cost, network.bundle().path());
+    size = choose_size(options);
+    if (options.budget) options.budget->require(cost_of(size), network.bundle().path());
     for (Lane& lane : lanes) {
       std::fill(lane.counted.begin(), lane.counted.end(), 0);
       if (options.meter) std::fill(lane.work.begin(), lane.work.end(), Work{});
@@ -407,6 +430,7 @@ int64_t Session::state_bytes() const {
   return static_cast<int64_t>(state_->lanes.size()) * state_->plan.state_bytes;
 }
 
+int64_t Session::sizes() const { return state_->sizes(); }
 int64_t Session::batch() const { return state_->batch; }
 int Session::threads() const { return state_->threads; }
 int64_t Session::chunk() const { return state_->chunk; }

@@ -56,6 +56,9 @@ class Planner {
     return plan_.values[static_cast<size_t>(value)].row_shape;
   }
   const Shape& shape_of(const std::string& name) const { return shape_of(fetch(name)); }
+  /// The node has sizes to choose from at run time (Binding::size): their MACs per sample, of which
+  /// the plan's cost counts the most. Throws Error{shape} when other nodes have another number.
+  void add_sizes(size_t index, const std::vector<int64_t>& macs, int64_t counted);
   /// A sequence cannot be longer than this.
   void limit_capacity(int64_t rows) { plan_.capacity = std::min(plan_.capacity, rows); }
 
@@ -103,9 +106,15 @@ PlanFunction find_plan(std::string_view op);
 
 // The table's parts, one source file each.
 std::vector<PlanEntry> dense_steps();
+std::vector<PlanEntry> binary_steps();
+std::vector<PlanEntry> sparse_steps();
 std::vector<PlanEntry> conditional_steps();
 std::vector<PlanEntry> rows_steps();
 std::vector<PlanEntry> attention_steps();
+
+/// Shapes and window attributes of a convolution or pool; its kernel is the caller's to set.
+onednn::ConvShape conv_shape(const bundle::Node& node, const Shape& in, const Shape& out,
+                             int64_t samples);
 
 /// Values of a node's f32 tensor; empty when it has none of that role.
 std::vector<float> copy_tensor(const bundle::Bundle& bundle, const bundle::Node& node,

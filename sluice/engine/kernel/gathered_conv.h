@@ -1,8 +1,8 @@
 // Convolution of the channels that each sample asks for: output channels whose mask is above 0 are
 // computed, the others are 0; input channels whose mask is not above 0 are not read. (NaN is not
-// above 0.) Memory is channels last. Per sample the kept weights are gathered into panels and the
-// kept input channels into a padded picture; a dense product follows, so the time goes with
-// kept inputs x kept outputs. A sample with the masks of the one before it keeps its weights.
+// above 0.) Memory is channels last. Per sample the kept input channels are gathered into a padded
+// picture, and the kept weights block by block into panels that stay in the first-level cache for a
+// dense product with it; so the time goes with kept inputs x kept outputs.
 #pragma once
 #include <span>
 

@@ -1,6 +1,7 @@
 #include "sluice/engine/kernel/panel.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "sluice/base/error.h"
 #include "sluice/base/shape.h"
@@ -16,13 +17,13 @@ namespace hn = hwy::HWY_NAMESPACE;
 using D = hn::CappedTag<float, 16>;
 using V = hn::Vec<D>;
 
-// Sums of kPixels pixels x kGroups groups of kVectors vectors stay in registers: 24 of 32, or 12 of
+// Sums of kPixels pixels x kGroups groups of kVectors vectors stay in registers: 28 of 32, or 12 of
 // 16. A lone pixel takes four groups at once, because a sum waits four cycles for the one before
 // it.
 #if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
-constexpr int kMostPixels = 12;
+constexpr int kMostPixels = 14, kMostGroups = 4;
 #else
-constexpr int kMostPixels = 6;
+constexpr int kMostPixels = 6, kMostGroups = 2;
 #endif
 
 /// One group's place: where its weights begin, which outputs it makes and how many exist.
@@ -114,19 +115,23 @@ void Tile(const PanelCall& call, const Place* places, const float* const* x, flo
   }
 }
 
-template <int kGroups, int kVectors>
-void Pixels(const PanelCall& call, const Place* places, int64_t first, int64_t last) {
-  int64_t p = first;
-  const auto at = [&](int64_t pixel) { return call.out + pixel * call.out_stride; };
-  if constexpr (kGroups == 1) {
-    for (; p + kMostPixels <= last; p += kMostPixels)
-      Tile<kMostPixels, 1, kVectors>(call, places, call.x + p, at(p));
-    for (; p + 4 <= last; p += 4) Tile<4, 1, kVectors>(call, places, call.x + p, at(p));
-    for (; p + 2 <= last; p += 2) Tile<2, 1, kVectors>(call, places, call.x + p, at(p));
-    for (; p < last; ++p) Tile<1, 1, kVectors>(call, places, call.x + p, at(p));
-  } else {
-    for (; p + 2 <= last; p += 2) Tile<2, kGroups, kVectors>(call, places, call.x + p, at(p));
-    for (; p < last; ++p) Tile<1, kGroups, kVectors>(call, places, call.x + p, at(p));
+using TileFunction = void (*)(const PanelCall&, const Place*, const float* const*, float*);
+
+template <int kGroups, int kVectors, size_t... kCounts>
+TileFunction TileFor(int64_t pixels, std::index_sequence<kCounts...>) {
+  static constexpr TileFunction tiles[] = {&Tile<kCounts + 1, kGroups, kVectors>...};
+  return tiles[pixels - 1];
+}
+
+/// All pixels, in tiles of as equal a size as possible, at most kMost.
+template <int kMost, int kGroups, int kVectors>
+void Pixels(const PanelCall& call, const Place* places) {
+  const int64_t tiles = (call.pixels + kMost - 1) / kMost;
+  for (int64_t t = 0, p = 0; t < tiles; ++t) {
+    const int64_t count = (call.pixels - p) / (tiles - t);
+    TileFor<kGroups, kVectors>(count, std::make_index_sequence<kMost>())(
+        call, places, call.x + p, call.out + p * call.out_stride);
+    p += count;
   }
 }
 
@@ -141,19 +146,18 @@ void PanelProducts(const PanelCall& call) {
   };
   int64_t o = 0;
   if (call.pixels < 4) {
-    constexpr int kMany = kMostPixels == 12 ? 4 : 2;
-    for (; o + kMany * group <= call.outputs; o += kMany * group) {
-      Place places[kMany];
-      for (int g = 0; g < kMany; ++g) places[g] = place(o + g * group);
-      Pixels<kMany, 2>(call, places, 0, call.pixels);
+    for (; o + kMostGroups * group <= call.outputs; o += kMostGroups * group) {
+      Place places[kMostGroups];
+      for (int g = 0; g < kMostGroups; ++g) places[g] = place(o + g * group);
+      Pixels<2, kMostGroups, 2>(call, places);
     }
   }
   for (; o < call.outputs; o += group) {
     const Place one = place(o);
     if (one.count > lanes) {
-      Pixels<1, 2>(call, &one, 0, call.pixels);
+      Pixels<kMostPixels, 1, 2>(call, &one);
     } else {
-      Pixels<1, 1>(call, &one, 0, call.pixels);
+      Pixels<kMostPixels, 1, 1>(call, &one);
     }
   }
 }

@@ -12,7 +12,8 @@ namespace {
 
 std::vector<ReferenceEntry> collect() {
   std::vector<ReferenceEntry> entries;
-  for (const auto family : {dense_references, rows_references, attention_references, conditional_references}) {
+  for (const auto family : {dense_references, binary_references, sparse_references, rows_references,
+                            attention_references, conditional_references}) {
     for (const ReferenceEntry& entry : family()) entries.push_back(entry);
   }
   return entries;

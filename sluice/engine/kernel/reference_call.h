@@ -10,9 +10,9 @@
 
 namespace sluice::engine {
 
-/// One node on one sample, with its operands at hand. Between compact_rows and scatter_rows `inputs`
-/// hold the rows that are left, fewer than shape() says: operators that take rows apart go by the
-/// number of elements.
+/// One node on one sample, with its operands at hand. Between compact_rows and scatter_rows
+/// `inputs` hold the rows that are left, fewer than shape() says: operators that take rows apart go
+/// by the number of elements.
 struct ReferenceCall {
   const bundle::Bundle& bundle;
   const bundle::Node& node;
@@ -23,11 +23,15 @@ struct ReferenceCall {
   const Shape& out_shape() const { return bundle.info().shapes.at(node.output); }
   size_t out_count() const { return static_cast<size_t>(numel(out_shape())); }
   bool has(const std::string& role) const { return node.tensors.count(role) > 0; }
+  /// Values of a tensor of two dimensions in any format.
+  std::vector<float> weights(const std::string& role) const;
+  /// One row of the input as the node's attribute 'activations' rounds it.
+  std::vector<double> rounded(std::span<const double> row) const;
   std::span<const float> tensor(const std::string& role) const {
     return bundle.tensor(node.tensors.at(role)).f32();
   }
   const Shape& tensor_shape(const std::string& role) const {
-    return bundle.tensor(node.tensors.at(role)).shape;
+    return bundle.graph().tensors.at(node.tensors.at(role)).shape;
   }
   std::vector<int64_t> pair(const std::string& name, int64_t fallback) const {
     return bundle::attr_ints(node.attrs, name, 2, fallback);
@@ -43,6 +47,8 @@ double activate_one(Activation kind, double x);
 
 // One source file each.
 std::vector<ReferenceEntry> dense_references();
+std::vector<ReferenceEntry> binary_references();
+std::vector<ReferenceEntry> sparse_references();
 std::vector<ReferenceEntry> conditional_references();
 std::vector<ReferenceEntry> rows_references();
 std::vector<ReferenceEntry> attention_references();

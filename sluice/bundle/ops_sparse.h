@@ -1,0 +1,25 @@
+// What the operators of ops_sparse.cpp and their kernels agree on.
+#pragma once
+#include <vector>
+
+#include "sluice/bundle/ops.h"
+#include "sluice/bundle/packed.h"
+
+namespace sluice::bundle {
+
+inline constexpr size_t kMaxSizes = 64;  ///< of a prefix_linear node
+
+/// Leading rows and columns of a prefix_linear weight.
+struct PrefixSize {
+  int64_t rows = 0, columns = 0;
+};
+/// The attributes 'rows' and 'columns' of a node with weight [O,I]: one size or a list, absent:
+/// all. Throws Error{shape} for sizes outside of the weight and lists of different lengths.
+std::vector<PrefixSize> prefix_sizes(const Attributes& attrs, int64_t rows, int64_t columns);
+
+/// Whether the leading `part` of `columns` packed columns is a view. For bf16 and i8 always; for
+/// formats with groups or bits when it is a multiple of 64, or all; for i4-32-min and mixed only
+/// all.
+bool prefix_columns_fit(Format format, int64_t columns, int64_t part);
+
+}  // namespace sluice::bundle

@@ -1,0 +1,63 @@
+#include "sluice/bundle/ops_sparse.h"
+#include "sluice/bundle/packed.h"
+#include "sluice/engine/graph/steps.h"
+#include "sluice/engine/kernel/gathered_conv.h"
+#include "sluice/engine/kernel/prefix_linear.h"
+
+namespace sluice::engine {
+namespace {
+
+using bundle::Node;
+
+void plan_gathered_conv(Planner& planner, size_t index, Step step) {
+  const Group& group = planner.group(index);
+  const Node& node = planner.node(index);
+  step.inputs = {planner.fetch(group.inputs[0], Layout::channels_last)};
+  for (size_t i = 1; i < group.inputs.size(); ++i)
+    step.inputs.push_back(planner.fetch(group.inputs[i], Layout::plain));
+  const Shape &in = planner.bundle().info().shapes.at(group.inputs[0]),
+              &out = planner.bundle().info().shapes.at(group.output);
+  onednn::ConvShape shape = conv_shape(node, in, out, planner.options().samples);
+  const Shape& weight = planner.bundle().tensor(node.tensors.at("weight")).shape;
+  std::copy(weight.begin() + 2, weight.end(), shape.kernel);
+  step.kernel =
+      make_gathered_conv(shape, planner.bundle().tensor(node.tensors.at("weight")).f32(),
+                         copy_tensor(planner.bundle(), node, "bias"), group.inputs.size() > 2,
+                         planner.threads_for(step.info.cost.macs), node.path);
+  planner.finish(index, std::move(step), Layout::channels_last);
+}
+
+void plan_prefix_linear(Planner& planner, size_t index, Step step) {
+  const Group& group = planner.group(index);
+  const Node& node = planner.node(index);
+  step.inputs = {planner.fetch(group.inputs[0], Layout::plain)};
+  const Shape& shape = planner.shape_of(step.inputs[0]);
+  const std::string& name = node.tensors.at("weight");
+  const bundle::TensorSpec& spec = planner.bundle().graph().tensors.at(name);
+  const int64_t out = spec.shape[0], in = spec.shape[1], each = numel(shape) / in,
+                rows = planner.options().samples * each;
+  const auto sizes = bundle::prefix_sizes(node.attrs, out, in);
+  std::vector<int64_t> macs;
+  for (const PrefixSize& size : sizes) macs.push_back(each * size.rows * size.columns);
+  planner.add_sizes(index, macs, step.info.cost.macs);
+  const auto bias = copy_tensor(planner.bundle(), node, "bias");
+  const int threads = planner.threads_for(step.info.cost.macs);
+  const auto format = *bundle::format_from_name(spec.format);
+  const auto bytes = planner.bundle().tensor(name).bytes;
+  if (format == bundle::Format::f32) {
+    step.kernel = make_prefix_linear(rows, in, out, planner.bundle().tensor(name).f32(), bias,
+                                     sizes, threads);
+  } else {
+    step.kernel = make_prefix_linear(rows, bundle::view_packed(format, out, in, bytes, name), bias,
+                                     sizes, threads);
+  }
+  planner.finish(index, std::move(step), Layout::plain);
+}
+
+}  // namespace
+
+std::vector<PlanEntry> sparse_steps() {
+  return {{"gathered_conv2d", plan_gathered_conv}, {"prefix_linear", plan_prefix_linear}};
+}
+
+}  // namespace sluice::engine

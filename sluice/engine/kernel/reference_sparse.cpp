@@ -1,0 +1,76 @@
+#include "sluice/bundle/ops_sparse.h"
+#include "sluice/bundle/packed.h"
+#include "sluice/engine/kernel/reference_call.h"
+
+namespace sluice::engine {
+namespace {
+
+using Vec = std::vector<double>;
+using Call = ReferenceCall;
+
+double bias_of(const Call& c, int64_t o) {
+  return c.has("bias") ? c.tensor("bias")[static_cast<size_t>(o)] : 0.0;
+}
+
+Vec gathered_conv2d(const Call& c) {
+  const Shape &in = c.shape(), &out = c.out_shape(), &w = c.tensor_shape("weight");
+  const auto weight = c.tensor("weight");
+  const auto stride = c.pair("stride", 1), padding = c.pair("padding", 0),
+             dilation = c.pair("dilation", 1);
+  const Vec& out_mask = *c.inputs[1];
+  Vec y(c.out_count());
+  for (int64_t o = 0; o < out[0]; ++o) {
+    if (!(out_mask[static_cast<size_t>(o)] > 0)) continue;
+    for (int64_t i = 0; i < out[1]; ++i) {
+      for (int64_t j = 0; j < out[2]; ++j) {
+        double sum = bias_of(c, o);
+        for (int64_t k = 0; k < in[0]; ++k) {
+          if (c.inputs.size() > 2 && !((*c.inputs[2])[static_cast<size_t>(k)] > 0)) continue;
+          for (int64_t u = 0; u < w[2]; ++u) {
+            for (int64_t v = 0; v < w[3]; ++v) {
+              const int64_t row = i * stride[0] + u * dilation[0] - padding[0];
+              const int64_t column = j * stride[1] + v * dilation[1] - padding[1];
+              if (row < 0 || row >= in[1] || column < 0 || column >= in[2]) continue;
+              sum += static_cast<double>(
+                         weight[static_cast<size_t>(((o * in[0] + k) * w[2] + u) * w[3] + v)]) *
+                     c.x()[static_cast<size_t>((k * in[1] + row) * in[2] + column)];
+            }
+          }
+        }
+        y[static_cast<size_t>((o * out[1] + i) * out[2] + j)] = sum;
+      }
+    }
+  }
+  return y;
+}
+
+/// The last size, which is what a session computes when it is not told another one.
+Vec prefix_linear(const Call& c) {
+  const std::string& name = c.node.tensors.at("weight");
+  const bundle::TensorSpec& spec = c.bundle.graph().tensors.at(name);
+  const int64_t out = spec.shape[0], in = spec.shape[1];
+  std::vector<float> weight(static_cast<size_t>(out * in));
+  bundle::unpack(bundle::view_packed(*bundle::format_from_name(spec.format), out, in,
+                                     c.bundle.tensor(name).bytes, name),
+                 weight);
+  const bundle::PrefixSize size = bundle::prefix_sizes(c.node.attrs, out, in).back();
+  Vec y;
+  for (size_t first = 0; first < c.x().size(); first += static_cast<size_t>(in)) {
+    for (int64_t o = 0; o < out; ++o) {
+      double sum = o < size.rows ? bias_of(c, o) : 0;
+      for (int64_t i = 0; i < size.columns && o < size.rows; ++i)
+        sum += static_cast<double>(weight[static_cast<size_t>(o * in + i)]) *
+               c.x()[first + static_cast<size_t>(i)];
+      y.push_back(sum);
+    }
+  }
+  return y;
+}
+
+}  // namespace
+
+std::vector<ReferenceEntry> sparse_references() {
+  return {{"gathered_conv2d", gathered_conv2d}, {"prefix_linear", prefix_linear}};
+}
+
+}  // namespace sluice::engine
