@@ -97,11 +97,11 @@ struct Session::State {
     plan_options.sparse = options.sparse == Sparse::automatic;
     plan_options.sequences = sequences;
     plan = make_plan(n.bundle(), plan_options, n.state_->packed);
+    position.assign(static_cast<size_t>(one_chunk ? batch : 0), 0);
+    whole.assign(static_cast<size_t>(sequences ? batch : 0), n.input_shape()[0]);
     lanes.resize(static_cast<size_t>(lane_count));
     for (Lane& lane : lanes) bind(lane);
     meter_entries.assign(plan.steps.size(), 0);
-    position.assign(static_cast<size_t>(one_chunk ? batch : 0), 0);
-    whole.assign(static_cast<size_t>(sequences ? batch : 0), n.input_shape()[0]);
   }
 
   /// Row sets of a lane, with everything there.
