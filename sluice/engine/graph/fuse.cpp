@@ -18,6 +18,11 @@ std::span<const float> values_of(const Bundle& bundle, const Node& node, const s
   return bundle.tensor(found->second).f32();
 }
 
+bool is_packed(const Bundle& bundle, const Node& node) {
+  return bundle.graph().tensors.at(node.tensors.at("weight")).format != "f32" ||
+         bundle::attr_string(node.attrs, "activations", "f32") != "f32";
+}
+
 /// Multiplies the rows of the weight (and the bias) by factor[c], then adds shift[c] to the bias.
 void fold(Group& group, std::span<const float> factor, std::span<const float> shift,
           size_t channels) {
@@ -63,20 +68,23 @@ class Grouper {
     group.output = node.output;
     const bool product = node.op == "conv2d" || node.op == "linear";
     if (product) {
-      const auto weight = values_of(bundle_, node, "weight"),
-                 bias = values_of(bundle_, node, "bias");
-      group.weight.assign(weight.begin(), weight.end());
+      const auto bias = values_of(bundle_, node, "bias");
       group.bias.assign(bias.begin(), bias.end());
+      group.packed = node.op == "linear" && is_packed(bundle_, node);
+      if (!group.packed) {
+        const auto weight = values_of(bundle_, node, "weight");
+        group.weight.assign(weight.begin(), weight.end());
+      }
     }
     if (!fuse_) return group;
     if (product) {
-      while (fold_next(group)) {
+      while (!group.packed && fold_next(group)) {
       }
       take_add(group);
     }
     if (product || node.op == "add") {
       take_activation(group);
-      while (product && fold_after_relu(group)) {
+      while (product && !group.packed && fold_after_relu(group)) {
       }
     }
     return group;

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "sluice/base/error.h"
+#include "sluice/bundle/packed.h"
 #include "sluice/engine/graph/network_state.h"
 #include "sluice/engine/graph/steps.h"
 
@@ -21,21 +22,35 @@ void check_operators(const bundle::Bundle& bundle) {
   }
 }
 
+void check_plain(const bundle::Bundle& bundle, const std::string& name) {
+  const auto values = bundle.tensor(name).f32();
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (!std::isfinite(values[i])) {
+      fail(Code::numeric,
+           "{}: tensor '{}' holds {} at element {}; weights must be finite. Train or export it "
+           "again",
+           bundle.path(), name, values[i], i);
+    }
+  }
+}
+
 void check_tensors(const bundle::Bundle& bundle) {
   for (const auto& [name, spec] : bundle.graph().tensors) {
-    if (spec.format != "f32" || spec.dtype != bundle::DType::f32) {
-      fail(Code::unsupported, "{}: tensor '{}' has format '{}'; this engine runs 'f32'",
+    const auto format = bundle::format_from_name(spec.format);
+    if (!format) {
+      fail(Code::unsupported, "{}: tensor '{}' has format '{}', which this engine does not run",
            bundle.path(), name, spec.format);
     }
-    const auto values = bundle.tensor(spec.name.empty() ? name : spec.name).f32();
-    for (size_t i = 0; i < values.size(); ++i) {
-      if (!std::isfinite(values[i])) {
-        fail(Code::numeric,
-             "{}: tensor '{}' holds {} at element {}; weights must be finite. Train or export it "
-             "again",
-             bundle.path(), name, values[i], i);
-      }
+    if (*format == bundle::Format::f32) {
+      check_plain(bundle, name);
+      continue;
     }
+    const auto bytes = bundle.tensor(name).bytes;
+    const int64_t rows = spec.shape[spec.shape.size() - 2], columns = spec.shape.back();
+    const size_t each = static_cast<size_t>(bundle::stored_bytes(*format, {rows, columns}));
+    const std::string what = bundle.path() + ": tensor '" + name + "'";
+    for (size_t at = 0; at < bytes.size(); at += each)
+      bundle::view_packed(*format, rows, columns, bytes.subspan(at, each), what);
   }
 }
 

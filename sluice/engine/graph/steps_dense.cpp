@@ -1,4 +1,5 @@
 #include "sluice/engine/graph/steps.h"
+#include "sluice/engine/graph/steps_linear.h"
 
 #include <algorithm>
 
@@ -6,7 +7,6 @@
 #include "sluice/engine/kernel/elementwise.h"
 #include "sluice/engine/kernel/narrow_conv.h"
 #include "sluice/engine/kernel/reduce.h"
-#include "sluice/engine/kernel/sparse.h"
 
 namespace sluice::engine {
 namespace {
@@ -82,62 +82,6 @@ void plan_conv(Planner& planner, size_t index, Step step) {
   }
   fail(Code::unsupported, "{}: oneDNN {} has no convolution for {} -> {}", node.path,
        onednn::version(), to_string(in), to_string(out));
-}
-
-void plan_sparse(Planner& planner, size_t index, Step step, int64_t rows) {
-  struct Operands {
-    SparseWeights weight;
-    std::vector<float> bias;
-  };
-  const Group& group = planner.group(index);
-  const int64_t in = planner.shape_of(step.inputs[0]).back(),
-                out = static_cast<int64_t>(group.weight.size()) / in;
-  auto operands = std::make_shared<Operands>();
-  operands->weight = compress(group.weight, out, in);
-  operands->bias = group.bias;
-  const SparseWeights& weight = operands->weight;
-  Cost cost = step.info.cost;
-  cost.macs = weight.nonzero() * (rows / planner.options().samples);
-  cost.weight_bytes += weight.bytes() - out * in * static_cast<int64_t>(sizeof(float));
-  planner.set_cost(step, cost);
-  if (group.adds) step.inputs.push_back(planner.fetch(group.inputs.back(), Layout::plain));
-  step.kernel.name = fmt::format("sluice csr (density {:.2g})", weight.density());
-  step.kernel.scratch_bytes =
-      static_cast<int64_t>(sparse_scratch(weight, static_cast<size_t>(rows)) * sizeof(float));
-  step.kernel.counts_rows = true;
-  step.kernel.bind = [operands, samples = planner.options().samples,
-                      each = rows / planner.options().samples, adds = group.adds,
-                      activation = group.activation](const Binding& b) -> std::function<void()> {
-    const float* x = b.inputs[0];
-    const float* other = adds ? b.inputs[1] : nullptr;
-    float* y = b.output;
-    float* scratch = reinterpret_cast<float*>(b.scratch);
-    const LiveRows* live = b.rows;
-    return [=] {
-      const size_t rows = static_cast<size_t>((live ? live->count : samples) * each);
-      const float* bias = operands->bias.empty() ? nullptr : operands->bias.data();
-      linear_sparse(x, operands->weight, bias, other ? Activation::none : activation, y, rows,
-                    scratch);
-      if (other) add(y, other, activation, y, rows * static_cast<size_t>(operands->weight.out));
-    };
-  };
-  planner.finish(index, std::move(step), Layout::plain);
-}
-
-void plan_linear(Planner& planner, size_t index, Step step) {
-  const Group& group = planner.group(index);
-  step.inputs = {planner.fetch(group.inputs[0], Layout::plain)};
-  const Shape& shape = planner.shape_of(step.inputs[0]);
-  const int64_t in = shape.back(),
-                rows = planner.options().samples * (numel(shape) / std::max<int64_t>(in, 1));
-  const int64_t out = static_cast<int64_t>(group.weight.size()) / in;
-  if (planner.options().sparse && sparse_pays(density_of(group.weight), rows))
-    return plan_sparse(planner, index, std::move(step), rows);
-  const onednn::Tail tail = planner.tail_of(index, Layout::plain, step);
-  step.kernel = onednn::make_linear(rows, in, out, tail, group.weight, group.bias,
-                                    planner.threads_for(step.info.cost.macs), planner.cache(),
-                                    planner.cache_key(index));
-  planner.finish(index, std::move(step), Layout::plain);
 }
 
 void plan_pool(Planner& planner, size_t index, Step step) {

@@ -164,14 +164,14 @@ PackCache::~PackCache() = default;
 
 namespace {
 
-std::shared_ptr<Buffer> pack(std::span<const float> values, const memory::desc& from,
-                             const memory::desc& to, PackCache& cache, const std::string& key) {
+std::shared_ptr<Buffer> pack(const void* values, const memory::desc& from, const memory::desc& to,
+                             PackCache& cache, const std::string& key) {
   PackCache::State& state = *cache.state();
   std::lock_guard lock(state.mutex);
   std::weak_ptr<Buffer>& slot = state.packed[key + '\n' + desc_key(to)];
   if (auto packed = slot.lock()) return packed;
   auto packed = std::make_shared<Buffer>(static_cast<int64_t>(to.get_size()));
-  memory source(from, cpu(), const_cast<float*>(values.data()));
+  memory source(from, cpu(), const_cast<void*>(values));
   memory target(to, cpu(), packed->data());
   dnnl::reorder(source, target).execute(stream(), source, target);
   stream().wait();
@@ -182,7 +182,7 @@ std::shared_ptr<Buffer> pack(std::span<const float> values, const memory::desc& 
 void set_constants(Compiled& compiled, std::span<const float> weight, const memory::desc& plain,
                    const memory::desc& packed, std::span<const float> bias,
                    const memory::desc& bias_desc, PackCache& cache, const std::string& key) {
-  compiled.weights = pack(weight, plain, packed, cache, key);
+  compiled.weights = pack(weight.data(), plain, packed, cache, key);
   compiled.weights_memory = memory(packed, cpu(), compiled.weights->data());
   if (bias.empty()) return;
   compiled.bias = Buffer(static_cast<int64_t>(bias.size_bytes()));
@@ -298,6 +298,50 @@ Kernel make_linear(int64_t rows, int64_t in, int64_t out, const Tail& tail,
                       bias, bias_desc, cache, key);
         return kernel_of(compiled, pd.impl_info_str(), true);
       });
+}
+
+Kernel make_product(ProductType type, int64_t rows, int64_t in, int64_t out,
+                    const std::byte* weight, int threads, PackCache& cache,
+                    const std::string& key) {
+  return translated(
+      "product", (ConvShape{.samples = rows, .in_channels = in, .out_channels = out}),
+      [&]() -> Kernel {
+        const ThreadScope scope(threads);
+        using type_t = memory::data_type;
+        const bool integers = type == ProductType::i8;
+        const type_t operand = integers ? type_t::s8 : type_t::bf16;
+        const memory::desc src({rows, in}, operand, tag::ab),
+            dst({rows, out}, integers ? type_t::s32 : type_t::f32, tag::ab),
+            plain({out, in}, operand, tag::ab), weights_any({out, in}, operand, tag::any);
+        dnnl::primitive_attr attr;
+        attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+        using Forward = dnnl::inner_product_forward;
+        constexpr auto kInference = dnnl::prop_kind::forward_inference;
+#if DNNL_VERSION_MAJOR >= 3
+        const Forward::primitive_desc pd(cpu(), kInference, src, weights_any, dst, attr);
+#else
+        const Forward::primitive_desc pd(Forward::desc(kInference, src, weights_any, dst), attr,
+                                         cpu());
+#endif
+        auto compiled = std::make_shared<Compiled>();
+        compiled->primitive = Forward(pd);
+        compiled->src = src;
+        compiled->dst = dst;
+        compiled->scratch = pd.scratchpad_desc();
+        compiled->weights = pack(weight, plain, pd.weights_desc(), cache, key);
+        compiled->weights_memory = memory(pd.weights_desc(), cpu(), compiled->weights->data());
+        return kernel_of(compiled, pd.impl_info_str(), true);
+      });
+}
+
+void multiply_rows(const float* x, const float* weight, int64_t rows, int64_t in, int64_t out,
+                   float* y, int64_t y_stride) {
+  t_inside = true;
+  const dnnl_status_t status =
+      dnnl_sgemm('N', 'T', rows, out, in, 1.0f, x, in, weight, in, 0.0f, y, y_stride);
+  t_inside = false;
+  if (status != dnnl_success)
+    fail(Code::internal, "oneDNN: a product failed with status {}", int(status));
 }
 
 Kernel make_pool(const ConvShape& s, Layout layout, bool maximum, int threads) {

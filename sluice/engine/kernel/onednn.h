@@ -53,6 +53,15 @@ std::optional<Kernel> make_conv(const ConvShape& shape, Layout layout, const Tai
 Kernel make_linear(int64_t rows, int64_t in, int64_t out, const Tail& tail,
                    std::span<const float> weight, std::span<const float> bias, int threads,
                    PackCache& cache, const std::string& key);
+/// The mere product, x W^T: bf16 x bf16 to f32, or s8 x s8 to s32; the pointers of the binding
+/// stand for such arrays. `weight` is [out][in] of that type, any alignment.
+enum class ProductType : uint8_t { bf16, i8 };
+Kernel make_product(ProductType type, int64_t rows, int64_t in, int64_t out,
+                    const std::byte* weight, int threads, PackCache& cache, const std::string& key);
+/// y[r * y_stride + o] = sum_i x[r][i] weight[o][i], f32, packed on the fly; on the calling thread
+/// when it is inside a parallel region.
+void multiply_rows(const float* x, const float* weight, int64_t rows, int64_t in, int64_t out,
+                   float* y, int64_t y_stride);
 /// kernel, stride, padding of `shape`; channels are in_channels. Average pooling does not count the
 /// padding.
 Kernel make_pool(const ConvShape& shape, Layout layout, bool maximum, int threads);

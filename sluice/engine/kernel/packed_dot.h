@@ -43,7 +43,8 @@ DotInput prepare_dot(const bundle::PackedMatrix& weights, DotKind kind, const fl
                      int64_t x_stride, int64_t batch, std::byte* scratch);
 
 /// Rows first..last-1 of the matrix on the calling thread: y[b * y_stride + o - first]. No
-/// allocation. NaN and infinity in a row of x give NaN or infinity in that row of y.
+/// allocation. A row of x gives the same numbers in a batch of any size. NaN and infinity in a row
+/// of x give NaN or infinity in that row of y.
 void packed_dot_range(const bundle::PackedMatrix& weights, const DotInput& x, int64_t first,
                       int64_t last, float* y, int64_t y_stride);
 /// The listed rows only, in the order given: y[b * y_stride + k] belongs to row rows[k]. Other rows

@@ -238,11 +238,14 @@ struct Inputs {
   }
 };
 
-// Independent sums per row of x: enough to hide the latency of vpdpbusd and of FMA.
+// Independent sums per row of x: enough to hide the latency of vpdpbusd. Integer sums may be split
+// as the registers allow; floats always into the same two, so that a row of x gives the same
+// numbers in a batch of any size.
 template <int B>
 constexpr int kChains = B == 1   ? 4
                         : B <= 4 ? 2
                                  : 1;
+constexpr int kFloatChains = 2;
 
 template <int N>
 SLUICE_VNNI_INLINE int64_t total(const __m512i (&sums)[N]) {
@@ -518,7 +521,7 @@ struct DecodeI8 {
 template <class Decode, int B>
 SLUICE_VNNI_INLINE void float_dot(const std::byte* codes, int64_t count, const float* const (&x)[B],
                                   float (&y)[B]) {
-  constexpr int C = kChains<B>;
+  constexpr int C = kFloatChains;
   __m512 sums[B][C];
   for (int b = 0; b < B; ++b)
     for (int c = 0; c < C; ++c) sums[b][c] = _mm512_setzero_ps();
@@ -600,7 +603,7 @@ SLUICE_VNNI_INLINE void float_ternary_row(const std::byte* codes, const std::byt
                                           int64_t columns, const Inputs<B>& in, float (&y)[B]) {
   // The value of the lowest two bits, whatever the next two are.
   const __m512 values = _mm512_set_ps(2, 1, 0, -1, 2, 1, 0, -1, 2, 1, 0, -1, 2, 1, 0, -1);
-  constexpr int C = B <= 2 ? 4 : B <= 4 ? 2 : 1;
+  constexpr int C = kFloatChains;
   __m512 sums[B][C];
   for (int b = 0; b < B; ++b)
     for (int c = 0; c < C; ++c) sums[b][c] = _mm512_setzero_ps();
@@ -623,7 +626,7 @@ SLUICE_VNNI_INLINE void float_ternary_row(const std::byte* codes, const std::byt
 template <int B>
 SLUICE_VNNI_INLINE void float_bits(const std::byte* bits, int64_t columns, const Inputs<B>& in,
                                    float (&y)[B]) {
-  constexpr int C = B <= 2 ? 4 : B <= 4 ? 2 : 1;
+  constexpr int C = kFloatChains;
   __m512 sums[B][C];
   for (int b = 0; b < B; ++b)
     for (int c = 0; c < C; ++c) sums[b][c] = _mm512_setzero_ps();

@@ -46,15 +46,15 @@ Vec conv2d(const Call& c) {
 }
 
 Vec linear(const Call& c) {
-  const auto weight = c.tensor("weight");
+  const auto weight = c.weights("weight");
   const size_t out = static_cast<size_t>(c.tensor_shape("weight")[0]),
                in = static_cast<size_t>(c.shape().back());
   Vec y;
   for (size_t row = 0; row * in < c.x().size(); ++row) {
+    const Vec x = c.rounded(std::span(c.x()).subspan(row * in, in));
     for (size_t o = 0; o < out; ++o) {
       double sum = c.has("bias") ? c.tensor("bias")[o] : 0.0;
-      for (size_t i = 0; i < in; ++i)
-        sum += static_cast<double>(weight[o * in + i]) * c.x()[row * in + i];
+      for (size_t i = 0; i < in; ++i) sum += static_cast<double>(weight[o * in + i]) * x[i];
       y.push_back(sum);
     }
   }
@@ -187,6 +187,30 @@ Vec avg_pool(const Call& c) { return pool(c, false); }
 Vec flatten(const Call& c) { return c.x(); }
 
 }  // namespace
+
+std::vector<float> ReferenceCall::weights(const std::string& role) const {
+  const std::string& name = node.tensors.at(role);
+  const bundle::TensorSpec& spec = bundle.graph().tensors.at(name);
+  std::vector<float> values(static_cast<size_t>(numel(spec.shape)));
+  bundle::unpack(bundle::view_packed(*bundle::format_from_name(spec.format), spec.shape[0],
+                                     spec.shape[1], bundle.tensor(name).bytes, name),
+                 values);
+  return values;
+}
+
+std::vector<double> ReferenceCall::rounded(std::span<const double> row) const {
+  std::vector<double> result(row.begin(), row.end());
+  const std::string kind = bundle::attr_string(node.attrs, "activations", "f32");
+  if (kind == "bf16") {
+    for (double& v : result) v = bundle::bf16_to_f32(bundle::f32_to_bf16(static_cast<float>(v)));
+  } else if (kind == "i8") {
+    const std::vector<float> x(row.begin(), row.end());
+    std::vector<int8_t> codes(x.size());
+    const double scale = bundle::quantize_activations(x, codes.data());
+    for (size_t i = 0; i < x.size(); ++i) result[i] = scale * codes[i];
+  }
+  return result;
+}
 
 std::vector<ReferenceEntry> dense_references() {
   return {{"conv2d", conv2d},

@@ -1,0 +1,269 @@
+#include "sluice/engine/kernel/gemm.h"
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "sluice/base/error.h"
+#include "sluice/engine/kernel/elementwise.h"
+#include "sluice/engine/kernel/gemm_rows.h"
+#include "sluice/engine/kernel/packed_dot_path.h"
+
+namespace sluice::engine {
+namespace {
+
+using bundle::Format;
+using bundle::PackedMatrix;
+
+constexpr int64_t kManyRows = 16;
+// A strip of packed weights beside eight rows of activations in the second-level cache.
+constexpr int64_t kDotStrip = 256 << 10;
+// A strip of unpacked weights that the f32 product packs once more; larger strips mean fewer calls.
+constexpr int64_t kUnpackedStrip = 1 << 20;
+
+struct Layer {
+  PackedMatrix weight;
+  DotKind kind;
+  std::vector<float> bias;
+  std::vector<float> scales;  ///< of the rows, where oneDNN multiplies integers
+  Activation activation;
+  bool adds;
+  int threads;
+  int64_t samples, each;
+  Kernel product;  ///< oneDNN's
+};
+
+bool scaled_by_row(Format format) { return format == Format::i8; }
+
+GemmPath choose(const PackedLinear& layer, int64_t rows) {
+  if (rows < kManyRows) return GemmPath::dot;
+  const Format format = layer.weight.format;
+  if (layer.kind == DotKind::i8 && scaled_by_row(format)) return GemmPath::integers;
+  if (layer.kind == DotKind::bf16 && format == Format::bf16) return GemmPath::bf16;
+  const bool floats = format == Format::f32 || format == Format::bf16;
+  return layer.kind == DotKind::i8 && !floats ? GemmPath::dot : GemmPath::unpacked;
+}
+
+/// Bias, other addend and activation over rows x outputs.
+void finish(const Layer& layer, float* y, const float* other, int64_t rows) {
+  const size_t out = static_cast<size_t>(layer.weight.rows),
+               count = static_cast<size_t>(rows) * out;
+  if (!layer.bias.empty()) {
+    const Activation kind = other ? Activation::none : layer.activation;
+    for (size_t r = 0; r < static_cast<size_t>(rows); ++r)
+      add(y + r * out, layer.bias.data(), kind, y + r * out, out);
+  }
+  if (other) {
+    add(y, other, layer.activation, y, count);
+  } else if (layer.bias.empty() && layer.activation != Activation::none) {
+    activate(layer.activation, y, y, count);
+  }
+}
+
+int64_t strips_of(int64_t rows, int64_t row_bytes, int64_t strip_bytes, int threads) {
+  const int64_t by_cache = (rows * row_bytes + strip_bytes - 1) / strip_bytes;
+  const int64_t strips = std::max<int64_t>(by_cache, threads);
+  return std::min(rows, (strips + threads - 1) / threads * threads);
+}
+
+// ---------------------------------------------------------------- packed_dot
+
+int64_t dot_scratch(const Layer& layer, int64_t rows) {
+  return dot_scratch_bytes(layer.weight.format, layer.kind, layer.weight.columns, rows);
+}
+
+void run_dot(const Layer& layer, const float* x, float* y, std::byte* scratch, int64_t rows) {
+  const PackedMatrix& w = layer.weight;
+  const int64_t chunks = (rows + kMaxDotBatch - 1) / kMaxDotBatch;
+  if (chunks == 0) return;
+  const int64_t bytes = dot_scratch_bytes(w.format, layer.kind, w.columns, kMaxDotBatch);
+  const auto input = [&](int64_t chunk) {
+    const int64_t first = chunk * kMaxDotBatch;
+    return std::pair(first, std::min(kMaxDotBatch, rows - first));
+  };
+  const auto prepare = [&](int64_t chunk) {
+    const auto [first, batch] = input(chunk);
+    return prepare_dot(w, layer.kind, x + first * w.columns, w.columns, batch,
+                       scratch + chunk * bytes);
+  };
+  if (chunks == 1) return packed_dot(w, prepare(0), y, w.rows, layer.threads);
+#pragma omp parallel for num_threads(layer.threads) if (layer.threads > 1)
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) prepare(chunk);
+  DotInput shape = prepare_dot(w, layer.kind, x, w.columns, 0, scratch);
+  const int64_t strips = strips_of(w.rows, w.row_bytes(), kDotStrip, layer.threads);
+#pragma omp parallel for num_threads(layer.threads) schedule(static) if (layer.threads > 1)
+  for (int64_t s = 0; s < strips; ++s) {
+    const int64_t from = w.rows * s / strips, to = w.rows * (s + 1) / strips;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      const auto [first, batch] = input(chunk);
+      DotInput now = shape;
+      now.batch = batch;
+      now.data = scratch + chunk * bytes;
+      packed_dot_range(w, now, from, to, y + first * w.rows + from, w.rows);
+    }
+  }
+}
+
+// ---------------------------------------------------------------- unpacked strips
+
+struct UnpackedPlan {
+  int64_t strip_rows, strip_bytes, x_bytes, scale_bytes;
+  int64_t total(int threads) const { return x_bytes + scale_bytes + threads * strip_bytes; }
+};
+
+UnpackedPlan unpacked_plan(const Layer& layer, int64_t rows) {
+  const PackedMatrix& w = layer.weight;
+  const int64_t row_bytes = checked_mul(w.columns, sizeof(float), "weights");
+  const int64_t strips = strips_of(w.rows, row_bytes, kUnpackedStrip, layer.threads);
+  UnpackedPlan plan{};
+  plan.strip_rows = (w.rows + strips - 1) / strips;
+  plan.strip_bytes = align_up(checked_mul(plan.strip_rows, row_bytes, "scratch"));
+  const bool rounds = layer.kind != DotKind::f32;
+  plan.x_bytes = rounds ? align_up(checked_mul(rows, row_bytes, "scratch")) : 0;
+  plan.scale_bytes = layer.kind == DotKind::i8 ? align_up(4 * rows) : 0;
+  return plan;
+}
+
+void run_unpacked(const Layer& layer, const float* x, float* y, std::byte* scratch, int64_t rows) {
+  const PackedMatrix& w = layer.weight;
+  const UnpackedPlan plan = unpacked_plan(layer, rows);
+  if (rows == 0) return;
+  float* scales = reinterpret_cast<float*>(scratch + plan.x_bytes);
+  if (layer.kind != DotKind::f32) {
+    float* rounded = reinterpret_cast<float*>(scratch);
+#pragma omp parallel for num_threads(layer.threads) if (layer.threads > 1)
+    for (int64_t r = 0; r < rows; ++r) {
+      const float scale =
+          round_row(layer.kind, x + r * w.columns, w.columns, rounded + r * w.columns);
+      if (layer.kind == DotKind::i8) scales[r] = scale;
+    }
+    x = rounded;
+  }
+  const int64_t strips = (w.rows + plan.strip_rows - 1) / plan.strip_rows;
+  std::byte* const buffers = scratch + plan.x_bytes + plan.scale_bytes;
+  const int threads = layer.threads;
+#pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
+  for (int64_t lane = 0; lane < threads; ++lane) {
+    float* strip = reinterpret_cast<float*>(buffers + lane * plan.strip_bytes);
+    for (int64_t s = lane; s < strips; s += threads) {
+      const int64_t first = s * plan.strip_rows, count = std::min(plan.strip_rows, w.rows - first);
+      unpack_rows(w, first, count, strip);
+      onednn::multiply_rows(x, strip, rows, w.columns, count, y + first, w.rows);
+    }
+  }
+  if (layer.kind == DotKind::i8) {
+    for (int64_t r = 0; r < rows; ++r)
+      scale_all(y + r * w.rows, scales[r], y + r * w.rows, static_cast<size_t>(w.rows));
+  }
+}
+
+// ---------------------------------------------------------------- whole products of oneDNN
+
+struct ProductPlan {
+  int64_t x_bytes, scale_bytes;
+};
+
+ProductPlan product_plan(const Layer& layer, int64_t rows) {
+  const int64_t each = layer.kind == DotKind::i8 ? 1 : 2;
+  return {
+      align_up(checked_mul(rows, checked_mul(layer.weight.columns, each, "scratch"), "scratch")),
+      align_up(4 * rows)};
+}
+
+Kernel product_kernel(std::shared_ptr<Layer> layer, int64_t rows, bool integers) {
+  const ProductPlan plan = product_plan(*layer, rows);
+  Kernel kernel;
+  kernel.name = layer->product.name + (integers ? " s8" : " bf16");
+  kernel.scratch_bytes = plan.x_bytes + plan.scale_bytes + layer->product.scratch_bytes;
+  kernel.bind = [layer, rows, plan, integers](const Binding& b) -> std::function<void()> {
+    const float* x = b.inputs[0];
+    const float* other = layer->adds ? b.inputs[1] : nullptr;
+    float* y = b.output;
+    std::byte* const converted = b.scratch;
+    float* const scales = reinterpret_cast<float*>(b.scratch + plan.x_bytes);
+    float* input = reinterpret_cast<float*>(converted);
+    Binding inner;
+    inner.inputs = {&input, 1};
+    inner.output = y;
+    inner.scratch = b.scratch + plan.x_bytes + plan.scale_bytes;
+    return [=, product = layer->product.bind(inner)] {
+      const int64_t columns = layer->weight.columns, out = layer->weight.rows;
+      const int threads = layer->threads;
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+      for (int64_t r = 0; r < rows; ++r) {
+        if (integers) {
+          scales[r] = quantize_row(x + r * columns, columns,
+                                   reinterpret_cast<int8_t*>(converted) + r * columns);
+        } else {
+          bf16_row(x + r * columns, columns, reinterpret_cast<uint16_t*>(converted) + r * columns);
+        }
+      }
+      product();
+      if (!integers) return finish(*layer, y, other, rows);
+      const float* bias = layer->bias.empty() ? nullptr : layer->bias.data();
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+      for (int64_t r = 0; r < rows; ++r) {
+        scale_sums(y + r * out, scales[r], layer->scales.data(), bias, out);
+        if (other) {
+          add(y + r * out, other + r * out, layer->activation, y + r * out,
+              static_cast<size_t>(out));
+        } else if (layer->activation != Activation::none) {
+          activate(layer->activation, y + r * out, y + r * out, static_cast<size_t>(out));
+        }
+      }
+    };
+  };
+  return kernel;
+}
+
+}  // namespace
+
+Kernel make_packed_linear(const PackedLinear& from, int64_t samples, int64_t each,
+                          onednn::PackCache& cache, const std::string& key, GemmPath path) {
+  SLUICE_CHECK(from.bias.empty() || static_cast<int64_t>(from.bias.size()) == from.weight.rows);
+  auto layer = std::make_shared<Layer>();
+  layer->weight = from.weight;
+  layer->kind = from.kind;
+  layer->bias.assign(from.bias.begin(), from.bias.end());
+  layer->activation = from.activation;
+  layer->adds = from.adds;
+  layer->threads = std::max(1, from.threads);
+  layer->samples = samples;
+  layer->each = each;
+  const int64_t rows = checked_mul(samples, each, "rows");
+  if (path == GemmPath::automatic) path = choose(from, rows);
+  if (path == GemmPath::integers || path == GemmPath::bf16) {
+    const bool integers = path == GemmPath::integers;
+    const PackedMatrix& w = layer->weight;
+    layer->product =
+        onednn::make_product(integers ? onednn::ProductType::i8 : onednn::ProductType::bf16, rows,
+                             w.columns, w.rows, w.codes, layer->threads, cache, key);
+    if (integers) {
+      layer->scales.resize(static_cast<size_t>(w.rows));
+      std::memcpy(layer->scales.data(), w.scales, layer->scales.size() * sizeof(float));
+    }
+    return product_kernel(layer, rows, integers);
+  }
+  const bool unpacks = path == GemmPath::unpacked;
+  Kernel kernel;
+  kernel.name =
+      fmt::format("{} {}{}", unpacks ? "sluice unpack + sgemm" : dot_name(),
+                  bundle::format_name(from.weight.format), from.kind == DotKind::i8 ? " x i8" : "");
+  kernel.scratch_bytes =
+      unpacks ? unpacked_plan(*layer, rows).total(layer->threads)
+              : dot_scratch(*layer, (rows + kMaxDotBatch - 1) / kMaxDotBatch * kMaxDotBatch);
+  kernel.counts_rows = true;
+  kernel.bind = [layer, unpacks](const Binding& b) -> std::function<void()> {
+    const float* x = b.inputs[0];
+    const float* other = layer->adds ? b.inputs[1] : nullptr;
+    return [=, y = b.output, scratch = b.scratch, live = b.rows] {
+      const int64_t count = (live ? live->count : layer->samples) * layer->each;
+      (unpacks ? run_unpacked : run_dot)(*layer, x, y, scratch, count);
+      finish(*layer, y, other, count);
+    };
+  };
+  return kernel;
+}
+
+}  // namespace sluice::engine
