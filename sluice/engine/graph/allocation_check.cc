@@ -87,6 +87,49 @@ int check(const char* what, const testing::Model& model, int64_t batch, int thre
   return failures + static_cast<int>(made);
 }
 
+/// One sequence: a prompt, then tokens one by one, with an FFN that some rows skip.
+testing::Model decoder() {
+  testing::NetworkBuilder net(2);
+  const auto ids = net.input({16});
+  net.tensor("words", {20, 32}, net.normal(640, 1.0));
+  auto x = net.builder().node("embedding", "words", {ids}, {}, {{"weight", "words"}});
+  const auto h = net.node("rms_norm", "norm", {x});
+  const auto q = net.node("rope", "rope.q", {net.linear("q", h, 32)}, {{"heads", int64_t{4}}});
+  const auto k = net.node("rope", "rope.k", {net.linear("k", h, 16)}, {{"heads", int64_t{2}}});
+  x = net.node("attention", "attention", {q, k, net.linear("v", h, 16)},
+               {{"heads", int64_t{4}}, {"kv_heads", int64_t{2}}, {"cache", int64_t{2048}}});
+  x = net.node("linear_attention", "linear_attention", {x, x, x},
+               {{"heads", int64_t{4}}, {"carry", true}});
+  const auto keep = net.linear("keep", x, 1);
+  auto y = net.node("compact_rows", "compact", {x, keep});
+  y = net.activation("gelu", net.linear("up", y, 64), "gelu");
+  y = net.node("scatter_rows", "scatter", {x, net.linear("down", y, 32), keep});
+  y = net.node("pool_rows", "last", {y}, {{"kind", std::string("last")}});
+  return net.finish(net.linear("head", y, 20));
+}
+
+int check_sequence(int threads) {
+  const auto model = decoder();
+  Session session(Network(model.bundle), {.batch = 2, .threads = threads, .sequences = true});
+  const std::vector<float> ids(32, 3.0f);
+  std::vector<float> logits(40);
+  sluice::Meter meter;
+  const RunOptions options{.meter = &meter};
+  const std::vector<int64_t> prompt{16, 9}, one{1, 1};
+  const auto generate = [&] {
+    session.reset();
+    session.run_tokens(ids, logits, prompt, options);
+    for (int i = 0; i < 8; ++i) session.run_tokens(ids, logits, one, options);
+  };
+  for (int i = 0; i < 3; ++i) generate();
+  const int64_t live = g_live, ours = g_ours;
+  for (int i = 0; i < 10; ++i) generate();
+  const int64_t made = g_ours - ours;
+  std::printf("sequences, %d threads: %ld allocations of ours, live bytes %s\n", threads,
+              static_cast<long>(made), g_live == live ? "unchanged" : "CHANGED");
+  return static_cast<int>(made) + (g_live == live ? 0 : 1);
+}
+
 }  // namespace
 
 int main() {
@@ -111,5 +154,6 @@ int main() {
       failures += check("sparse mlp", mlp, batch, threads);
     }
   }
+  for (const int threads : {1, 2}) failures += check_sequence(threads);
   return failures == 0 ? 0 : 1;
 }
