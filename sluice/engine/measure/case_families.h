@@ -8,5 +8,6 @@ std::vector<KernelCase> gemv_cases(const CaseOptions& options);
 std::vector<KernelCase> gemm_cases(const CaseOptions& options);
 std::vector<KernelCase> conv_cases(const CaseOptions& options);
 std::vector<KernelCase> sparse_weight_cases(const CaseOptions& options);
+std::vector<KernelCase> conditional_cases(const CaseOptions& options);
 
 }  // namespace sluice::engine::measure
