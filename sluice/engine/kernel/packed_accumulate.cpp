@@ -154,7 +154,9 @@ template <class Read>
 HWY_INLINE void prefetch_block(const Pass& pass, size_t block) {
   // Once per cache line.
   if (Read::kBlockBytes < 64 && block * Read::kBlockBytes % 64 != 0) return;
+#pragma GCC unroll 8
   for (size_t r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
     for (size_t line = 0; line < Read::kBlockBytes; line += 64)
       __builtin_prefetch(pass.ahead[r] + block * Read::kBlockBytes + line, 0, 2);
   }
@@ -171,20 +173,24 @@ HWY_INLINE void add_block(const Pass& pass, const std::byte* const* codes,
   const Block rows[kRows] = {{codes[0], scales[0]}, {codes[1], scales[1]}, {codes[2], scales[2]},
                              {codes[3], scales[3]}, {codes[4], scales[4]}, {codes[5], scales[5]},
                              {codes[6], scales[6]}, {codes[7], scales[7]}};
+#pragma GCC unroll 2
   for (size_t v = 0; v < kBlock / lanes; ++v) {
     // One chain of sums per column, in the order of the list: what a token gets does not depend on
     // which rows or tokens it is grouped with.
     if (kSingle) {
       float* at = y[0] + column + v * lanes;
       V sum = hn::LoadU(d, at);
+#pragma GCC unroll 8
       for (size_t r = 0; r < kRows; ++r) sum = hn::MulAdd(factors[r], rows[r].value(v), sum);
       hn::StoreU(sum, d, at);
     } else {
       V w[kRows];
+#pragma GCC unroll 8
       for (size_t r = 0; r < kRows; ++r) w[r] = rows[r].value(v);
       for (size_t t = 0; t < pass.tokens; ++t) {
         float* at = y[t] + column + v * lanes;
         V sum = hn::LoadU(d, at);
+#pragma GCC unroll 8
         for (size_t r = 0; r < kRows; ++r)
           sum = hn::MulAdd(hn::Set(d, pass.factor[t][r]), w[r], sum);
         hn::StoreU(sum, d, at);
@@ -205,11 +211,13 @@ HWY_INLINE void run_pass(const Pass& pass) {
       load_scales(pass.scales[r] + pass.minimum, scale[r] + kMinimum, groups);
   }
   V factors[kRows];
+#pragma GCC unroll 8
   for (size_t r = 0; r < kRows; ++r) factors[r] = hn::Set(d, pass.factor[0][r]);
   const std::byte* codes[kRows];
   const float* scales[kRows];
   for (size_t b = 0; b < blocks; ++b) {
     prefetch_block<Read>(pass, b);
+#pragma GCC unroll 8
     for (size_t r = 0; r < kRows; ++r) {
       codes[r] = pass.codes[r] + b * Read::kBlockBytes;
       scales[r] = Read::kGroupScales == 0 ? scale[r] : scale[r] + b;
