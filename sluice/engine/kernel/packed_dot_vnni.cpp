@@ -5,9 +5,9 @@
 //   i4       u = q + 8, as stored:               sum q x = sum u x - 8 sum x
 //   ternary  u = q + 1, as stored:               sum q x = sum u x - sum x
 //   binary   u = 1 where the bit is set:         sum q x = 2 sum u x - sum x
-// Ternary codes are not even shifted: the four 2-bit fields of a byte are masked in place, which
-// multiplies them by 1, 4, 16 and 64; four sums are kept apart and divided (exactly) at the end.
-// Activations are permuted once so that codes are used in the order in which they unpack.
+// Ternary codes and bits are not even shifted: the fields of a byte are masked in place, which
+// multiplies them by powers of two; sums of each field are kept apart and divided (exactly) at the
+// end. Activations are permuted once so that codes are used in the order in which they unpack.
 #include "sluice/engine/kernel/packed_dot_path.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -145,14 +145,55 @@ SLUICE_VNNI void starting_sums(const int8_t* codes, int64_t padded, int vectors,
   }
 }
 
-// 16 codes at a time from the order of columns to that of unpacking.
-void permute(Format format, const int8_t* from, int64_t padded, int8_t* to) {
-  const bool four = format != Format::ternary;
-  const int64_t parts = four ? 2 : 4;  // vectors that one vector of codes unpacks to
-  for (int64_t base = 0; base < padded; base += 64 * parts) {
+// From the order of columns to that of unpacking, `step` columns at a time: 4-bit and ternary codes
+// move in runs of 16; bit j of byte p is column 8 p + j.
+int64_t permuted_step(Format format) {
+  switch (format) {
+    case Format::i4_group:
+    case Format::i4_group_min:
+      return 128;
+    case Format::ternary:
+      return 256;
+    case Format::binary:
+    case Format::binary2:
+    case Format::mixed:
+      return 512;
+    default:
+      return 0;
+  }
+}
+
+SLUICE_VNNI void permute_bits(const int8_t* from, int8_t* to) {
+  // Eight columns of each of eight bytes become eight runs of eight.
+  const __m512i within =
+      _mm512_broadcast_i32x4(_mm_setr_epi8(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15));
+  for (int64_t p = 0; p < 64; p += 8) {
+    // Pairs of bytes: 16-bit units [j][p, p + 1]; then units of one j side by side.
+    const __m512i pairs = _mm512_shuffle_epi8(_mm512_loadu_si512(from + 8 * p), within);
+    alignas(64) uint16_t units[32];
+    _mm512_store_si512(units, pairs);
+    for (int64_t j = 0; j < 8; ++j) {
+      const uint64_t run = uint64_t{units[j]} | uint64_t{units[8 + j]} << 16 |
+                           uint64_t{units[16 + j]} << 32 | uint64_t{units[24 + j]} << 48;
+      std::memcpy(to + 64 * j + p, &run, 8);
+    }
+  }
+}
+
+void permute(Format format, int8_t* codes, int64_t padded) {
+  const int64_t step = permuted_step(format);
+  if (step == 0) return;
+  int8_t from[512];
+  const int64_t parts = step / 64;  // vectors that one vector of codes unpacks to
+  for (int64_t base = 0; base < padded; base += step) {
+    std::memcpy(from, codes + base, static_cast<size_t>(step));
+    if (step == 512) {
+      permute_bits(from, codes + base);
+      continue;
+    }
     for (int64_t j = 0; j < parts; ++j) {
       for (int64_t lane = 0; lane < 4; ++lane)
-        std::memcpy(to + base + 64 * j + 16 * lane, from + base + 16 * (parts * lane + j), 16);
+        std::memcpy(codes + base + 64 * j + 16 * lane, from + 16 * (parts * lane + j), 16);
     }
   }
 }
@@ -185,8 +226,6 @@ void prepare(const PackedMatrix& w, DotKind kind, const float* x, std::byte* out
     for (int64_t i = 0; i < w.columns; ++i) f[i] = q[i];
     std::memset(f + w.columns, 0, static_cast<size_t>(p.padded - w.columns) * sizeof(float));
   } else if (codes) {
-    const bool moves = w.format == Format::i4_group || w.format == Format::i4_group_min ||
-                       w.format == Format::ternary;
     header.scale = quantize(x, w.columns, q);
     std::memset(q + w.columns, 0, static_cast<size_t>(p.padded - w.columns));
     int8_t* salient = at<int8_t>(out, p.extra);
@@ -198,14 +237,7 @@ void prepare(const PackedMatrix& w, DotKind kind, const float* x, std::byte* out
     header.code_sum = sum_codes(q, p.padded);
     if (w.format == Format::i4_group_min)
       group_sums(w.format, q, nullptr, p.padded, at<float>(out, p.extra));
-    if (moves) {
-      int8_t plain[256];
-      const int64_t step = w.format == Format::ternary ? 256 : 128;
-      for (int64_t i = 0; i < p.padded; i += step) {
-        std::memcpy(plain, q + i, static_cast<size_t>(step));
-        permute(w.format, plain, step, q + i);
-      }
-    }
+    permute(w.format, q, p.padded);
     if (w.format == Format::i8_group) starting_sums(q, p.padded, 1, 7, at<int32_t>(out, p.extra));
     if (w.format == Format::i4_group) starting_sums(q, p.padded, 2, 3, at<int32_t>(out, p.extra));
   } else {
@@ -229,6 +261,11 @@ template <int B>
 struct Inputs {
   const std::byte* row[B];
   Places p;
+  // Asks for what follows after the codes at `now`: in consecutive rows, across their ends.
+  int64_t distance;
+  SLUICE_VNNI __attribute__((always_inline)) inline void ahead(const std::byte* now) const {
+    _mm_prefetch(reinterpret_cast<const char*>(now + distance), _MM_HINT_T0);
+  }
   const DotHeader& header(int b) const { return *at<DotHeader>(row[b], 0); }
   const int8_t* codes(int b) const { return at<int8_t>(row[b], p.values); }
   const float* floats(int b) const { return at<float>(row[b], p.values); }
@@ -239,13 +276,13 @@ struct Inputs {
 };
 
 // Independent sums per row of x: enough to hide the latency of vpdpbusd. Integer sums may be split
-// as the registers allow; floats always into the same two, so that a row of x gives the same
+// as the registers allow; floats always into the same four, so that a row of x gives the same
 // numbers in a batch of any size.
 template <int B>
 constexpr int kChains = B == 1   ? 4
                         : B <= 4 ? 2
                                  : 1;
-constexpr int kFloatChains = 2;
+constexpr int kFloatChains = 4;
 
 template <int N>
 SLUICE_VNNI_INLINE int64_t total(const __m512i (&sums)[N]) {
@@ -263,7 +300,7 @@ SLUICE_VNNI_INLINE float total(const __m512 (&sums)[N]) {
 // sum (q + 128) x over `count` int8 weights.
 template <int B>
 SLUICE_VNNI_INLINE void dot_bytes(const std::byte* w, int64_t count, const int8_t* const (&x)[B],
-                                  int64_t (&out)[B]) {
+                                  int64_t ahead, int64_t (&out)[B]) {
   constexpr int C = kChains<B>;
   const __m512i flip = _mm512_set1_epi8(-128);
   for (int b = 0; b < B; ++b) out[b] = 0;
@@ -275,6 +312,7 @@ SLUICE_VNNI_INLINE void dot_bytes(const std::byte* w, int64_t count, const int8_
     int64_t i = first;
     for (; i + 64 * C <= last; i += 64 * C) {
       for (int c = 0; c < C; ++c) {
+        _mm_prefetch(reinterpret_cast<const char*>(w + i + 64 * c + ahead), _MM_HINT_T0);
         const __m512i u = _mm512_xor_si512(flip, _mm512_loadu_si512(w + i + 64 * c));
         for (int b = 0; b < B; ++b)
           sums[b][c] = _mm512_dpbusd_epi32(sums[b][c], u, _mm512_loadu_si512(x[b] + i + 64 * c));
@@ -289,39 +327,41 @@ SLUICE_VNNI_INLINE void dot_bytes(const std::byte* w, int64_t count, const int8_
   }
 }
 
-// Sums of x where bits are set; P planes of bits, `plane` bytes apart.
-template <int B, int P>
+// Sums of x where bits of a plane are set. For few rows of x each bit of the bytes has its own sum
+// and is only masked; for many, the registers do not suffice, and shifting is shared by all.
+template <int B>
 SLUICE_VNNI_INLINE void dot_bits(const std::byte* w, int64_t plane, const Inputs<B>& in,
-                                 int64_t (&out)[B][P]) {
-  constexpr int C = B * P == 1 ? 4 : B * P <= 4 ? 2 : 1;
-  const __m512i ones = _mm512_set1_epi8(1);
-  for (int b = 0; b < B; ++b)
-    for (int k = 0; k < P; ++k) out[b][k] = 0;
-  const int64_t words = plane / 8;
-  for (int64_t first = 0; first < words; first += kBlock / 64) {
-    const int64_t last = least(words, first + kBlock / 64);
-    __m512i sums[B][P][C];
+                                 int64_t (&out)[B]) {
+  constexpr bool kMasked = B <= 2;
+  constexpr int C = kMasked ? 8 : 2;
+  for (int b = 0; b < B; ++b) out[b] = 0;
+  for (int64_t first = 0; first < plane; first += kBlock / 8) {
+    const int64_t last = least(plane, first + kBlock / 8);
+    __m512i sums[B][C];
     for (int b = 0; b < B; ++b)
-      for (int k = 0; k < P; ++k)
-        for (int c = 0; c < C; ++c) sums[b][k][c] = _mm512_setzero_si512();
-    const auto step = [&](int64_t i, int c) SLUICE_VNNI __attribute__((always_inline)) {
-      __m512i u[P];
-      for (int k = 0; k < P; ++k) {
-        uint64_t word;
-        std::memcpy(&word, w + k * plane + 8 * i, 8);
-        u[k] = _mm512_maskz_mov_epi8(word, ones);
-      }
-      for (int b = 0; b < B; ++b) {
-        const __m512i x = _mm512_load_si512(in.codes(b) + 64 * i);
-        for (int k = 0; k < P; ++k) sums[b][k][c] = _mm512_dpbusd_epi32(sums[b][k][c], u[k], x);
+      for (int c = 0; c < C; ++c) sums[b][c] = _mm512_setzero_si512();
+    const auto step = [&](int64_t i, __m512i bits) SLUICE_VNNI __attribute__((always_inline)) {
+      in.ahead(w + i);
+#pragma GCC unroll 8
+      for (int j = 0; j < 8; ++j) {
+        const __m512i u = kMasked
+                              ? _mm512_and_si512(bits, _mm512_set1_epi8(static_cast<char>(1 << j)))
+                              : _mm512_and_si512(_mm512_srli_epi16(bits, static_cast<unsigned>(j)),
+                                                 _mm512_set1_epi8(1));
+        for (int b = 0; b < B; ++b)
+          sums[b][j % C] = _mm512_dpbusd_epi32(sums[b][j % C], u,
+                                               _mm512_load_si512(in.codes(b) + 8 * i + 64 * j));
       }
     };
     int64_t i = first;
-    for (; i + C <= last; i += C)
-      for (int c = 0; c < C; ++c) step(i + c, c);
-    for (; i < last; ++i) step(i, 0);
-    for (int b = 0; b < B; ++b)
-      for (int k = 0; k < P; ++k) out[b][k] += total(sums[b][k]);
+    for (; i + 64 <= last; i += 64) step(i, _mm512_loadu_si512(w + i));
+    if (i < last) step(i, _mm512_maskz_loadu_epi8(first64(last - i), w + i));
+    for (int b = 0; b < B; ++b) {
+      if (kMasked) {
+        for (unsigned j = 1; j < 8; ++j) sums[b][j % C] = _mm512_srai_epi32(sums[b][j % C], j);
+      }
+      out[b] += total(sums[b]);
+    }
   }
 }
 
@@ -337,7 +377,7 @@ SLUICE_VNNI_INLINE void i8_row(const std::byte* codes, const std::byte* scales, 
   const int8_t* x[B];
   for (int b = 0; b < B; ++b) x[b] = in.codes(b);
   int64_t sums[B];
-  dot_bytes<B>(codes, columns, x, sums);
+  dot_bytes<B>(codes, columns, x, in.distance, sums);
   for (int b = 0; b < B; ++b)
     y[b] = load_f32(scales) * static_cast<float>(sums[b] - 128 * in.header(b).code_sum);
 }
@@ -365,6 +405,7 @@ SLUICE_VNNI_INLINE void i8_group_row(const std::byte* codes, const std::byte* sc
     const __m512 s = scales16(scales + i / 16, groups - i / 32);
     const int vectors = static_cast<int>(least(8, (bytes - i + 63) / 64));
     const auto step = [&](int v, __m512i u) SLUICE_VNNI __attribute__((always_inline)) {
+      in.ahead(codes + i + 64 * v);
       const __m512 factor = _mm512_permutexvar_ps(spread(v, 2), s);
       for (int b = 0; b < B; ++b) {
         const __m512i sum = _mm512_dpbusd_epi32(
@@ -394,6 +435,7 @@ SLUICE_VNNI_INLINE void i4_row(const std::byte* codes, const std::byte* scales, 
   for (int64_t i = 0; i < bytes; i += 256) {  // 16 groups
     const __m512 s = scales16(scales + i / 8, groups - i / 16);
     const auto step = [&](int v, __m512i w) SLUICE_VNNI __attribute__((always_inline)) {
+      in.ahead(codes + i + 64 * v);
       const __m512i a = _mm512_and_si512(w, low),
                     c = _mm512_and_si512(_mm512_srli_epi16(w, 4), low);
       const __m512 factor = _mm512_permutexvar_ps(spread(v, 4), s);
@@ -437,6 +479,7 @@ SLUICE_VNNI_INLINE void ternary_row(const std::byte* codes, const std::byte* sca
     for (int b = 0; b < B; ++b)
       for (int j = 0; j < 4; ++j) part[b][j] = _mm512_setzero_si512();
     const auto step = [&](int64_t i, __m512i w) SLUICE_VNNI __attribute__((always_inline)) {
+      in.ahead(codes + i);
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) {
         const __m512i u =
@@ -463,27 +506,27 @@ SLUICE_VNNI_INLINE void ternary_row(const std::byte* codes, const std::byte* sca
 template <int B, int P>
 SLUICE_VNNI_INLINE void binary_row(const std::byte* codes, const std::byte* scales, int64_t columns,
                                    const Inputs<B>& in, float (&y)[B]) {
-  int64_t sums[B][P];
-  dot_bits<B, P>(codes, bit_plane_bytes(columns), in, sums);
-  for (int b = 0; b < B; ++b) {
-    y[b] = 0;
-    for (int k = 0; k < P; ++k)
-      y[b] += load_f32(scales + 4 * k) * static_cast<float>(2 * sums[b][k] - in.header(b).code_sum);
+  for (int b = 0; b < B; ++b) y[b] = 0;
+  for (int k = 0; k < P; ++k) {
+    int64_t sums[B];
+    dot_bits<B>(codes + k * bit_plane_bytes(columns), bit_plane_bytes(columns), in, sums);
+    for (int b = 0; b < B; ++b)
+      y[b] += load_f32(scales + 4 * k) * static_cast<float>(2 * sums[b] - in.header(b).code_sum);
   }
 }
 
 template <int B>
 SLUICE_VNNI_INLINE void mixed_row(const std::byte* codes, const std::byte* scales, int64_t columns,
                                   const Inputs<B>& in, float (&y)[B]) {
-  int64_t bits[B][1], eight[B];
+  int64_t bits[B], eight[B];
   const int64_t plane = bit_plane_bytes(columns);
-  dot_bits<B, 1>(codes, plane, in, bits);
+  dot_bits<B>(codes, plane, in, bits);
   const int8_t* x[B];
   for (int b = 0; b < B; ++b) x[b] = in.template extra<int8_t>(b);
-  dot_bytes<B>(codes + plane, bundle::salient_columns(columns), x, eight);
+  dot_bytes<B>(codes + plane, bundle::salient_columns(columns), x, in.distance, eight);
   for (int b = 0; b < B; ++b)
     y[b] = load_f32(scales) * static_cast<float>(eight[b] - 128 * in.header(b).salient_sum) +
-           load_f32(scales + 4) * static_cast<float>(2 * bits[b][0] - in.header(b).code_sum);
+           load_f32(scales + 4) * static_cast<float>(2 * bits[b] - in.header(b).code_sum);
 }
 
 // ---------------------------------------------------------------- float activations
@@ -520,13 +563,16 @@ struct DecodeI8 {
 
 template <class Decode, int B>
 SLUICE_VNNI_INLINE void float_dot(const std::byte* codes, int64_t count, const float* const (&x)[B],
-                                  float (&y)[B]) {
+                                  int64_t ahead, float (&y)[B]) {
   constexpr int C = kFloatChains;
   __m512 sums[B][C];
   for (int b = 0; b < B; ++b)
     for (int c = 0; c < C; ++c) sums[b][c] = _mm512_setzero_ps();
   int64_t i = 0;
   for (; i + 16 * C <= count; i += 16 * C) {
+    for (int64_t line = 0; line < Decode::kBytes; ++line)
+      _mm_prefetch(reinterpret_cast<const char*>(codes + i * Decode::kBytes + 64 * line + ahead),
+                   _MM_HINT_T0);
 #pragma GCC unroll 4
     for (int c = 0; c < C; ++c) {
       const __m512 w = Decode::all(codes + (i + 16 * c) * Decode::kBytes);
@@ -547,20 +593,27 @@ SLUICE_VNNI_INLINE void float_i8_group_row(const std::byte* codes, const std::by
                                            int64_t columns, const Inputs<B>& in, float (&y)[B]) {
   const int64_t groups = (columns + 31) / 32;
   alignas(64) float s[16];
-  __m512 sums[B];
-  for (int b = 0; b < B; ++b) sums[b] = _mm512_setzero_ps();
-  for (int64_t g = 0; g < groups; ++g) {
+  __m512 sums[B][2];
+  for (int b = 0; b < B; ++b) sums[b][0] = sums[b][1] = _mm512_setzero_ps();
+  const auto step = [&](int64_t g, int c) SLUICE_VNNI __attribute__((always_inline)) {
     if (g % 16 == 0) _mm512_store_ps(s, scales16(scales + 2 * g, groups - g));
+    in.ahead(codes + 32 * g);
     const __m512 w0 = DecodeI8::all(codes + 32 * g), w1 = DecodeI8::all(codes + 32 * g + 16);
     const __m512 factor = _mm512_set1_ps(s[g % 16]);
     for (int b = 0; b < B; ++b) {
       const float* x = in.floats(b) + 32 * g;
       const __m512 part =
           _mm512_fmadd_ps(w1, _mm512_load_ps(x + 16), _mm512_mul_ps(w0, _mm512_load_ps(x)));
-      sums[b] = _mm512_fmadd_ps(part, factor, sums[b]);
+      sums[b][c] = _mm512_fmadd_ps(part, factor, sums[b][c]);
     }
+  };
+  int64_t g = 0;
+  for (; g + 2 <= groups; g += 2) {
+    step(g, 0);
+    step(g + 1, 1);
   }
-  for (int b = 0; b < B; ++b) y[b] = _mm512_reduce_add_ps(sums[b]);
+  if (g < groups) step(g, 0);
+  for (int b = 0; b < B; ++b) y[b] = total(sums[b]);
 }
 
 template <int B, bool kMin>
@@ -571,9 +624,9 @@ SLUICE_VNNI_INLINE void float_i4_row(const std::byte* codes, const std::byte* sc
   // Indices of vpermps are 4 bits: the code's upper neighbour is ignored.
   const __m512 values = kMin ? lane : _mm512_sub_ps(lane, _mm512_set1_ps(8));
   alignas(64) float s[16];
-  __m512 sums[B];
-  for (int b = 0; b < B; ++b) sums[b] = _mm512_setzero_ps();
-  for (int64_t g = 0; g < groups; ++g) {
+  __m512 sums[B][2];
+  for (int b = 0; b < B; ++b) sums[b][0] = sums[b][1] = _mm512_setzero_ps();
+  const auto step = [&](int64_t g, int c) SLUICE_VNNI __attribute__((always_inline)) {
     if (g % 16 == 0) _mm512_store_ps(s, scales16(scales + 2 * g, groups - g));
     const __m512i w =
         _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + 16 * g)));
@@ -584,18 +637,24 @@ SLUICE_VNNI_INLINE void float_i4_row(const std::byte* codes, const std::byte* sc
       const float* x = in.floats(b) + 32 * g;
       const __m512 part =
           _mm512_fmadd_ps(w1, _mm512_load_ps(x + 16), _mm512_mul_ps(w0, _mm512_load_ps(x)));
-      sums[b] = _mm512_fmadd_ps(part, factor, sums[b]);
+      sums[b][c] = _mm512_fmadd_ps(part, factor, sums[b][c]);
     }
+  };
+  int64_t g = 0;
+  for (; g + 2 <= groups; g += 2) {
+    step(g, 0);
+    step(g + 1, 1);
   }
+  if (g < groups) step(g, 0);
   if (kMin) {
-    for (int64_t g = 0; g < groups; g += 16) {
+    for (g = 0; g < groups; g += 16) {
       const __m512 minimum = scales16(scales + 2 * (groups + g), groups - g);
       for (int b = 0; b < B; ++b)
-        sums[b] =
-            _mm512_fmadd_ps(minimum, _mm512_load_ps(in.template extra<float>(b) + g), sums[b]);
+        sums[b][0] =
+            _mm512_fmadd_ps(minimum, _mm512_load_ps(in.template extra<float>(b) + g), sums[b][0]);
     }
   }
-  for (int b = 0; b < B; ++b) y[b] = _mm512_reduce_add_ps(sums[b]);
+  for (int b = 0; b < B; ++b) y[b] = total(sums[b]);
 }
 
 template <int B>
@@ -663,7 +722,8 @@ SLUICE_VNNI_INLINE void float_mixed_row(const std::byte* codes, const std::byte*
   float_bits<B>(codes, columns, in, bits);
   const float* x[B];
   for (int b = 0; b < B; ++b) x[b] = in.template extra<float>(b);
-  float_dot<DecodeI8, B>(codes + bit_plane_bytes(columns), bundle::salient_columns(columns), x, y);
+  float_dot<DecodeI8, B>(codes + bit_plane_bytes(columns), bundle::salient_columns(columns), x,
+                         in.distance, y);
   for (int b = 0; b < B; ++b)
     y[b] = load_f32(scales) * y[b] + load_f32(scales + 4) * (2 * bits[b] - in.header(b).sum);
 }
@@ -677,10 +737,12 @@ SLUICE_VNNI_INLINE void one_row(const std::byte* codes, const std::byte* scales,
                 (kFormat == Format::i8 && !kCodes)) {
     const float* x[B];
     for (int b = 0; b < B; ++b) x[b] = in.floats(b);
-    if constexpr (kFormat == Format::f32) float_dot<DecodeF32, B>(codes, columns, x, y);
-    if constexpr (kFormat == Format::bf16) float_dot<DecodeBf16, B>(codes, columns, x, y);
+    if constexpr (kFormat == Format::f32)
+      float_dot<DecodeF32, B>(codes, columns, x, in.distance, y);
+    if constexpr (kFormat == Format::bf16)
+      float_dot<DecodeBf16, B>(codes, columns, x, in.distance, y);
     if constexpr (kFormat == Format::i8) {
-      float_dot<DecodeI8, B>(codes, columns, x, y);
+      float_dot<DecodeI8, B>(codes, columns, x, in.distance, y);
       for (int b = 0; b < B; ++b) y[b] *= load_f32(scales);
     }
   } else if constexpr (kCodes) {
@@ -708,6 +770,7 @@ SLUICE_VNNI_INLINE void one_row(const std::byte* codes, const std::byte* scales,
 // The hardware follows consecutive rows by itself; where a list jumps, the start of the next row is
 // asked for early.
 constexpr int64_t kPrefetch = 1024;
+constexpr int64_t kAhead = 4096;
 
 template <Format kFormat, bool kCodes, int B>
 SLUICE_VNNI void run_rows(const PackedMatrix& w, const DotInput& x, int64_t first_input,
@@ -715,6 +778,7 @@ SLUICE_VNNI void run_rows(const PackedMatrix& w, const DotInput& x, int64_t firs
   Inputs<B> in;
   in.p = places(kFormat, x.kind, w.columns);
   for (int b = 0; b < B; ++b) in.row[b] = x.data + (first_input + b) * x.stride;
+  in.distance = rows.list ? 0 : kAhead;
   float result[B];
   for (int64_t k = 0; k < rows.count; ++k) {
     const int64_t o = rows.at(k);
@@ -732,14 +796,14 @@ SLUICE_VNNI void run_rows(const PackedMatrix& w, const DotInput& x, int64_t firs
 template <Format kFormat, bool kCodes>
 void run_batch(const PackedMatrix& w, const DotInput& x, const DotRows& rows, float* y,
                int64_t y_stride) {
-  // Batches of 1, 2, 4 and 8 are compiled; others are sums of these.
+  // Batches of 1, 2, 4 and, for integers, 8 are compiled; others are sums of these.
   int64_t b = 0;
-  for (; x.batch - b >= 8; b += 8)
-    run_rows<kFormat, kCodes, 8>(w, x, b, rows, y + b * y_stride, y_stride);
-  if (x.batch - b >= 4) {
-    run_rows<kFormat, kCodes, 4>(w, x, b, rows, y + b * y_stride, y_stride);
-    b += 4;
+  if constexpr (kCodes) {
+    for (; x.batch - b >= 8; b += 8)
+      run_rows<kFormat, kCodes, 8>(w, x, b, rows, y + b * y_stride, y_stride);
   }
+  for (; x.batch - b >= 4; b += 4)
+    run_rows<kFormat, kCodes, 4>(w, x, b, rows, y + b * y_stride, y_stride);
   if (x.batch - b >= 2) {
     run_rows<kFormat, kCodes, 2>(w, x, b, rows, y + b * y_stride, y_stride);
     b += 2;
@@ -783,11 +847,12 @@ void run_some(const PackedMatrix& w, const DotInput& x, const DotRows& rows, flo
   }
 }
 
-// Between batches of 8, weights come from the cache: rows go in strips that fit it.
+// Between parts of a batch, weights come from the cache: rows go in strips that fit it.
 void run(const PackedMatrix& w, const DotInput& x, const DotRows& rows, float* y,
          int64_t y_stride) {
   constexpr int64_t kCache = 256 << 10;
-  const bool once = x.batch == 1 || x.batch == 2 || x.batch == 4 || x.batch == 8;
+  const bool integers = x.kind == DotKind::i8 && !is_float(w.format);
+  const bool once = x.batch == 1 || x.batch == 2 || x.batch == 4 || (x.batch == 8 && integers);
   const int64_t strip =
       once ? rows.count : (kCache + w.row_bytes() - 1) / (w.row_bytes() > 0 ? w.row_bytes() : 1);
   for (int64_t k = 0; k < rows.count; k += strip) {
