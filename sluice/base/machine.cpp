@@ -245,9 +245,19 @@ double measure_int8_peak(int threads) {
 }
 
 int64_t last_level_cache_bytes() {
+  // sysconf() gives the sum of all last-level caches of a socket on some CPUs; this is the one that
+  // a core can fill.
   int64_t largest = 0;
-  for (const int name : {_SC_LEVEL2_CACHE_SIZE, _SC_LEVEL3_CACHE_SIZE, _SC_LEVEL4_CACHE_SIZE}) {
-    largest = std::max<int64_t>(largest, ::sysconf(name));
+  for (int index = 0; index < 8; ++index) {
+    std::ifstream file("/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index) +
+                       "/size");
+    int64_t size = 0;
+    char unit = 0;
+    if (file >> size) {
+      file >> unit;
+      size *= unit == 'K' ? 1 << 10 : unit == 'M' ? 1 << 20 : unit == 'G' ? 1 << 30 : 1;
+      largest = std::max(largest, size);
+    }
   }
   return largest;
 }

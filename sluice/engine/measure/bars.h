@@ -21,11 +21,11 @@ std::string_view metric_name(Metric metric);
 struct Bar {
   std::string name, claim;
   std::string kernel;                    ///< whole names, as is_one_of
-  std::string shape = {};                ///< part of the shape, as name_matches; empty: any
+  std::string shape = {};                ///< beginning, as name_matches; empty: any
   int threads = 0;                       ///< 0: any count
   double kept_low = 0, kept_high = 1e9;  ///< the cases whose kept fraction lies in between
   Metric metric = Metric::share_of_limit;
-  /// Part of a contender's name, of several the fastest; empty: the dense one.
+  /// How a contender's name begins, of several the fastest; empty: the dense one.
   std::string against = {};
   bool at_most = true;  ///< value <= bound, else value >= bound
   double bound = 0;

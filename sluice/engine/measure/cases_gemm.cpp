@@ -8,11 +8,10 @@
 namespace sluice::engine::measure {
 namespace {
 
-std::vector<Contender> f32_contenders(int64_t rows, int64_t in, int64_t out, int threads,
-                                      int64_t cold) {
+std::vector<Contender> f32_contenders(int64_t rows, int64_t in, int64_t out, int threads) {
   const std::vector<float> x = random_values(rows * in, 1);
   const std::vector<float> weight = random_values(in * out, 2, 0.05f);
-  const LinearProblem problem{rows, in, out, x, weight, threads, cold};
+  const LinearProblem problem{rows, in, out, x, weight, threads, 0};
   std::vector<Contender> contenders{dense_linear(problem, Role::ours)};
   add_linear_rivals(problem, contenders);
   return contenders;
@@ -30,8 +29,8 @@ std::vector<KernelCase> gemm_cases(const CaseOptions& options) {
       c.shape = fmt::format("{}x{} batch {}", out, in, options.quick ? rows / 16 : rows);
       c.threads = threads;
       c.limit = Limit::f32_peak;
-      c.prepare = [=, cold = cold_bytes(options), rows = options.quick ? rows / 16 : rows] {
-        return f32_contenders(rows, in, out, threads, cold);
+      c.prepare = [=, rows = options.quick ? rows / 16 : rows] {
+        return f32_contenders(rows, in, out, threads);
       };
       cases.push_back(std::move(c));
     }

@@ -10,16 +10,31 @@ namespace {
 
 using bundle::Format;
 
-std::vector<Contender> gemv_contenders(Format format, int64_t rows, int64_t in, int64_t out,
-                                       int threads, int64_t cold) {
+/// The weights of the latest case: packing takes longer than measuring, and cases of one format
+/// follow each other.
+struct LatestWeights {
+  std::optional<PackedSource> source, plain;  ///< plain: the same values in f32
+  void make(Format format, int64_t in, int64_t out) {
+    if (!source || source->format != format) {
+      source.reset();
+      plain.reset();
+      source.emplace(format, random_values(in * out, 2, 0.05f), out, in);
+      plain.emplace(Format::f32, source->values, out, in);
+    }
+  }
+};
+
+std::vector<Contender> gemv_contenders(const LatestWeights& weights, int64_t rows, int threads,
+                                       int64_t cold) {
+  const PackedSource& packed = *weights.source;
+  const Format format = packed.format;
+  const int64_t in = packed.columns, out = packed.rows;
   const std::vector<float> x = random_values(rows * in, 1);
-  const PackedSource packed(format, random_values(in * out, 2, 0.05f), out, in);
   // The rivals multiply by the values that the codes stand for.
   const LinearProblem problem{rows, in, out, x, packed.values, threads, cold};
   std::vector<Contender> contenders{packed_linear(packed, problem, Role::ours)};
   if (format != Format::f32) {
-    const PackedSource plain(Format::f32, packed.values, out, in);
-    contenders.push_back(packed_linear(plain, problem, Role::dense));
+    contenders.push_back(packed_linear(*weights.plain, problem, Role::dense));
   }
   add_linear_rivals(problem, contenders);
   const bool eight = format == Format::i8 || format == Format::i8_group;
@@ -44,8 +59,9 @@ std::vector<Contender> gemv_contenders(Format format, int64_t rows, int64_t in, 
 std::vector<KernelCase> gemv_cases(const CaseOptions& options) {
   std::vector<KernelCase> cases;
   const int64_t in = options.quick ? 128 : 4096, out = options.quick ? 48 : 4096;
-  for (const int threads : options.threads) {
-    for (const Format format : bundle::all_formats()) {
+  const auto weights = std::make_shared<LatestWeights>();
+  for (const Format format : bundle::all_formats()) {
+    for (const int threads : options.threads) {
       for (const int64_t rows : {1, 4}) {
         KernelCase c;
         c.kernel = fmt::format("gemv {}", bundle::format_name(format));
@@ -53,7 +69,8 @@ std::vector<KernelCase> gemv_cases(const CaseOptions& options) {
         c.threads = threads;
         c.limit = Limit::read_bandwidth;
         c.prepare = [=, cold = cold_bytes(options)] {
-          return gemv_contenders(format, rows, in, out, threads, cold);
+          weights->make(format, in, out);
+          return gemv_contenders(*weights, rows, threads, cold);
         };
         cases.push_back(std::move(c));
       }

@@ -40,11 +40,20 @@ PackedSource::PackedSource(bundle::Format format_, std::span<const float> weight
 
 Rotation<PackedCopy> copies_of(const PackedSource& source, int64_t cold) {
   const int64_t size = static_cast<int64_t>(source.bytes.size());
+  const bundle::PackedMatrix checked =
+      bundle::view_packed(source.format, source.rows, source.columns, source.bytes, "weights");
   return Rotation<PackedCopy>(cold, size, [&](int64_t) {
-    PackedCopy copy{Buffer(size), {}};
+    PackedCopy copy{Buffer(size), checked};
     std::memcpy(copy.bytes.data(), source.bytes.data(), source.bytes.size());
-    copy.matrix = bundle::view_packed(source.format, source.rows, source.columns,
-                                      {copy.bytes.data(), source.bytes.size()}, "weights");
+    const auto moved = [&](const std::byte* at) {
+      return at == nullptr ? nullptr : copy.bytes.data() + (at - source.bytes.data());
+    };
+    copy.matrix.codes = moved(checked.codes);
+    copy.matrix.scales = moved(checked.scales);
+    if (!checked.salient.empty()) {
+      const auto* at = reinterpret_cast<const std::byte*>(checked.salient.data());
+      copy.matrix.salient = {reinterpret_cast<const uint32_t*>(moved(at)), checked.salient.size()};
+    }
     return copy;
   });
 }

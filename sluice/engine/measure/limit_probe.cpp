@@ -20,18 +20,23 @@ std::string_view limit_name(Limit limit) {
   return "";
 }
 
-LimitProbe::LimitProbe(Limit limit, int threads, int64_t cold) : limit_(limit), threads_(threads) {
+ProbeMemory::ProbeMemory(int64_t bytes) {
+  const size_t count = static_cast<size_t>(std::max<int64_t>(bytes, int64_t{1} << 20)) / 1024 * 128;
+  pages_ = std::make_unique<probe::Pages>(count * sizeof(uint64_t));
+  std::fill_n(pages_->words(), count, uint64_t{1});
+  words_ = {pages_->words(), count};
+}
+
+ProbeMemory::~ProbeMemory() = default;
+
+LimitProbe::LimitProbe(Limit limit, int threads, const ProbeMemory& memory)
+    : limit_(limit), threads_(threads) {
   constexpr int64_t kRounds = 1 << 14;  // a millisecond or so: starting threads must not count
   switch (limit) {
-    case Limit::read_bandwidth: {
-      const size_t bytes = static_cast<size_t>(std::max<int64_t>(cold * 2, int64_t{1} << 20));
-      pages_ = std::make_unique<probe::Pages>(bytes);
-      words_ = bytes / 2048 * 256;
-      step_ = std::max<size_t>(words_ / 4 / 256 * 256, 256);
-      std::fill_n(pages_->words(), words_, uint64_t{1});
-      amount_ = static_cast<double>(step_) * 8;
+    case Limit::read_bandwidth:
+      words_ = memory.words();
+      amount_ = static_cast<double>(words_.size_bytes()) / 4;
       break;
-    }
     case Limit::f32_peak:
       rounds_ = kRounds;
       amount_ = static_cast<double>(probe::flops_of_multiply_add(rounds_)) * threads;
@@ -45,17 +50,12 @@ LimitProbe::LimitProbe(Limit limit, int threads, int64_t cold) : limit_(limit), 
   }
 }
 
-LimitProbe::~LimitProbe() = default;
-
 void LimitProbe::run() {
   const int threads = threads_;
   if (limit_ == Limit::read_bandwidth) {
-    if (at_ + step_ > words_) {
-      at_ = 0;
-    }
-    const size_t blocks = step_ / 32;
-    const uint64_t* first = pages_->words() + at_;
-    at_ += step_;
+    const size_t quarter = words_.size() / 4, blocks = quarter / 32;
+    const uint64_t* const first = words_.data() + at_;
+    at_ = at_ + quarter < words_.size() ? at_ + quarter : 0;
 #pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
     for (int t = 0; t < threads; ++t) {
       const size_t begin = blocks * static_cast<size_t>(t) / static_cast<size_t>(threads);

@@ -13,11 +13,22 @@ namespace sluice::engine::measure {
 /// "memory bandwidth", "f32 peak", "int8 peak"
 std::string_view limit_name(Limit limit);
 
+/// Memory that probes read, taken from the system once.
+class ProbeMemory {
+ public:
+  explicit ProbeMemory(int64_t bytes);
+  ~ProbeMemory();
+  std::span<const uint64_t> words() const { return words_; }  ///< a multiple of 128
+
+ private:
+  std::unique_ptr<probe::Pages> pages_;
+  std::span<const uint64_t> words_;
+};
+
 class LimitProbe {
  public:
-  /// `cold`: bytes that no cache holds; see cold_bytes().
-  LimitProbe(Limit limit, int threads, int64_t cold);
-  ~LimitProbe();
+  /// `memory`: more than any cache holds, see cold_bytes(). It outlives the probe.
+  LimitProbe(Limit limit, int threads, const ProbeMemory& memory);
   /// False for Limit::none and for an int8 peak this machine cannot measure.
   bool available() const { return amount_ > 0; }
   /// Bytes read or operations done by one run().
@@ -29,8 +40,8 @@ class LimitProbe {
   int threads_;
   double amount_ = 0;
   int64_t rounds_ = 0;
-  std::unique_ptr<probe::Pages> pages_;
-  size_t words_ = 0, at_ = 0, step_ = 0;
+  std::span<const uint64_t> words_;
+  size_t at_ = 0;
 };
 
 }  // namespace sluice::engine::measure

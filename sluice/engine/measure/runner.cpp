@@ -7,7 +7,6 @@
 #include "sluice/base/error.h"
 #include "sluice/base/machine.h"
 #include "sluice/engine/kernel/threads.h"
-#include "sluice/engine/measure/limit_probe.h"
 
 namespace sluice::engine::measure {
 namespace {
@@ -158,11 +157,12 @@ std::vector<std::vector<double>> sample_interleaved(
 }
 
 MeasuredCase measure_case(const KernelCase& kernel_case, const TimingOptions& options,
+                          const ProbeMemory& memory,
                           const std::function<void(int round)>& after_round) {
   const ThreadScope threads(kernel_case.threads);
   std::vector<Contender> contenders = kernel_case.prepare();
   SLUICE_CHECK(!contenders.empty() && contenders.front().role == Role::ours);
-  LimitProbe probe(kernel_case.limit, kernel_case.threads, options.cold);
+  LimitProbe probe(kernel_case.limit, kernel_case.threads, memory);
 
   std::vector<std::function<void()>> functions;
   for (const Contender& contender : contenders) {
@@ -209,7 +209,7 @@ MeasuredCase measure_case(const KernelCase& kernel_case, const TimingOptions& op
 
 bool name_matches(std::string_view pattern, std::string_view name) {
   return pattern.empty() || any_alternative(pattern, [&](std::string_view part) {
-           return !part.empty() && glob("*" + std::string(part) + "*", name);
+           return !part.empty() && glob(std::string(part) + "*", name);
          });
 }
 

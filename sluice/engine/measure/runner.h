@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "sluice/engine/measure/kernel_case.h"
+#include "sluice/engine/measure/limit_probe.h"
 
 namespace sluice::engine::measure {
 
@@ -52,7 +53,6 @@ struct MeasuredCase {
 struct TimingOptions {
   int rounds = 7;
   double min_seconds = 0.02;  ///< of one sample
-  int64_t cold = 0;
 };
 
 /// Seconds per call of each function in each round; one call before every sample does not count.
@@ -61,9 +61,10 @@ std::vector<std::vector<double>> sample_interleaved(
     const std::function<void(int round)>& after_round = {});
 
 MeasuredCase measure_case(const KernelCase& kernel_case, const TimingOptions& options,
+                          const ProbeMemory& memory,
                           const std::function<void(int round)>& after_round = {});
 
-/// Whether `name` contains `pattern`, in which `*` stands for anything; commas separate
+/// Whether `name` begins with `pattern`, in which `*` stands for anything; commas separate
 /// alternatives. Empty matches all.
 bool name_matches(std::string_view pattern, std::string_view name);
 /// The same for the whole name.
