@@ -104,7 +104,8 @@ std::vector<PrefixSize> prefix_sizes(const Attributes& attrs, int64_t rows, int6
 bool prefix_columns_fit(Format format, int64_t columns, int64_t part) {
   if (part == columns) return true;
   switch (format) {
-    case Format::i4_group_min:  // its minima lie behind the scales of all columns
+    case Format::i4_group_min:  // its minima lie behind the scales of all columns,
+    case Format::binary2:       // its second bits behind the first of all columns
     case Format::mixed:
       return false;
     case Format::f32:

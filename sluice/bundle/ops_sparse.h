@@ -18,8 +18,8 @@ struct PrefixSize {
 std::vector<PrefixSize> prefix_sizes(const Attributes& attrs, int64_t rows, int64_t columns);
 
 /// Whether the leading `part` of `columns` packed columns is a view. For bf16 and i8 always; for
-/// formats with groups or bits when it is a multiple of 64, or all; for i4-32-min and mixed only
-/// all.
+/// formats with groups or bits when it is a multiple of 64, or all; for i4-32-min,
+/// binary-2 and mixed only all.
 bool prefix_columns_fit(Format format, int64_t columns, int64_t part);
 
 }  // namespace sluice::bundle

@@ -9,23 +9,8 @@
 #include "sluice/engine/kernel/reduce.h"
 
 namespace sluice::engine {
-namespace {
-
-using bundle::Node;
-
-struct ChannelView {
-  size_t outer, channels, inner;
-};
-
-ChannelView channel_view(const Shape& shape, Layout layout, int64_t samples) {
-  const size_t channels = static_cast<size_t>(shape[0]);
-  const size_t rest = static_cast<size_t>(numel(shape)) / std::max<size_t>(channels, 1);
-  const size_t n = static_cast<size_t>(samples);
-  if (layout == Layout::channels_last) return {n * rest, channels, 1};
-  return {n, channels, rest};
-}
-
-onednn::ConvShape window(const Node& node, const Shape& in, const Shape& out, int64_t samples) {
+onednn::ConvShape conv_shape(const bundle::Node& node, const Shape& in, const Shape& out,
+                             int64_t samples) {
   onednn::ConvShape s;
   s.samples = samples;
   s.in_channels = in[0];
@@ -44,12 +29,28 @@ onednn::ConvShape window(const Node& node, const Shape& in, const Shape& out, in
   return s;
 }
 
+namespace {
+
+using bundle::Node;
+
+struct ChannelView {
+  size_t outer, channels, inner;
+};
+
+ChannelView channel_view(const Shape& shape, Layout layout, int64_t samples) {
+  const size_t channels = static_cast<size_t>(shape[0]);
+  const size_t rest = static_cast<size_t>(numel(shape)) / std::max<size_t>(channels, 1);
+  const size_t n = static_cast<size_t>(samples);
+  if (layout == Layout::channels_last) return {n * rest, channels, 1};
+  return {n, channels, rest};
+}
+
 void plan_conv(Planner& planner, size_t index, Step step) {
   const Group& group = planner.group(index);
   const Node& node = planner.node(index);
   const Shape in = planner.bundle().info().shapes.at(group.inputs[0]),
               out = planner.bundle().info().shapes.at(group.output);
-  onednn::ConvShape shape = window(node, in, out, planner.options().samples);
+  onednn::ConvShape shape = conv_shape(node, in, out, planner.options().samples);
   shape.groups = bundle::attr_int(node.attrs, "groups", 1);
   shape.kernel[0] = planner.bundle().tensor(node.tensors.at("weight")).shape[2];
   shape.kernel[1] = planner.bundle().tensor(node.tensors.at("weight")).shape[3];
@@ -90,8 +91,8 @@ void plan_pool(Planner& planner, size_t index, Step step) {
   step.inputs = {planner.fetch(group.inputs[0])};
   const Layout layout = planner.layout_of(step.inputs[0]);
   onednn::ConvShape shape =
-      window(node, planner.shape_of(step.inputs[0]),
-             planner.bundle().info().shapes.at(group.output), planner.options().samples);
+      conv_shape(node, planner.shape_of(step.inputs[0]),
+                 planner.bundle().info().shapes.at(group.output), planner.options().samples);
   const auto kernel = bundle::attr_ints(node.attrs, "kernel", 2, 1);
   std::copy(kernel.begin(), kernel.end(), shape.kernel);
   if (!node.attrs.count("stride")) std::copy(kernel.begin(), kernel.end(), shape.stride);
