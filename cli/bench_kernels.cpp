@@ -39,8 +39,8 @@ std::vector<measure::KernelCase> chosen_cases(const Options& options,
   });
   if (cases.empty()) {
     fail(Code::usage,
-         "no kernel matches '{}'; see: sluice bench kernels --list (a pattern is a part of "
-         "\"kernel shape\", with * for anything)",
+         "no kernel matches '{}': a pattern is how \"kernel shape\" begins, with * for anything; "
+         "see: sluice bench kernels --list",
          options.only);
   }
   return cases;
@@ -82,6 +82,26 @@ int list(const std::vector<measure::KernelCase>& cases, const Globals& globals) 
   return kSuccess;
 }
 
+/// What the probes showed between the contenders.
+std::map<int, KernelLimits> limits_of(const std::vector<measure::MeasuredCase>& cases) {
+  std::map<int, std::map<measure::Limit, std::vector<double>>> rates;
+  for (const measure::MeasuredCase& c : cases) {
+    if (c.limit_rate > 0) {
+      rates[c.threads][c.limit].push_back(c.limit_rate);
+    }
+  }
+  std::map<int, KernelLimits> limits;
+  for (const auto& [threads, by_limit] : rates) {
+    const auto typical = [&by_limit](measure::Limit limit) {
+      const auto found = by_limit.find(limit);
+      return found == by_limit.end() ? 0.0 : median(found->second);
+    };
+    limits[threads] = {typical(measure::Limit::read_bandwidth), typical(measure::Limit::f32_peak),
+                       typical(measure::Limit::int8_peak)};
+  }
+  return limits;
+}
+
 KernelRun run_cases(const std::vector<measure::KernelCase>& cases, const Options& options,
                     const measure::CaseOptions& how, const Globals& globals) {
   KernelRun run;
@@ -91,24 +111,21 @@ KernelRun run_cases(const std::vector<measure::KernelCase>& cases, const Options
   run.quick = options.quick;
   measure::TimingOptions timing;
   timing.rounds = options.rounds;
-  timing.cold = measure::cold_bytes(how);
   if (options.quick) {
     timing.min_seconds = 1e-5;
   } else {
     keep_memory();
-    for (const int threads : how.threads) {
-      run.limits[threads] = {measure_read_bandwidth(threads), measure_f32_peak(threads),
-                             measure_int8_peak(threads)};
-    }
   }
+  const measure::ProbeMemory memory(measure::cold_bytes(how));
   Progress progress("kernels", static_cast<int64_t>(cases.size()) * options.rounds, "rounds");
   int64_t done = 0;
   for (const measure::KernelCase& c : cases) {
     const std::string note = fmt::format("{} {}, threads {}", c.kernel, c.shape, c.threads);
     run.cases.push_back(
-        measure::measure_case(c, timing, [&](int) { progress.update(++done, note); }));
+        measure::measure_case(c, timing, memory, [&](int) { progress.update(++done, note); }));
   }
   progress.finish();
+  run.limits = limits_of(run.cases);
   return run;
 }
 
@@ -186,7 +203,7 @@ CLI::App* add_bench_kernels(CLI::App& bench, Action& action) {
   CLI::App* app = bench.add_subcommand(
       "kernels", "The engine's kernels beside libraries and the limits of this machine");
   auto options = std::make_shared<Options>();
-  app->add_option("--only", options->only, "Cases whose name has this part; * is anything")
+  app->add_option("--only", options->only, "Cases whose name begins so; * is anything")
       ->type_name("PATTERN,...");
   app->add_option("--threads", options->threads, "Thread counts; 1 and all cores by default")
       ->delimiter(',')

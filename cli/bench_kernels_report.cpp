@@ -230,11 +230,16 @@ std::string kernels_text(const KernelRun& run) {
   text += fmt::format("{}, {}, {}\n", run.machine.cpu, run.machine.isa,
                       plural(run.machine.cores, "core"));
   for (const auto& [threads, limits] : run.limits) {
-    text += fmt::format("limits with {}: {:.1f} GB/s read, {:.0f} GFLOP/s f32",
-                        plural(threads, "thread"), limits.read_bandwidth * 1e-9,
-                        limits.f32_peak * 1e-9);
-    text += limits.int8_peak > 0 ? fmt::format(", {:.0f} GOP/s int8\n", limits.int8_peak * 1e-9)
-                                 : std::string("\n");
+    std::string line;
+    const auto add = [&line](double rate, const char* unit) {
+      if (rate > 0) {
+        line += fmt::format("{}{:.1f} {}", line.empty() ? "" : ", ", rate * 1e-9, unit);
+      }
+    };
+    add(limits.read_bandwidth, "GB/s read");
+    add(limits.f32_peak, "GFLOP/s f32");
+    add(limits.int8_peak, "GOP/s int8");
+    text += fmt::format("limits with {}: {}\n", plural(threads, "thread"), line);
   }
   for (const std::string& note : all_notes(run)) {
     text += "- " + note + "\n";
