@@ -19,7 +19,7 @@ TEST(Statistics, MedianOfOddAndEvenCounts) {
   EXPECT_DOUBLE_EQ(median({3, 1, 2}), 2);
   EXPECT_DOUBLE_EQ(median({4, 1, 3, 2}), 2.5);
   EXPECT_DOUBLE_EQ(median({7}), 7);
-  EXPECT_ERROR(median({}), Code::shape, "median");
+  expect_error(Code::shape, "median", [&] { median({}); });
 }
 
 TEST(Statistics, MeanAndSampleDeviation) {
@@ -28,7 +28,7 @@ TEST(Statistics, MeanAndSampleDeviation) {
   EXPECT_NEAR(stddev(values), 2.13809, 1e-5);
   EXPECT_DOUBLE_EQ(stddev(std::vector<double>{3}), 0);
   EXPECT_DOUBLE_EQ(stddev({}), 0);
-  EXPECT_ERROR(mean({}), Code::shape, "mean");
+  expect_error(Code::shape, "mean", [&] { mean({}); });
 }
 
 TEST(TimeInterleaved, AlternatesAndReturnsOneMedianEach) {
@@ -45,7 +45,7 @@ TEST(TimeInterleaved, AlternatesAndReturnsOneMedianEach) {
   EXPECT_GT(medians[0], 0);
   EXPECT_EQ(order, "abababab");  // the warm-up, then three rounds
   EXPECT_TRUE(time_interleaved({}, 3).empty());
-  EXPECT_ERROR(time_interleaved({note('a')}, 0), Code::usage, "rounds");
+  expect_error(Code::usage, "rounds", [&] { time_interleaved({note('a')}, 0); });
 }
 
 TEST(TimeInterleaved, RanksWorkBySize) {
@@ -80,14 +80,31 @@ TEST(Probe, ChainsConvergeToOneEach) {
 }
 
 TEST(Measure, RefusesImpossibleThreadCounts) {
-  EXPECT_ERROR(measure_f32_peak(0), Code::usage, "threads");
-  EXPECT_ERROR(measure_read_bandwidth(-1), Code::usage, "threads");
+  expect_error(Code::usage, "threads", [&] { measure_f32_peak(0); });
+  expect_error(Code::usage, "threads", [&] { measure_read_bandwidth(-1); });
 }
 
 TEST(Measure, PeakIsPlausible) {
   const double peak = measure_f32_peak(1);
   EXPECT_GT(peak, 1e8);
   EXPECT_LT(peak, 1e13);
+}
+
+TEST(Measure, Int8PeakIsThereExactlyWithVnni) {
+  expect_error(Code::usage, "threads", [&] { measure_int8_peak(0); });
+  const bool vnni = describe_machine().isa.ends_with("vnni");
+  const double peak = measure_int8_peak(1);
+  if (vnni) {
+    EXPECT_GT(peak, 1e8);
+  }
+  EXPECT_EQ(peak == 0, probe::operations_of_int8_dot(1) == 0);
+  EXPECT_EQ(probe::operations_of_int8_dot(10), 10 * probe::operations_of_int8_dot(1));
+}
+
+TEST(Machine, LastLevelCacheIsAbsentOrPlausible) {
+  const int64_t bytes = last_level_cache_bytes();
+  EXPECT_GE(bytes, 0);
+  EXPECT_LT(bytes, int64_t{1} << 34);
 }
 
 }  // namespace

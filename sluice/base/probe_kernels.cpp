@@ -54,19 +54,20 @@ float multiply_add_generic(int64_t rounds) {
 // Four quarters side by side: one stream leaves memory idle whenever its hardware prefetcher stops
 // at the end of a page.
 
+__attribute__((target("avx2"))) inline __m256i load_line(const uint64_t* at) {
+  const auto* lanes = reinterpret_cast<const __m256i*>(at);
+  return _mm256_add_epi64(_mm256_load_si256(lanes), _mm256_load_si256(lanes + 1));
+}
+
 __attribute__((target("avx2"))) uint64_t sum_avx2(std::span<const uint64_t> words) {
   const size_t quarter = words.size() / 4;
-  const auto load = [](const uint64_t* at) __attribute__((target("avx2"))) {
-    const auto* lanes = reinterpret_cast<const __m256i*>(at);
-    return _mm256_add_epi64(_mm256_load_si256(lanes), _mm256_load_si256(lanes + 1));
-  };
   const uint64_t* const first = words.data();
   __m256i a = _mm256_setzero_si256(), b = a, c = a, d = a;
   for (size_t i = 0; i < quarter; i += 8) {
-    a = _mm256_add_epi64(a, load(first + i));
-    b = _mm256_add_epi64(b, load(first + quarter + i));
-    c = _mm256_add_epi64(c, load(first + 2 * quarter + i));
-    d = _mm256_add_epi64(d, load(first + 3 * quarter + i));
+    a = _mm256_add_epi64(a, load_line(first + i));
+    b = _mm256_add_epi64(b, load_line(first + quarter + i));
+    c = _mm256_add_epi64(c, load_line(first + 2 * quarter + i));
+    d = _mm256_add_epi64(d, load_line(first + 3 * quarter + i));
   }
   alignas(32) uint64_t lanes[8] = {};
   _mm256_store_si256(reinterpret_cast<__m256i*>(lanes),
