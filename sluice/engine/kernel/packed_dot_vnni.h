@@ -1,0 +1,186 @@
+// What the files of the AVX-512 VNNI products share (packed_dot_vnni*.cpp); internal.
+#pragma once
+#include "sluice/engine/kernel/packed_dot_path.h"
+
+#if defined(__x86_64__) && defined(__GNUC__)
+
+// gcc 12 takes the undefined operands inside its own intrinsics for mistakes once they are inlined.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+
+#include <cstring>
+
+#define SLUICE_VNNI \
+  __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c,fma,avx2")))
+#define SLUICE_VNNI_INLINE SLUICE_VNNI __attribute__((always_inline)) static inline
+
+namespace sluice::engine::vnni {
+
+using bundle::Format;
+using bundle::PackedMatrix;
+
+// Columns after which 32-bit sums are added to 64-bit ones: 2^16 products of 255 x 127 still fit. A
+// multiple of every step below.
+constexpr int64_t kBlock = int64_t{1} << 16;
+
+constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+constexpr bool is_float(Format f) { return f == Format::f32 || f == Format::bf16; }
+
+// A prepared row: header, then `values` (floats, or int8 codes), then what the format adds.
+struct Places {
+  int64_t padded;  ///< columns
+  int64_t values = sizeof(DotHeader), extra = 0, end = 0;
+};
+
+// extra: grouped int8: 32-bit starting sums (16 per vector of codes); i4-32-min: sums of the groups
+// as floats; mixed: activations of the salient columns.
+inline Places places(Format format, DotKind kind, int64_t columns) {
+  Places p;
+  p.padded = round_up(columns, 512);
+  const bool codes = kind == DotKind::i8 && !is_float(format);
+  p.extra = p.values + p.padded * (codes ? 1 : 4);
+  int64_t bytes = 0;
+  if (codes && format == Format::i8_group) bytes = p.padded;      // 64 bytes per 64 columns
+  if (codes && format == Format::i4_group) bytes = p.padded / 2;  // 64 bytes per 128 columns
+  if (format == Format::i4_group_min) bytes = round_up(p.padded / 32, 16) * 4;
+  if (format == Format::mixed)
+    bytes = round_up(bundle::salient_columns(columns), 64) * (codes ? 1 : 4);
+  p.end = p.extra + round_up(bytes, 64);
+  return p;
+}
+
+template <class T>
+const T* at(const std::byte* row, int64_t offset) {
+  return reinterpret_cast<const T*>(row + offset);
+}
+template <class T>
+T* at(std::byte* row, int64_t offset) {
+  return reinterpret_cast<T*>(row + offset);
+}
+
+/// One row of x into its prepared form.
+void prepare(const PackedMatrix& w, DotKind kind, const float* x, std::byte* out);
+/// All rows of x at once with int8 codes of x, or with floats.
+void run_codes(const PackedMatrix& w, const DotInput& x, const DotRows& rows, float* y,
+               int64_t y_stride);
+void run_floats(const PackedMatrix& w, const DotInput& x, const DotRows& rows, float* y,
+                int64_t y_stride);
+
+SLUICE_VNNI_INLINE __mmask16 first16(int64_t n) {
+  return static_cast<__mmask16>(n >= 16 ? 0xFFFF : (1u << (n < 0 ? 0 : n)) - 1);
+}
+SLUICE_VNNI_INLINE __mmask64 first64(int64_t n) {
+  return n >= 64 ? ~0ull : n <= 0 ? 0 : (1ull << n) - 1;
+}
+
+template <int B>
+struct Inputs {
+  const std::byte* row[B];
+  Places p;
+  // Asks for what follows after the codes at `now`: in consecutive rows, across their ends.
+  int64_t distance;
+  SLUICE_VNNI __attribute__((always_inline)) inline void ahead(const std::byte* now) const {
+    _mm_prefetch(reinterpret_cast<const char*>(now + distance), _MM_HINT_T0);
+  }
+  const DotHeader& header(int b) const { return *at<DotHeader>(row[b], 0); }
+  const int8_t* codes(int b) const { return at<int8_t>(row[b], p.values); }
+  const float* floats(int b) const { return at<float>(row[b], p.values); }
+  template <class T>
+  const T* extra(int b) const {
+    return at<T>(row[b], p.extra);
+  }
+};
+
+// Independent sums per row of x: enough to hide the latency of vpdpbusd. Integer sums may be split
+// as the registers allow; floats always into the same four, so that a row of x gives the same
+// numbers in a batch of any size.
+template <int B>
+constexpr int kChains = B == 1   ? 4
+                        : B <= 4 ? 2
+                                 : 1;
+constexpr int kFloatChains = 4;
+
+template <int N>
+SLUICE_VNNI_INLINE int64_t total(const __m512i (&sums)[N]) {
+  __m512i sum = sums[0];
+  for (int c = 1; c < N; ++c) sum = _mm512_add_epi32(sum, sums[c]);
+  return _mm512_reduce_add_epi32(sum);
+}
+template <int N>
+SLUICE_VNNI_INLINE float total(const __m512 (&sums)[N]) {
+  __m512 sum = sums[0];
+  for (int c = 1; c < N; ++c) sum = _mm512_add_ps(sum, sums[c]);
+  return _mm512_reduce_add_ps(sum);
+}
+
+SLUICE_VNNI_INLINE float load_f32(const std::byte* from) {
+  float value;
+  std::memcpy(&value, from, 4);
+  return value;
+}
+
+// 16 scales as floats, zeros behind the last group.
+SLUICE_VNNI_INLINE __m512 scales16(const std::byte* from, int64_t left) {
+  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first16(left), from));
+}
+
+constexpr int64_t kAhead = 4096;  // bytes of codes, in consecutive rows
+constexpr int64_t kStart = 1024;  // where a list jumps: of the next row
+constexpr int64_t kScaleRows = 2;
+
+SLUICE_VNNI_INLINE void prefetch(const std::byte* from, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64)
+    _mm_prefetch(reinterpret_cast<const char*>(from + i), _MM_HINT_T0);
+}
+
+// Scales of groups are a second stream, too thin for the hardware to follow.
+SLUICE_VNNI_INLINE void prefetch_rows(const PackedMatrix& w, const DotRows& rows, int64_t k) {
+  const int64_t after = k + (rows.list ? 1 : kScaleRows);
+  if (after >= rows.count) return;
+  const int64_t o = rows.at(after);
+  if (w.scale_stride >= 64) prefetch(w.scales + o * w.scale_stride, w.scale_stride);
+  if (rows.list) prefetch(w.codes + o * w.code_stride, least(w.code_stride, kStart));
+}
+
+/// RowProduct: template <int B> static void row(codes, scales, columns, inputs, y).
+template <class RowProduct, int B>
+SLUICE_VNNI void run_rows(const PackedMatrix& w, const DotInput& x, int64_t first_input,
+                          const DotRows& rows, float* y, int64_t y_stride) {
+  Inputs<B> in;
+  in.p = places(w.format, x.kind, w.columns);
+  for (int b = 0; b < B; ++b) in.row[b] = x.data + (first_input + b) * x.stride;
+  in.distance = rows.list ? 0 : kAhead;
+  float result[B];
+  for (int64_t k = 0; k < rows.count; ++k) {
+    const int64_t o = rows.at(k);
+    prefetch_rows(w, rows, k);
+    RowProduct::template row<B>(w.codes + o * w.code_stride, w.scales + o * w.scale_stride,
+                                w.columns, in, result);
+    for (int b = 0; b < B; ++b) y[b * y_stride + k] = in.header(b).scale * result[b];
+  }
+}
+
+template <class RowProduct>
+void run_batch(const PackedMatrix& w, const DotInput& x, const DotRows& rows, float* y,
+               int64_t y_stride) {
+  // Batches of 1, 2, 4 and, for integers, 8 are compiled; others are sums of these.
+  int64_t b = 0;
+  if constexpr (RowProduct::kCodes) {
+    for (; x.batch - b >= 8; b += 8)
+      run_rows<RowProduct, 8>(w, x, b, rows, y + b * y_stride, y_stride);
+  }
+  for (; x.batch - b >= 4; b += 4)
+    run_rows<RowProduct, 4>(w, x, b, rows, y + b * y_stride, y_stride);
+  if (x.batch - b >= 2) {
+    run_rows<RowProduct, 2>(w, x, b, rows, y + b * y_stride, y_stride);
+    b += 2;
+  }
+  if (x.batch - b >= 1) run_rows<RowProduct, 1>(w, x, b, rows, y + b * y_stride, y_stride);
+}
+
+}  // namespace sluice::engine::vnni
+
+#endif
