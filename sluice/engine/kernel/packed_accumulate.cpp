@@ -41,11 +41,12 @@ using D = hn::ScalableTag<float>;
 using V = hn::Vec<D>;
 using DI = hn::RebindToSigned<D>;
 
-// How a format is read: kBlockBytes of codes per 32 columns; Row prepares what the whole block
-// shares, value(v) is its v-th vector. `scaled`: values carry their scale; otherwise the row's f32
-// scale belongs into the factors.
+// How a format is read: kBlockBytes of codes and kGroupScales scales per 32 columns; Block prepares
+// what the columns share, value(v) is the v-th vector. kFolded: the scale belongs into the factors
+// instead (as the row's f32 scale of i8 does).
 struct ReadF32 {
   static constexpr size_t kBlockBytes = 128, kGroupScales = 0;
+  static constexpr bool kFolded = false;
   struct Block {
     const float* p;
     HWY_INLINE Block(const std::byte* codes, const float*)
@@ -56,6 +57,7 @@ struct ReadF32 {
 
 struct ReadBf16 {
   static constexpr size_t kBlockBytes = 64, kGroupScales = 0;
+  static constexpr bool kFolded = false;
   struct Block {
     const uint16_t* p;
     HWY_INLINE Block(const std::byte* codes, const float*)
@@ -69,58 +71,58 @@ struct ReadBf16 {
   };
 };
 
-HWY_INLINE V int8_values(const int8_t* p) {
-  const hn::Rebind<int8_t, D> d8;
-  return hn::ConvertTo(D(), hn::PromoteTo(DI(), hn::LoadU(d8, p)));
-}
-
+template <bool kGroups>
 struct ReadI8 {
-  static constexpr size_t kBlockBytes = 32, kGroupScales = 0;
+  static constexpr size_t kBlockBytes = 32, kGroupScales = kGroups ? 1 : 0;
+  static constexpr bool kFolded = kGroups;
   struct Block {
     const int8_t* p;
     HWY_INLINE Block(const std::byte* codes, const float*)
         : p(reinterpret_cast<const int8_t*>(codes)) {}
-    HWY_INLINE V value(size_t v) const { return int8_values(p + v * hn::Lanes(D())); }
-  };
-};
-
-struct ReadI8Group {
-  static constexpr size_t kBlockBytes = 32, kGroupScales = 1;
-  struct Block {
-    const int8_t* p;
-    V scale;
-    HWY_INLINE Block(const std::byte* codes, const float* s)
-        : p(reinterpret_cast<const int8_t*>(codes)), scale(hn::Set(D(), s[0])) {}
     HWY_INLINE V value(size_t v) const {
-      return hn::Mul(scale, int8_values(p + v * hn::Lanes(D())));
+      const hn::Rebind<int8_t, D> d8;
+      return hn::ConvertTo(D(), hn::PromoteTo(DI(), hn::LoadU(d8, p + v * hn::Lanes(D()))));
     }
   };
 };
 
 // Byte j of a group holds column j below and column j + 16 above.
 template <bool kMin>
-struct ReadI4Group {
+struct ReadI4 {
   static constexpr size_t kBlockBytes = 16, kGroupScales = kMin ? 2 : 1;
+  static constexpr bool kFolded = !kMin;
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
+  // A lane of 16 columns looks its value up among the sixteen that a code can mean; the lookup
+  // ignores the bits above the code.
   struct Block {
-    const uint8_t* p;
-#if HWY_TARGET <= HWY_AVX3
-    V table;  // the sixteen values a code can mean
-    HWY_INLINE Block(const std::byte* codes, const float* s)
-        : p(reinterpret_cast<const uint8_t*>(codes)) {
-      const V code = hn::Iota(D(), kMin ? 0.0f : -8.0f), scale = hn::Set(D(), s[0]);
-      table = kMin ? hn::MulAdd(code, scale, hn::Set(D(), s[kMinimum])) : hn::Mul(code, scale);
+    V codes, table;
+    HWY_INLINE Block(const std::byte* from, const float* s) {
+      const hn::Repartition<uint8_t, D> d8;
+      HWY_ALIGN static constexpr uint8_t kSpread[64] = {
+#define SLUICE_SPREAD(i) i, 128, 128, 128
+          SLUICE_SPREAD(0),  SLUICE_SPREAD(1),  SLUICE_SPREAD(2),  SLUICE_SPREAD(3),
+          SLUICE_SPREAD(4),  SLUICE_SPREAD(5),  SLUICE_SPREAD(6),  SLUICE_SPREAD(7),
+          SLUICE_SPREAD(8),  SLUICE_SPREAD(9),  SLUICE_SPREAD(10), SLUICE_SPREAD(11),
+          SLUICE_SPREAD(12), SLUICE_SPREAD(13), SLUICE_SPREAD(14), SLUICE_SPREAD(15)};
+#undef SLUICE_SPREAD
+      const auto bytes = hn::LoadDup128(d8, reinterpret_cast<const uint8_t*>(from));
+      codes = hn::BitCast(D(), hn::TableLookupBytesOr0(bytes, hn::Load(d8, kSpread)));
+      table = hn::Iota(D(), kMin ? 0.0f : -8.0f);
+      if (kMin) table = hn::MulAdd(table, hn::Set(D(), s[0]), hn::Set(D(), s[kMinimum]));
     }
     HWY_INLINE V value(size_t v) const {
-      const hn::Rebind<uint8_t, D> d8;
-      auto code = hn::PromoteTo(DI(), hn::LoadU(d8, p));
-      code = v == 0 ? hn::And(code, hn::Set(DI(), 15)) : hn::ShiftRight<4>(code);
-      return hn::TableLookupLanes(table, hn::IndicesFromVec(D(), code));
+      auto code = hn::BitCast(DI(), codes);
+      if (v == 1) code = hn::ShiftRight<4>(code);
+      return V{_mm512_permutexvar_ps(code.raw, table.raw)};
     }
+  };
 #else
+  struct Block {
+    const uint8_t* p;
     V scale, shift;
     HWY_INLINE Block(const std::byte* codes, const float* s)
         : p(reinterpret_cast<const uint8_t*>(codes)),
-          scale(hn::Set(D(), s[0])),
+          scale(hn::Set(D(), kMin ? s[0] : 1.0f)),
           shift(hn::Set(D(), kMin ? s[kMinimum] : 0.0f)) {}
     HWY_INLINE V value(size_t v) const {
       const hn::Rebind<uint8_t, D> d8;
@@ -128,10 +130,10 @@ struct ReadI4Group {
       auto code = hn::PromoteTo(DI(), hn::LoadU(d8, p + column % 16));
       code = column < 16 ? hn::And(code, hn::Set(DI(), 15)) : hn::ShiftRight<4>(code);
       if (kMin) return hn::MulAdd(hn::ConvertTo(D(), code), scale, shift);
-      return hn::Mul(hn::ConvertTo(D(), hn::Sub(code, hn::Set(DI(), 8))), scale);
+      return hn::ConvertTo(D(), hn::Sub(code, hn::Set(DI(), 8)));
     }
-#endif
   };
+#endif
 };
 
 /// f16 -> f32
@@ -150,6 +152,15 @@ HWY_INLINE void load_scales(const std::byte* scales, float* out, size_t count) {
   }
 }
 
+HWY_INLINE void scale_by(float factor, float* values, size_t count) {
+  const D d;
+  const size_t lanes = hn::Lanes(d);
+  size_t i = 0;
+  for (; i + lanes <= count; i += lanes)
+    hn::StoreU(hn::Mul(hn::Set(d, factor), hn::LoadU(d, values + i)), d, values + i);
+  for (; i < count; ++i) values[i] *= factor;
+}
+
 template <class Read>
 HWY_INLINE void prefetch_block(const Pass& pass, size_t block) {
   // Once per cache line.
@@ -162,38 +173,56 @@ HWY_INLINE void prefetch_block(const Pass& pass, size_t block) {
   }
 }
 
-/// One block of 32 columns; codes and scales of row r at codes[r], scales[r].
+/// Codes and converted scales of the rows from some block on, and where their sums go.
+template <class Read>
+struct Source {
+  static constexpr size_t kScales = Read::kGroupScales == 0 ? 1 : Read::kGroupScales * kMinimum;
+  const std::byte* const* codes;
+  const float (*scales)[kScales];
+  float* const* y;
+};
+
+/// One block of 32 columns, `block` blocks behind the source's first. One chain of sums per column,
+/// in the order of the list: what a token gets does not depend on which rows or tokens it is
+/// grouped with.
 template <class Read, bool kSingle>
-HWY_INLINE void add_block(const Pass& pass, const std::byte* const* codes,
-                          const float* const* scales, const V* factors, float* const* y,
-                          size_t column) {
+HWY_INLINE void add_block(const Pass& pass, const Source<Read>& source, const V* factors,
+                          size_t block, size_t scale_block) {
   const D d;
-  const size_t lanes = hn::Lanes(d);
-  using Block = typename Read::Block;
-  const Block rows[kRows] = {{codes[0], scales[0]}, {codes[1], scales[1]}, {codes[2], scales[2]},
-                             {codes[3], scales[3]}, {codes[4], scales[4]}, {codes[5], scales[5]},
-                             {codes[6], scales[6]}, {codes[7], scales[7]}};
-#pragma GCC unroll 2
-  for (size_t v = 0; v < kBlock / lanes; ++v) {
-    // One chain of sums per column, in the order of the list: what a token gets does not depend on
-    // which rows or tokens it is grouped with.
-    if (kSingle) {
-      float* at = y[0] + column + v * lanes;
-      V sum = hn::LoadU(d, at);
+  constexpr size_t kLanes = hn::MaxLanes(D()), kVectors = kBlock / kLanes;
+  const size_t offset = block * Read::kBlockBytes;
+  const auto row = [&](size_t r) HWY_ATTR {
+    return typename Read::Block(source.codes[r] + offset, source.scales[r] + scale_block);
+  };
+  if (kSingle) {
+    float* y = source.y[0] + block * kBlock;
+    V sum[kVectors];
+#pragma GCC unroll 32
+    for (size_t v = 0; v < kVectors; ++v) sum[v] = hn::LoadU(d, y + v * kLanes);
 #pragma GCC unroll 8
-      for (size_t r = 0; r < kRows; ++r) sum = hn::MulAdd(factors[r], rows[r].value(v), sum);
-      hn::StoreU(sum, d, at);
-    } else {
+    for (size_t r = 0; r < kRows; ++r) {
+      const auto values = row(r);
+      const V factor = Read::kFolded ? hn::Set(d, source.scales[r][scale_block]) : factors[r];
+#pragma GCC unroll 32
+      for (size_t v = 0; v < kVectors; ++v) sum[v] = hn::MulAdd(factor, values.value(v), sum[v]);
+    }
+#pragma GCC unroll 32
+    for (size_t v = 0; v < kVectors; ++v) hn::StoreU(sum[v], d, y + v * kLanes);
+  } else {
+    for (size_t v = 0; v < kVectors; ++v) {
       V w[kRows];
 #pragma GCC unroll 8
-      for (size_t r = 0; r < kRows; ++r) w[r] = rows[r].value(v);
+      for (size_t r = 0; r < kRows; ++r) w[r] = row(r).value(v);
       for (size_t t = 0; t < pass.tokens; ++t) {
-        float* at = y[t] + column + v * lanes;
-        V sum = hn::LoadU(d, at);
+        float* y = source.y[t] + block * kBlock + v * kLanes;
+        V sum = hn::LoadU(d, y);
 #pragma GCC unroll 8
-        for (size_t r = 0; r < kRows; ++r)
-          sum = hn::MulAdd(hn::Set(d, pass.factor[t][r]), w[r], sum);
-        hn::StoreU(sum, d, at);
+        for (size_t r = 0; r < kRows; ++r) {
+          float factor = pass.factor[t][r];
+          if (Read::kFolded) factor *= source.scales[r][scale_block];
+          sum = hn::MulAdd(hn::Set(d, factor), w[r], sum);
+        }
+        hn::StoreU(sum, d, y);
       }
     }
   }
@@ -202,44 +231,40 @@ HWY_INLINE void add_block(const Pass& pass, const std::byte* const* codes,
 template <class Read, bool kSingle>
 HWY_INLINE void run_pass(const Pass& pass) {
   const D d;
-  HWY_ALIGN float scale[kRows][Read::kGroupScales == 0 ? 1 : Read::kGroupScales * kMinimum];
+  HWY_ALIGN float scale[kRows][Source<Read>::kScales];
   const size_t blocks = pass.columns / kBlock, rest = pass.columns % kBlock;
   for (size_t r = 0; r < kRows && Read::kGroupScales > 0; ++r) {
     const size_t groups = blocks + (rest > 0);
     load_scales(pass.scales[r], scale[r], groups);
+    if (Read::kFolded && kSingle) scale_by(pass.factor[0][r], scale[r], groups);
     if (Read::kGroupScales > 1)
       load_scales(pass.scales[r] + pass.minimum, scale[r] + kMinimum, groups);
   }
   V factors[kRows];
 #pragma GCC unroll 8
   for (size_t r = 0; r < kRows; ++r) factors[r] = hn::Set(d, pass.factor[0][r]);
-  const std::byte* codes[kRows];
-  const float* scales[kRows];
+  const auto scale_of = [](size_t block) { return Read::kGroupScales == 0 ? 0 : block; };
+  const Source<Read> source{pass.codes, scale, pass.y};
   for (size_t b = 0; b < blocks; ++b) {
     prefetch_block<Read>(pass, b);
-#pragma GCC unroll 8
-    for (size_t r = 0; r < kRows; ++r) {
-      codes[r] = pass.codes[r] + b * Read::kBlockBytes;
-      scales[r] = Read::kGroupScales == 0 ? scale[r] : scale[r] + b;
-    }
-    add_block<Read, kSingle>(pass, codes, scales, factors, pass.y, b * kBlock);
+    add_block<Read, kSingle>(pass, source, factors, b, scale_of(b));
   }
   if (rest == 0) return;
   // The last columns through copies: neither codes nor y may be read or written past the end.
   std::byte code_copy[kRows][Read::kBlockBytes] = {};
   HWY_ALIGN float y_copy[kTokens][kBlock] = {};
+  const std::byte* codes[kRows];
   float* y[kTokens];
   const size_t bytes = Read::kBlockBytes == 16 ? 16 : rest * Read::kBlockBytes / kBlock;
   for (size_t r = 0; r < kRows; ++r) {
     std::memcpy(code_copy[r], pass.codes[r] + blocks * Read::kBlockBytes, bytes);
     codes[r] = code_copy[r];
-    scales[r] = Read::kGroupScales == 0 ? scale[r] : scale[r] + blocks;
   }
   for (size_t t = 0; t < pass.tokens; ++t) {
     std::memcpy(y_copy[t], pass.y[t] + blocks * kBlock, rest * sizeof(float));
     y[t] = y_copy[t];
   }
-  add_block<Read, kSingle>(pass, codes, scales, factors, y, 0);
+  add_block<Read, kSingle>(pass, {codes, scale, y}, factors, 0, scale_of(blocks));
   for (size_t t = 0; t < pass.tokens; ++t)
     std::memcpy(pass.y[t] + blocks * kBlock, y_copy[t], rest * sizeof(float));
 }
@@ -258,13 +283,13 @@ void AddRows(bundle::Format format, const Pass& pass) {
     case bundle::Format::bf16:
       return choose<ReadBf16>(pass);
     case bundle::Format::i8:
-      return choose<ReadI8>(pass);
+      return choose<ReadI8<false>>(pass);
     case bundle::Format::i8_group:
-      return choose<ReadI8Group>(pass);
+      return choose<ReadI8<true>>(pass);
     case bundle::Format::i4_group:
-      return choose<ReadI4Group<false>>(pass);
+      return choose<ReadI4<false>>(pass);
     case bundle::Format::i4_group_min:
-      return choose<ReadI4Group<true>>(pass);
+      return choose<ReadI4<true>>(pass);
     default:
       return choose<ReadF32>(pass);
   }
