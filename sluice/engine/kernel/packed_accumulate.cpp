@@ -191,9 +191,6 @@ HWY_INLINE void add_block(const Pass& pass, const Source<Read>& source, const V*
   const D d;
   constexpr size_t kLanes = hn::MaxLanes(D()), kVectors = kBlock / kLanes;
   const size_t offset = block * Read::kBlockBytes;
-  const auto row = [&](size_t r) HWY_ATTR {
-    return typename Read::Block(source.codes[r] + offset, source.scales[r] + scale_block);
-  };
   if (kSingle) {
     float* y = source.y[0] + block * kBlock;
     V sum[kVectors];
@@ -201,7 +198,7 @@ HWY_INLINE void add_block(const Pass& pass, const Source<Read>& source, const V*
     for (size_t v = 0; v < kVectors; ++v) sum[v] = hn::LoadU(d, y + v * kLanes);
 #pragma GCC unroll 8
     for (size_t r = 0; r < kRows; ++r) {
-      const auto values = row(r);
+      const typename Read::Block values(source.codes[r] + offset, source.scales[r] + scale_block);
       const V factor = Read::kFolded ? hn::Set(d, source.scales[r][scale_block]) : factors[r];
 #pragma GCC unroll 32
       for (size_t v = 0; v < kVectors; ++v) sum[v] = hn::MulAdd(factor, values.value(v), sum[v]);
@@ -212,7 +209,10 @@ HWY_INLINE void add_block(const Pass& pass, const Source<Read>& source, const V*
     for (size_t v = 0; v < kVectors; ++v) {
       V w[kRows];
 #pragma GCC unroll 8
-      for (size_t r = 0; r < kRows; ++r) w[r] = row(r).value(v);
+      for (size_t r = 0; r < kRows; ++r) {
+        const typename Read::Block values(source.codes[r] + offset, source.scales[r] + scale_block);
+        w[r] = values.value(v);
+      }
       for (size_t t = 0; t < pass.tokens; ++t) {
         float* y = source.y[t] + block * kBlock + v * kLanes;
         V sum = hn::LoadU(d, y);
