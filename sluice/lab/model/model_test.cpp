@@ -1,17 +1,16 @@
 #include "sluice/lab/model/model.h"
 
 #include "sluice/base/file.h"
-#include "sluice/bundle/temp_folder.h"
+#include "sluice/base/temp_directory.h"
 #include "sluice/lab/model/testing.h"
 #if SLUICE_HAS_ENGINE
-#include "sluice/engine/graph/network.h"
+#include "sluice/lab/model/engine_testing.h"
 #endif
 
 namespace sluice::lab {
 namespace {
 
 using namespace testing;  // NOLINT: test helpers
-using bundle::testing::TempFolder;
 
 void expect_same_state(const Model& a, const Model& b) {
   const auto x = named_state(*a.root), y = named_state(*b.root);
@@ -101,7 +100,7 @@ TEST(MakeModel, RefusesUnknownNamesOptionsAndSizes) {
 }
 
 TEST(Bundle, RoundTripKeepsBricksStateTaskAndProvenance) {
-  const TempFolder folder;
+  const TempDirectory folder;
   std::vector<Model> models = {gated_resnet(1), small_model("mlp", 2), small_model("convnet", 3)};
   models[2].root->set_channel_mask(models[2].root->channel_groups().at(0),
                                    torch::tensor({1.f, 0.f, 1.f, 1.f, 0.f}));
@@ -134,7 +133,7 @@ TEST(Bundle, GraphAndBricksAgreeOnCost) {
 }
 
 TEST(Bundle, KeepsDoublesAsFloats) {
-  const TempFolder folder;
+  const TempDirectory folder;
   Model model = small_model("mlp", 2);
   model.root->to(at::kDouble);
   save_bundle(model, folder / "m.safetensors");
@@ -230,19 +229,6 @@ TEST(LoadState, ChecksEverythingBeforeChangingAnything) {
 }
 
 #if SLUICE_HAS_ENGINE
-double engine_error(Model& model, const at::Tensor& x) {
-  bundle::Builder builder;
-  lower(model, builder);
-  std::vector<std::byte> bytes = builder.bytes();
-  const engine::Network network(bundle::Bundle::parse(bytes, "test", {}));
-  engine::Session session(network, {.batch = x.size(0), .threads = 1});
-  const at::Tensor expected = run(model, x);
-  at::Tensor found = at::empty_like(expected);
-  session.run({x.data_ptr<float>(), static_cast<size_t>(x.numel())},
-              {found.data_ptr<float>(), static_cast<size_t>(found.numel())});
-  return relative_error(found, expected);
-}
-
 TEST(EngineParity, HoldsForRandomNetworksAndAfterEveryFunctionKeepingPass) {
   for (uint64_t seed = 1; seed <= 4; ++seed) {
     std::vector<Model> models = {small_model("resnet", seed), gated_resnet(seed),

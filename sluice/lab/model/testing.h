@@ -2,8 +2,8 @@
 #pragma once
 #include <torch/torch.h>
 
-#include "sluice/bundle/expect_error.h"
-#include "sluice/bundle/temp_folder.h"
+#include "sluice/base/temp_directory.h"
+#include "sluice/base/test_error.h"
 #include "sluice/lab/brick/containers.h"
 #include "sluice/lab/brick/layers.h"
 #include "sluice/lab/gate/gate.h"
@@ -11,8 +11,6 @@
 #include "sluice/lab/pass/steps.h"
 
 namespace sluice::lab::testing {
-
-using bundle::testing::expect_error;
 
 inline at::Tensor random_tensor(at::IntArrayRef sizes, uint64_t seed) {
   return at::empty(sizes).normal_(0, 1, at::make_generator<at::CPUGeneratorImpl>(seed));
@@ -141,7 +139,7 @@ inline PassInput calibrated(const Model& model, Json options = Json::object(),
 /// Still runs, reloads to the same function, and equals `before` to rounding.
 inline void expect_equal_and_reloadable(const Model& before, const Model& after,
                                         const std::string& what) {
-  const bundle::testing::TempFolder folder;
+  const TempDirectory folder;
   Model a = clone(before), b = clone(after);
   const at::Tensor x = random_input(a, 6, 31);
   EXPECT_LE(relative_error(run(b, x), run(a, x)), kEqual) << what;

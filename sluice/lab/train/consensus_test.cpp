@@ -9,9 +9,6 @@
 namespace sluice::lab {
 namespace {
 
-using testing::expect_error;
-using testing::TempDir;
-
 TrainOptions quick() {
   TrainOptions o;
   o.steps = 40;
@@ -69,10 +66,10 @@ TEST(Consensus, ResumesBitForBitBeforeAtAndAfterTheFreeze) {
   const auto whole = train_consensus(start, feed, quick(), gentle());
   for (const int64_t stop : {10, 32, 36}) {
     SCOPED_TRACE(stop);
-    const TempDir temp;
+    const TempDirectory temp;
     struct Killed {};
     auto options = quick();
-    options.checkpoint = temp.file("run");
+    options.checkpoint = temp / "run";
     options.checkpoint_every = stop;
     options.after_checkpoint = [&](int64_t step) {
       if (step == stop) throw Killed();
@@ -92,18 +89,18 @@ TEST(Consensus, ResumesBitForBitBeforeAtAndAfterTheFreeze) {
 }
 
 TEST(Consensus, RefusesACheckpointOfAnotherKindOrOtherOptions) {
-  const TempDir temp;
+  const TempDirectory temp;
   const auto start = testing::small_resnet();
   auto feed = testing::train_feed();
   auto options = quick();
-  options.checkpoint = temp.file("plain");
+  options.checkpoint = temp / "plain";
   {
     auto model = clone(start);
     Trainer(model, feed, options).run(5);
   }
   expect_error(Code::format, "not of a consensus run",
                [&] { train_consensus(start, feed, options, gentle(), true); });
-  options.checkpoint = temp.file("run");
+  options.checkpoint = temp / "run";
   train_consensus(start, feed, options, gentle());
   auto other = gentle();
   other.kept = 0.7;

@@ -8,9 +8,6 @@
 namespace sluice::lab {
 namespace {
 
-using testing::expect_error;
-using testing::TempDir;
-
 IterativePruneOptions quick() {
   IterativePruneOptions o;
   o.rounds = 3;
@@ -102,7 +99,7 @@ TEST(IterativePrune, RewindsToALaterStepWhenAsked) {
 }
 
 TEST(IterativePrune, ContinuesAKilledRunRoundByRound) {
-  const TempDir temp;
+  const TempDirectory temp;
   auto options = quick();
   auto whole = testing::small_mlp();
   Snapshots snapshots;
@@ -113,7 +110,7 @@ TEST(IterativePrune, ContinuesAKilledRunRoundByRound) {
       },
       snapshots);
 
-  options.state_file = temp.file("state");
+  options.state_file = temp / "state";
   struct Killed {};
   for (const int64_t dies : {0, 1, 3}) {
     auto model = testing::small_mlp();

@@ -1,31 +1,16 @@
-// Small models, data and folders for the tests of train.
+// Small models and data for the tests of train.
 #pragma once
 #include <gtest/gtest.h>
-#include <unistd.h>
 
-#include <filesystem>
 #include <string>
 
-#include "sluice/base/error.h"
+#include "sluice/base/temp_directory.h"
+#include "sluice/base/test_error.h"
 #include "sluice/lab/model/model.h"
 #include "sluice/lab/train/feed.h"
 #include "sluice/lab/train/trainer.h"
 
 namespace sluice::lab::testing {
-
-class TempDir {
- public:
-  TempDir() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "sluice-train-XXXXXX").string();
-    path_ = mkdtemp(pattern.data());
-  }
-  ~TempDir() { std::filesystem::remove_all(path_); }
-  std::string file(const std::string& name) const { return (path_ / name).string(); }
-  const std::filesystem::path& path() const { return path_; }
-
- private:
-  std::filesystem::path path_;
-};
 
 inline const data::ImageSet& blobs() {
   static const data::ImageSet set = data::load_image_set("blobs", {"", 640, 200});
@@ -49,17 +34,6 @@ inline void expect_same_state(const Brick& a, const Brick& b) {
   for (size_t i = 0; i < left.size(); ++i) {
     EXPECT_EQ(left[i].first, right[i].first);
     EXPECT_TRUE(left[i].second.equal(right[i].second)) << left[i].first;
-  }
-}
-
-template <class Function>
-void expect_error(Code code, const std::string& part, Function&& function) {
-  try {
-    function();
-    ADD_FAILURE() << "no error; expected one with '" << part << "'";
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), code) << error.what();
-    EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << error.what();
   }
 }
 

@@ -16,9 +16,7 @@
 namespace sluice::lab {
 namespace {
 
-using testing::expect_error;
 using testing::expect_same_state;
-using testing::TempDir;
 
 TrainOptions quick(int64_t steps = 40, const std::string& optimizer = "sgd") {
   TrainOptions o;
@@ -188,7 +186,7 @@ TEST(Trainer, RefusesOptionsThatCannotWork) {
 class Resume : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(Resume, ContinuesBitForBit) {
-  const TempDir temp;
+  const TempDirectory temp;
   auto options = quick(40, GetParam());
   options.clip = 1;
   options.label_smoothing = 0.1;
@@ -196,7 +194,7 @@ TEST_P(Resume, ContinuesBitForBit) {
   auto whole = testing::small_resnet();
   const auto uninterrupted = Trainer(whole, feed, options).run();
 
-  options.checkpoint = temp.file("run.safetensors");
+  options.checkpoint = temp / "run.safetensors";
   {
     auto first_feed = testing::train_feed();
     auto model = testing::small_resnet();
@@ -219,7 +217,7 @@ TEST_P(Resume, ContinuesBitForBit) {
 INSTANTIATE_TEST_SUITE_P(Optimizers, Resume, ::testing::Values("sgd", "adam", "adamw"));
 
 TEST(Checkpoint, HoldsExtraStateAndRebuildsBricksAfterSurgery) {
-  const TempDir temp;
+  const TempDirectory temp;
   auto feed = testing::train_feed();
   auto options = quick(10);
   auto small = testing::small_mlp();
@@ -227,14 +225,14 @@ TEST(Checkpoint, HoldsExtraStateAndRebuildsBricksAfterSurgery) {
   hooks.save_extra = [] { return ExtraState{{"mine", torch::arange(3)}}; };
   Trainer writer(small, feed, options, hooks);
   writer.run(4);
-  writer.save_checkpoint(temp.file("c.safetensors"));
+  writer.save_checkpoint(temp / "c.safetensors");
 
   auto other =
       make_model("mlp", {{"hidden", {9, 7}}}, testing::blobs(), 1);  // as before the surgery
   at::Tensor seen;
   hooks.load_extra = [&](const ExtraState& extra) { seen = extra.at("mine"); };
   Trainer reader(other, feed, options, hooks);
-  reader.load_checkpoint(temp.file("c.safetensors"));
+  reader.load_checkpoint(temp / "c.safetensors");
   EXPECT_TRUE(seen.equal(torch::arange(3)));
   expect_same_state(*small.root, *other.root);
   writer.run();
@@ -243,22 +241,22 @@ TEST(Checkpoint, HoldsExtraStateAndRebuildsBricksAfterSurgery) {
 }
 
 TEST(Checkpoint, RefusesOtherOptionsNamingTheField) {
-  const TempDir temp;
+  const TempDirectory temp;
   auto feed = testing::train_feed();
   auto model = testing::small_mlp();
-  Trainer(model, feed, quick()).save_checkpoint(temp.file("c"));
+  Trainer(model, feed, quick()).save_checkpoint(temp / "c");
   auto options = quick();
   options.optimizer.rate = 0.5;
   Trainer other(model, feed, options);
   expect_error(Code::config, "optimizer.rate = 0.05, this run has 0.5",
-               [&] { other.load_checkpoint(temp.file("c")); });
+               [&] { other.load_checkpoint(temp / "c"); });
 }
 
 TEST(Checkpoint, RefusesBrokenFilesWithTheReason) {
-  const TempDir temp;
+  const TempDirectory temp;
   auto feed = testing::train_feed();
   auto model = testing::small_mlp();
-  const std::string path = temp.file("c");
+  const std::string path = temp / "c";
   Trainer trainer(model, feed, quick());
   trainer.run(5);
   trainer.save_checkpoint(path);
@@ -267,10 +265,10 @@ TEST(Checkpoint, RefusesBrokenFilesWithTheReason) {
   auto broken = [&](auto change) {
     StateFile file = good;
     change(file);
-    write_state_file(temp.file("bad"), key, file);
-    trainer.load_checkpoint(temp.file("bad"));
+    write_state_file(temp / "bad", key, file);
+    trainer.load_checkpoint(temp / "bad");
   };
-  expect_error(Code::missing, "none", [&] { trainer.load_checkpoint(temp.file("none")); });
+  expect_error(Code::missing, "none", [&] { trainer.load_checkpoint(temp / "none"); });
   expect_error(Code::unsupported, "version 2",
                [&] { broken([](auto& f) { f.document["version"] = 2; }); });
   expect_error(Code::config, "step", [&] { broken([](auto& f) { f.document.erase("step"); }); });
@@ -289,28 +287,24 @@ TEST(Checkpoint, RefusesBrokenFilesWithTheReason) {
   expect_error(Code::format, "pending", [&] {
     broken([](auto& f) { f.tensors["pending.loss"] = torch::ones({2, 2}); });
   });
-  write_state_file(temp.file("other"), "sluice.other", good);
-  expect_error(Code::format, "not a checkpoint",
-               [&] { trainer.load_checkpoint(temp.file("other")); });
+  write_state_file(temp / "other", "sluice.other", good);
+  expect_error(Code::format, "not a checkpoint", [&] { trainer.load_checkpoint(temp / "other"); });
   const std::string bytes = read_text_file(path);
   for (const size_t length : {size_t{0}, size_t{7}, size_t{100}, bytes.size() - 1}) {
-    write_text_file(temp.file("cut"), bytes.substr(0, length));
-    EXPECT_THROW(trainer.load_checkpoint(temp.file("cut")), Error) << length;
+    write_text_file(temp / "cut", bytes.substr(0, length));
+    EXPECT_THROW(trainer.load_checkpoint(temp / "cut"), Error) << length;
   }
 }
 
 TEST(Checkpoint, NeverLeavesATemporaryFileBehind) {
-  const TempDir temp;
+  const TempDirectory temp;
   auto feed = testing::train_feed();
   auto model = testing::small_mlp();
   auto options = quick(6);
-  options.checkpoint = temp.file("c");
+  options.checkpoint = temp / "c";
   options.checkpoint_every = 2;
   Trainer(model, feed, options).run();
-  int files = 0;
-  for ([[maybe_unused]] const auto& entry : std::filesystem::directory_iterator(temp.path()))
-    ++files;
-  EXPECT_EQ(files, 1);
+  EXPECT_EQ(temp.entries(), std::vector<std::string>{"c"});
 }
 
 TEST(Evaluate, CountsAndRestoresTheMode) {
