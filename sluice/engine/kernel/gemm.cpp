@@ -9,6 +9,7 @@
 #include "sluice/engine/kernel/elementwise.h"
 #include "sluice/engine/kernel/gemm_rows.h"
 #include "sluice/engine/kernel/packed_dot_path.h"
+#include "sluice/engine/kernel/threads.h"
 
 namespace sluice::engine {
 namespace {
@@ -16,7 +17,11 @@ namespace {
 using bundle::Format;
 using bundle::PackedMatrix;
 
-constexpr int64_t kManyRows = 16;
+// For 2048 x 2048 on one thread (Zen 5, AVX-512 VNNI): at 12 rows oneDNN's integer and bf16
+// products take half and a third of packed_dot's time. Unpacking to f32 costs 1.3 ms a call,
+// packed_dot 63 us a row in most formats; it is slower for f32 (oneDNN's own) and binary-2 (two
+// planes).
+constexpr int64_t kProductRows = 9, kUnpackedRows = 128, kUnpackedRowsEarly = 16;
 // A strip of packed weights beside eight rows of activations in the second-level cache.
 constexpr int64_t kDotStrip = 256 << 10;
 // A strip of unpacked weights that the f32 product packs once more; larger strips mean fewer calls.
@@ -34,15 +39,16 @@ struct Layer {
   Kernel product;  ///< oneDNN's
 };
 
-bool scaled_by_row(Format format) { return format == Format::i8; }
-
 GemmPath choose(const PackedLinear& layer, int64_t rows) {
-  if (rows < kManyRows) return GemmPath::dot;
   const Format format = layer.weight.format;
-  if (layer.kind == DotKind::i8 && scaled_by_row(format)) return GemmPath::integers;
-  if (layer.kind == DotKind::bf16 && format == Format::bf16) return GemmPath::bf16;
+  if (rows >= kProductRows) {
+    if (layer.kind == DotKind::i8 && format == Format::i8) return GemmPath::integers;
+    if (layer.kind == DotKind::bf16 && format == Format::bf16) return GemmPath::bf16;
+  }
   const bool floats = format == Format::f32 || format == Format::bf16;
-  return layer.kind == DotKind::i8 && !floats ? GemmPath::dot : GemmPath::unpacked;
+  if (layer.kind == DotKind::i8 && !floats) return GemmPath::dot;
+  const bool early = format == Format::f32 || format == Format::binary2;
+  return rows < (early ? kUnpackedRowsEarly : kUnpackedRows) ? GemmPath::dot : GemmPath::unpacked;
 }
 
 /// Bias, other addend and activation over rows x outputs.
@@ -129,6 +135,8 @@ void run_unpacked(const Layer& layer, const float* x, float* y, std::byte* scrat
   const PackedMatrix& w = layer.weight;
   const UnpackedPlan plan = unpacked_plan(layer, rows);
   if (rows == 0) return;
+  // Each strip's product runs on the thread that unpacked it.
+  const ThreadScope scope(layer.threads);
   float* scales = reinterpret_cast<float*>(scratch + plan.x_bytes);
   if (layer.kind != DotKind::f32) {
     float* rounded = reinterpret_cast<float*>(scratch);

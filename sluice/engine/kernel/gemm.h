@@ -2,11 +2,11 @@
 //   y = activation(x W^T + bias + other),  x [rows][columns], y [rows][W.rows]
 //
 //   few rows                        packed_dot: the weights are read once
-//   many, i8 and int8 activations   oneDNN's integer product, scaled behind it
-//   many, bf16 on both sides        oneDNN's bf16 product
-//   many, other int8 activations    packed_dot, eight rows of x at a time over strips of weights
+//   more, i8 and int8 activations   oneDNN's integer product, scaled behind it
+//   more, bf16 on both sides        oneDNN's bf16 product
+//   more, others                    packed_dot, eight rows of x at a time over strips of weights
 //                                   that stay in the cache
-//   many, other                     strips of weights unpacked to f32, then oneDNN's f32 product
+//   many, float activations         strips of weights unpacked to f32, then oneDNN's f32 product
 #pragma once
 #include <cstdint>
 #include <span>

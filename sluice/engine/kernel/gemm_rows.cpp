@@ -61,12 +61,22 @@ float QuantizeRow(const float* HWY_RESTRICT x, int64_t count, int8_t* HWY_RESTRI
 }
 
 void Bf16Row(const float* HWY_RESTRICT x, int64_t count, uint16_t* HWY_RESTRICT out) {
-  for (int64_t i = 0; i < count; ++i) {
-    uint32_t bits;
-    std::memcpy(&bits, x + i, 4);
-    const uint32_t rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16, quiet = bits >> 16 | 0x40;
-    out[i] = static_cast<uint16_t>((bits & 0x7FFFFFFF) > 0x7F800000 ? quiet : rounded);
+  const hn::ScalableTag<float> d;
+  const hn::RebindToUnsigned<decltype(d)> du;
+  const hn::RebindToSigned<decltype(d)> di;
+  const hn::Rebind<uint16_t, decltype(d)> d16;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    const auto v = hn::LoadU(d, x + i);
+    const auto bits = hn::BitCast(du, v), upper = hn::ShiftRight<16>(bits);
+    const auto rounded = hn::ShiftRight<16>(
+        hn::Add(bits, hn::Add(hn::Set(du, 0x7FFF), hn::And(upper, hn::Set(du, 1)))));
+    const auto ordered = hn::RebindMask(du, hn::Eq(v, v));
+    const auto result = hn::IfThenElse(ordered, rounded, hn::Or(upper, hn::Set(du, 0x40)));
+    hn::StoreU(hn::DemoteTo(d16, hn::BitCast(di, result)), d16, out + i);
   }
+  for (; i < count; ++i) out[i] = bundle::f32_to_bf16(x[i]);
 }
 
 void RoundBf16(const float* HWY_RESTRICT x, int64_t count, float* HWY_RESTRICT out) {

@@ -127,9 +127,9 @@ SLUICE_VNNI_INLINE __m512 scales16(const std::byte* from, int64_t left) {
   return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first16(left), from));
 }
 
-constexpr int64_t kAhead = 4096;  // bytes of codes, in consecutive rows
+constexpr int64_t kAhead = 8192;  // bytes of codes, in consecutive rows
 constexpr int64_t kStart = 1024;  // where a list jumps: of the next row
-constexpr int64_t kScaleRows = 2;
+constexpr int64_t kScaleRows = 4;
 
 SLUICE_VNNI_INLINE void prefetch(const std::byte* from, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64)

@@ -177,33 +177,37 @@ template <int B>
 SLUICE_VNNI_INLINE void ternary_row(const std::byte* codes, const std::byte* scales,
                                     int64_t columns, const Inputs<B>& in, float (&y)[B]) {
   const int64_t bytes = (columns + 63) / 64 * 16;
+  // As in dot_bits: masked in place while there are registers for four sums each, else shifted.
+  constexpr bool kMasked = B <= 4;
+  constexpr int C = kMasked ? 4 : 1;
   const __m512i field = _mm512_set1_epi8(3);
   int64_t sums[B];
   for (int b = 0; b < B; ++b) sums[b] = 0;
   for (int64_t first = 0; first < bytes; first += kBlock / 4) {
     const int64_t last = least(bytes, first + kBlock / 4);
-    __m512i part[B][4];
+    __m512i part[B][C];
     for (int b = 0; b < B; ++b)
-      for (int j = 0; j < 4; ++j) part[b][j] = _mm512_setzero_si512();
+      for (int c = 0; c < C; ++c) part[b][c] = _mm512_setzero_si512();
     const auto step = [&](int64_t i, __m512i w) SLUICE_VNNI __attribute__((always_inline)) {
       in.ahead(codes + i);
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) {
         const __m512i u =
-            _mm512_and_si512(w, _mm512_slli_epi16(field, static_cast<unsigned>(2 * j)));
+            kMasked ? _mm512_and_si512(w, _mm512_slli_epi16(field, static_cast<unsigned>(2 * j)))
+                    : _mm512_and_si512(_mm512_srli_epi16(w, static_cast<unsigned>(2 * j)), field);
         for (int b = 0; b < B; ++b)
-          part[b][j] =
-              _mm512_dpbusd_epi32(part[b][j], u, _mm512_load_si512(in.codes(b) + 4 * i + 64 * j));
+          part[b][j % C] = _mm512_dpbusd_epi32(part[b][j % C], u,
+                                               _mm512_load_si512(in.codes(b) + 4 * i + 64 * j));
       }
     };
     int64_t i = first;
     for (; i + 64 <= last; i += 64) step(i, _mm512_loadu_si512(codes + i));
     if (i < last) step(i, _mm512_maskz_loadu_epi8(first64(last - i), codes + i));
     for (int b = 0; b < B; ++b) {
-      const __m512i lanes = _mm512_add_epi32(
-          _mm512_add_epi32(part[b][0], _mm512_srai_epi32(part[b][1], 2)),
-          _mm512_add_epi32(_mm512_srai_epi32(part[b][2], 4), _mm512_srai_epi32(part[b][3], 6)));
-      sums[b] += _mm512_reduce_add_epi32(lanes);
+      if (kMasked) {
+        for (unsigned c = 1; c < 4; ++c) part[b][c % C] = _mm512_srai_epi32(part[b][c % C], 2 * c);
+      }
+      sums[b] += total(part[b]);
     }
   }
   for (int b = 0; b < B; ++b)
