@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "sluice/base/error.h"
+#include "sluice/engine/kernel/block_sparse.h"
 #include "sluice/engine/kernel/elementwise.h"
 #include "sluice/engine/kernel/gemm.h"
 #include "sluice/engine/kernel/sparse.h"
@@ -52,6 +53,47 @@ void plan_sparse(Planner& planner, size_t index, Step step, int64_t rows) {
   planner.finish(index, std::move(step), Layout::plain);
 }
 
+void plan_blocks(Planner& planner, size_t index, Step step, int64_t rows, BlockShape shape) {
+  struct Operands {
+    BlockWeights weight;
+    std::vector<float> bias;
+  };
+  const Group& group = planner.group(index);
+  const int64_t in = planner.shape_of(step.inputs[0]).back(),
+                out = static_cast<int64_t>(group.weight.size()) / in,
+                samples = planner.options().samples;
+  auto operands = std::make_shared<Operands>();
+  operands->weight = compress_blocks(group.weight, out, in, shape);
+  operands->bias = group.bias;
+  const BlockWeights& weight = operands->weight;
+  Cost cost = step.info.cost;
+  const int threads = planner.threads_for(cost.macs);
+  cost.macs = std::min(cost.macs, weight.blocks() * kBlock * (rows / samples));
+  cost.weight_bytes += weight.bytes() - out * in * static_cast<int64_t>(sizeof(float));
+  planner.set_cost(step, cost);
+  if (group.adds) step.inputs.push_back(planner.fetch(group.inputs.back(), Layout::plain));
+  step.kernel.name = fmt::format("sluice {} blocks (density {:.2g})",
+                                 shape == BlockShape::tall ? "16x1" : "1x16",
+                                 static_cast<double>(weight.blocks() * kBlock) /
+                                     static_cast<double>(out * in));
+  step.kernel.counts_rows = true;
+  step.kernel.bind = [operands, samples, each = rows / samples, threads, adds = group.adds,
+                      activation = group.activation](const Binding& b) -> std::function<void()> {
+    const float* x = b.inputs[0];
+    const float* other = adds ? b.inputs[1] : nullptr;
+    float* y = b.output;
+    const LiveRows* live = b.rows;
+    return [=] {
+      const size_t rows = static_cast<size_t>((live ? live->count : samples) * each);
+      const float* bias = operands->bias.empty() ? nullptr : operands->bias.data();
+      linear_blocks(x, operands->weight, bias, other ? Activation::none : activation, y, rows,
+                    threads);
+      if (other) add(y, other, activation, y, rows * static_cast<size_t>(operands->weight.out));
+    };
+  };
+  planner.finish(index, std::move(step), Layout::plain);
+}
+
 void plan_packed(Planner& planner, size_t index, Step step, int64_t rows) {
   const Group& group = planner.group(index);
   const bundle::Node& node = planner.node(index);
@@ -84,8 +126,14 @@ void plan_linear(Planner& planner, size_t index, Step step) {
                 rows = planner.options().samples * (numel(shape) / std::max<int64_t>(in, 1));
   if (group.packed) return plan_packed(planner, index, std::move(step), rows);
   const int64_t out = static_cast<int64_t>(group.weight.size()) / in;
-  if (planner.options().sparse && sparse_pays(density_of(group.weight), rows))
-    return plan_sparse(planner, index, std::move(step), rows);
+  if (planner.options().sparse) {
+    const SparseChoice choice = choose_sparse(group.weight, out, in, rows);
+    if (choice == SparseChoice::rows) return plan_sparse(planner, index, std::move(step), rows);
+    if (choice != SparseChoice::dense) {
+      return plan_blocks(planner, index, std::move(step), rows,
+                         choice == SparseChoice::tall ? BlockShape::tall : BlockShape::wide);
+    }
+  }
   const onednn::Tail tail = planner.tail_of(index, Layout::plain, step);
   step.kernel = onednn::make_linear(rows, in, out, tail, group.weight, group.bias,
                                     planner.threads_for(step.info.cost.macs), planner.cache(),
