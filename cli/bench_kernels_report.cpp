@@ -196,8 +196,10 @@ std::vector<std::string> all_notes(const KernelRun& run) {
   std::set<std::string> seen;
   for (const MeasuredCase& c : run.cases) {
     for (const Measurement& m : c.contenders) {
-      if (!m.note.empty() && seen.insert(m.name + m.note).second) {
-        notes.push_back(m.name + ": " + m.note);
+      const std::string family = c.kernel.substr(0, c.kernel.find(' '));
+      const std::string note = fmt::format("{}, {}: {}", family, m.name, m.note);
+      if (!m.note.empty() && seen.insert(note).second) {
+        notes.push_back(note);
       }
     }
   }

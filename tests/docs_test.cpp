@@ -48,12 +48,27 @@ TEST(Documentation, CommandsUseVerbsAndOptionsThatExist) {
       if (!code || !std::regex_match(line, match, command)) {
         continue;
       }
-      const std::string verb = match[1];
-      if (!help.contains(verb)) {
-        const Finished finished = sluice({verb, "--help"});
+      std::string verb = match[1];
+      const std::string words = match[2];
+      const auto page_of = [&](const Arguments& arguments) {
+        const Finished finished = sluice(arguments);
         const bool other_build = finished.err.find("this build has no") != std::string::npos;
         EXPECT_TRUE(finished.exit_code == 0 || other_build) << path << ": " << line;
-        help[verb] = finished.out;
+        return finished.out;
+      };
+      if (!help.contains(verb)) {
+        help[verb] = page_of({verb, "--help"});
+      }
+      // A verb may have parts with pages of their own: "bench kernels".
+      const size_t parts = help[verb].find("\nVerbs:\n");
+      const std::string part = words.empty() ? "" : words.substr(1, words.find(' ', 1) - 1);
+      if (parts != std::string::npos && !part.empty() &&
+          help[verb].find("\n  " + part + " ", parts) != std::string::npos) {
+        const std::string name = verb + " " + part;
+        if (!help.contains(name)) {
+          help[name] = page_of({verb, part, "--help"});
+        }
+        verb = name;
       }
       if (help[verb].empty()) {
         continue;

@@ -14,7 +14,7 @@ using testing::HasSubstr;
 using testing::StartsWith;
 
 std::vector<std::string> verbs_of_this_build() {
-  std::vector<std::string> verbs{"inspect"};
+  std::vector<std::string> verbs{"import", "inspect"};
 #if SLUICE_WITH_ENGINE
   verbs.insert(verbs.end(), {"eval", "run", "bench"});
 #endif
@@ -50,6 +50,17 @@ TEST(Help, OfEveryVerbHasAnExampleThatUsesOnlyItsOwnOptions) {
     }
   }
 }
+
+#if SLUICE_WITH_ENGINE
+TEST(Help, PartsOfAVerbHavePagesOfTheirOwn) {
+  const Finished help = sluice({"bench", "kernels", "--help"});
+  EXPECT_EQ(help.exit_code, 0);
+  EXPECT_THAT(help.out, HasSubstr("Usage: sluice bench kernels"));
+  EXPECT_THAT(help.out, HasSubstr("--only PATTERN"));
+  EXPECT_THAT(help.out, HasSubstr("--json"));
+  EXPECT_THAT(help.out, HasSubstr("Example:\n  sluice bench kernels"));
+}
+#endif
 
 TEST(Help, VersionIsOneLine) {
   const Finished version = sluice({"--version"});
@@ -96,6 +107,12 @@ INSTANTIATE_TEST_SUITE_P(
 #if SLUICE_WITH_ENGINE
         ,
         Mistake{"BadSplit", {"eval", "x", "--split", "validation"}, "test"},
+        Mistake{"NothingToBench", {"bench"}, "MODEL is required. See: sluice bench --help"},
+        Mistake{"UnknownOptionOfKernels", {"bench", "kernels", "--olny", "x"}, "'--only'"},
+        Mistake{
+            "ModelBesideKernels", {"bench", "x", "kernels"}, "a file of that name is ./kernels"},
+        Mistake{"NoSuchKernel", {"bench", "kernels", "--only", "gemm f64"}, "--list"},
+        Mistake{"KeepWithoutOut", {"bench", "kernels", "--keep"}, "--out"},
         Mistake{"BadBatchList", {"bench", "x", "--batch", "1,two"}, "two"},
         Mistake{"BadThreads", {"eval", "x", "--threads", "-3"}, "--threads"},
         Mistake{"NothingToRun", {"run", "x"}, "--sample"}

@@ -9,5 +9,7 @@ std::vector<KernelCase> gemm_cases(const CaseOptions& options);
 std::vector<KernelCase> conv_cases(const CaseOptions& options);
 std::vector<KernelCase> sparse_weight_cases(const CaseOptions& options);
 std::vector<KernelCase> conditional_cases(const CaseOptions& options);
+std::vector<KernelCase> linear_cases(const CaseOptions& options);
+std::vector<KernelCase> sequence_cases(const CaseOptions& options);
 
 }  // namespace sluice::engine::measure

@@ -31,8 +31,8 @@ std::vector<float> random_values(int64_t count, uint64_t seed, float deviation) 
 
 std::vector<KernelCase> all_cases(const CaseOptions& options) {
   std::vector<KernelCase> cases;
-  for (const auto family :
-       {gemv_cases, gemm_cases, conv_cases, sparse_weight_cases, conditional_cases}) {
+  for (const auto family : {gemv_cases, gemm_cases, conv_cases, conditional_cases, linear_cases,
+                            sequence_cases, sparse_weight_cases}) {
     for (KernelCase& kernel_case : family(options)) {
       cases.push_back(std::move(kernel_case));
     }

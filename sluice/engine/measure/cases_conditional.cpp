@@ -63,8 +63,10 @@ struct Latest {
   }
 };
 
-std::vector<Contender> sparse_gemv(const PackedSource& weight, double share, int threads,
-                                   int64_t cold) {
+/// `turned`: rows of outputs, for the dense product; which numbers they hold does not change its
+/// time.
+std::vector<Contender> sparse_gemv(const PackedSource& weight, const PackedSource& turned,
+                                   double share, int threads, int64_t cold) {
   struct State {
     Rotation<PackedCopy> copies;
     std::vector<std::vector<float>> inputs;
@@ -92,12 +94,37 @@ std::vector<Contender> sparse_gemv(const PackedSource& weight, double share, int
     const std::vector<float>& x = s.inputs[s.turn++ % s.inputs.size()];
     run_sparse_input(s.layer, x.data(), s.y.data(), 1, s.scratch.data(), s.threads, nullptr);
   };
-  const LinearProblem problem{1, in, out, state->inputs[0], weight.values, threads, cold};
-  // The dense product wants rows of outputs; which numbers they hold does not change its time.
-  const PackedSource turned(weight.format, weight.values, out, in);
-  Contender dense = packed_linear(turned, problem, Role::dense);
-  dense.output = {};
-  return {ours, dense};
+  const LinearProblem problem{1, in, out, state->inputs[0], turned.values, threads, cold};
+  std::vector<Contender> contenders{ours, packed_linear(turned, problem, Role::dense)};
+  if (weight.format == Format::f32) {
+    add_linear_rivals(problem, contenders);
+  }
+  for (Contender& contender : contenders) contender.output = {};
+  return contenders;
+}
+
+/// The three products of the dense layer through oneDNN.
+std::optional<Contender> ffn_rival(std::span<const float> up, std::span<const float> down,
+                                   int64_t width, int64_t neurons, int threads, int64_t cold) {
+  const std::vector<float> x = random_values(neurons, 5);
+  const std::span<const float> narrow(x.data(), static_cast<size_t>(width));
+  const LinearProblem in{1, width, neurons, narrow, up, threads, cold / 3},
+      out{1, neurons, width, x, down, threads, cold / 3};
+  auto first = onednn_matmul(in, Precision::f32), second = onednn_matmul(in, Precision::f32),
+       third = onednn_matmul(out, Precision::f32);
+  if (!first || !second || !third) return std::nullopt;
+  Contender rival;
+  rival.name = "oneDNN matmuls f32";
+  rival.role = Role::rival;
+  rival.note = "the three dense products alone";
+  rival.bytes = first->bytes + second->bytes + third->bytes;
+  rival.operations = first->operations + second->operations + third->operations;
+  rival.run = [first = first->run, second = second->run, third = third->run] {
+    first();
+    second();
+    third();
+  };
+  return rival;
 }
 
 std::vector<Contender> sparse_ffn(Latest& latest, Format format, int64_t width, int64_t neurons,
@@ -162,7 +189,7 @@ std::vector<Contender> sparse_ffn(Latest& latest, Format format, int64_t width, 
   dense.note = "down stored by output";
   // As many bytes in rows of outputs; which numbers they hold does not change the time.
   const auto turned = std::make_shared<Rotation<PackedCopy>>(
-      copies_of(PackedSource(format, down.values, width, neurons), cold / 3));
+      copies_of(latest.of(format, "turned", width, neurons), cold / 3));
   struct Hidden {
     std::vector<float> first, second;
     Buffer scratch;
@@ -185,7 +212,13 @@ std::vector<Contender> sparse_ffn(Latest& latest, Format format, int64_t width, 
     multiply(h, u, h, hidden->first.size());
     product(turned->next().matrix, h, s.y.data());
   };
-  return {ours, dense};
+  std::vector<Contender> contenders{ours, dense};
+  if (format == Format::f32) {
+    if (auto rival = ffn_rival(up.values, down.values, width, neurons, threads, cold)) {
+      contenders.push_back(std::move(*rival));
+    }
+  }
+  return contenders;
 }
 
 /// 8 experts, 2 a token, beside two dense layers that each do all tokens.
@@ -273,7 +306,8 @@ std::vector<KernelCase> conditional_cases(const CaseOptions& options) {
         c.conditional = true;
         c.limit = Limit::read_bandwidth;
         c.prepare = [=] {
-          return sparse_gemv(latest->of(format, "weight", size, size), kept, threads, cold);
+          return sparse_gemv(latest->of(format, "weight", size, size),
+                             latest->of(format, "turned", size, size), kept, threads, cold);
         };
         cases.push_back(std::move(c));
       }

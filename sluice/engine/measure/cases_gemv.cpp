@@ -36,17 +36,11 @@ std::vector<Contender> gemv_contenders(const LatestWeights& weights, int64_t row
   if (format != Format::f32) {
     contenders.push_back(packed_linear(*weights.plain, problem, Role::dense));
   }
-  add_linear_rivals(problem, contenders);
   const bool eight = format == Format::i8 || format == Format::i8_group;
-  if (eight || format == Format::bf16) {
-    const Precision precision = eight ? Precision::int8 : Precision::bf16;
-    for (std::optional<Contender> rival :
-         {onednn_inner_product(problem, precision), onednn_matmul(problem, precision)}) {
-      if (rival) {
-        contenders.push_back(std::move(*rival));
-      }
-    }
-  }
+  add_linear_rivals(problem, contenders,
+                    eight                    ? Precision::int8
+                    : format == Format::bf16 ? Precision::bf16
+                                             : Precision::f32);
   for (size_t i = 1; i < contenders.size(); ++i) {
     // Ours rounds the activations, the f32 ones do not.
     contenders[i].tolerance = format == Format::f32 ? 1e-4 : 3e-2;

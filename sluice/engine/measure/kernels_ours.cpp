@@ -9,8 +9,10 @@
 namespace sluice::engine::measure {
 
 BoundKernel::BoundKernel(const Kernel& kernel, const std::vector<std::span<const float>>& inputs,
-                         int64_t outputs)
-    : output_(outputs * static_cast<int64_t>(sizeof(float))), scratch_(kernel.scratch_bytes) {
+                         int64_t outputs, int64_t size)
+    : output_(outputs * static_cast<int64_t>(sizeof(float))),
+      scratch_(kernel.scratch_bytes),
+      size_(size) {
   for (const std::span<const float> input : inputs) {
     inputs_.emplace_back(static_cast<int64_t>(input.size_bytes()));
     std::memcpy(inputs_.back().data(), input.data(), input.size_bytes());
@@ -21,6 +23,7 @@ BoundKernel::BoundKernel(const Kernel& kernel, const std::vector<std::span<const
   binding.output = output_.floats();
   binding.scratch = scratch_.data();
   binding.work = kernel.metered ? &work_ : nullptr;
+  binding.size = &size_;
   call_ = kernel.bind(binding);
 }
 

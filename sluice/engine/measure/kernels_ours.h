@@ -10,9 +10,11 @@ namespace sluice::engine::measure {
 /// A planned kernel with memory of its own around it.
 class BoundKernel {
  public:
-  /// `inputs` are copied.
+  /// `inputs` are copied; `size` is Binding::size.
   BoundKernel(const Kernel& kernel, const std::vector<std::span<const float>>& inputs,
-              int64_t outputs);
+              int64_t outputs, int64_t size = -1);
+  BoundKernel(const BoundKernel&) = delete;
+  BoundKernel& operator=(const BoundKernel&) = delete;
   void run() { call_(); }
   std::span<const float> output() const;
 
@@ -21,6 +23,7 @@ class BoundKernel {
   std::vector<float*> pointers_;
   Buffer output_, scratch_;
   Work work_;
+  int64_t size_;
   std::function<void()> call_;
 };
 

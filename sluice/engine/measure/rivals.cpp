@@ -36,10 +36,16 @@ std::optional<Contender> libtorch_conv(const ConvProblem& problem) {
   return registered().conv(problem);
 }
 
-void add_linear_rivals(const LinearProblem& problem, std::vector<Contender>& contenders) {
-  for (std::optional<Contender> rival :
-       {onednn_inner_product(problem, Precision::f32), onednn_matmul(problem, Precision::f32),
-        openblas_linear(problem), libtorch_linear(problem)}) {
+void add_linear_rivals(const LinearProblem& problem, std::vector<Contender>& contenders,
+                       Precision precision) {
+  std::vector<std::optional<Contender>> rivals{onednn_inner_product(problem, Precision::f32),
+                                               onednn_matmul(problem, Precision::f32),
+                                               openblas_linear(problem), libtorch_linear(problem)};
+  if (precision != Precision::f32) {
+    rivals.push_back(onednn_inner_product(problem, precision));
+    rivals.push_back(onednn_matmul(problem, precision));
+  }
+  for (std::optional<Contender>& rival : rivals) {
     if (rival) {
       contenders.push_back(std::move(*rival));
     }

@@ -33,7 +33,8 @@ struct ConvProblem {
 enum class Precision : uint8_t { f32, bf16, int8 };
 
 /// Called directly, not through our wrapper. int8: weights with a scale per output, activations
-/// quantized beforehand with one scale. Absent where oneDNN has only its reference code.
+/// with one scale, quantized in the timed call (convolution: beforehand). Absent where oneDNN has
+/// only its reference code.
 std::optional<Contender> onednn_matmul(const LinearProblem& problem, Precision precision);
 std::optional<Contender> onednn_inner_product(const LinearProblem& problem, Precision precision);
 std::optional<Contender> onednn_conv(const ConvProblem& problem, Precision precision);
@@ -50,7 +51,8 @@ bool register_libtorch(const LibtorchRivals& rivals);
 std::optional<Contender> libtorch_linear(const LinearProblem& problem);
 std::optional<Contender> libtorch_conv(const ConvProblem& problem);
 
-/// Every f32 routine above for `problem`.
-void add_linear_rivals(const LinearProblem& problem, std::vector<Contender>& contenders);
+/// Every f32 routine above for `problem`, and both of oneDNN's in `precision`.
+void add_linear_rivals(const LinearProblem& problem, std::vector<Contender>& contenders,
+                       Precision precision = Precision::f32);
 
 }  // namespace sluice::engine::measure

@@ -4,7 +4,7 @@
 #include <oneapi/dnnl/dnnl.hpp>
 #include <unordered_map>
 
-#include "sluice/base/error.h"
+#include "sluice/engine/kernel/gemm_rows.h"
 #include "sluice/engine/kernel/threads.h"
 #include "sluice/engine/measure/rivals.h"
 
@@ -17,6 +17,7 @@ using type = memory::data_type;
 using Arguments = std::unordered_map<int, memory>;
 
 constexpr const char* kQuantizedBefore = "activations quantized beforehand, one scale";
+constexpr const char* kQuantizedNow = "activations quantized in the timed call, one scale";
 
 struct State {
   dnnl::engine engine{dnnl::engine::kind::cpu, 0};
@@ -180,6 +181,18 @@ Quantized quantized(std::span<const float> x, std::span<const float> weight, int
   return q;
 }
 
+/// Rows of activations arrive as floats: their codes are made in every call.
+Contender quantizing(Contender contender, std::shared_ptr<State> state, std::span<const float> x) {
+  contender.note = kQuantizedNow;
+  contender.run = [state, values = std::vector<float>(x.begin(), x.end())] {
+    quantize_row(values.data(), std::ssize(values),
+                 reinterpret_cast<int8_t*>(state->src_bytes.data()));
+    state->primitive.execute(state->stream, state->weights->next().arguments);
+    state->stream.wait();
+  };
+  return contender;
+}
+
 /// What oneDNN cannot do here is a rival that is not there, not an error.
 template <class Body>
 std::optional<Contender> attempted(Body body) {
@@ -216,7 +229,8 @@ std::optional<Contender> onednn_matmul(const LinearProblem& p, Precision precisi
     prepare(*state, pd, {{p.rows, p.in}, plain_type(precision), tag::ab},
             {{p.in, p.out}, plain_type(precision), tag::ba}, p.x, p.weight, q.x, q.weight, q.scales,
             p.cold);
-    return contender_of(state, "matmul", precision, p.in * p.out, p.operations());
+    Contender contender = contender_of(state, "matmul", precision, p.in * p.out, p.operations());
+    return precision == Precision::int8 ? quantizing(std::move(contender), state, p.x) : contender;
   });
 }
 
@@ -246,7 +260,9 @@ std::optional<Contender> onednn_inner_product(const LinearProblem& p, Precision 
     prepare(*state, pd, {{p.rows, p.in}, plain_type(precision), tag::ab},
             {{p.out, p.in}, plain_type(precision), tag::ab}, p.x, p.weight, q.x, q.weight, q.scales,
             p.cold);
-    return contender_of(state, "inner product", precision, p.in * p.out, p.operations());
+    Contender contender =
+        contender_of(state, "inner product", precision, p.in * p.out, p.operations());
+    return precision == Precision::int8 ? quantizing(std::move(contender), state, p.x) : contender;
   });
 }
 
