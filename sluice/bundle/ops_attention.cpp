@@ -48,12 +48,14 @@ Shape rope_shape(const OpInput& in) {
   require_rank(in, 2, "[T,D]");
   const Shape& x = input(in, 0);
   const int64_t width = require_heads(x, "x", require_int(in, "heads", 1, 1, kMaxHeads));
-  if (require_int(in, "dims", width, 2, width) % 2 != 0)
+  const int64_t dims = require_int(in, "dims", width, 2, width);
+  if (dims % 2 != 0)
     fail(Code::shape, "attribute 'dims': expected an even number up to {} columns of a head",
          width);
   require_choice(in, "layout", "half", {"half", "interleaved"});
   require_positive(in, "base", 10000);
   require_positive(in, "scale", 1);
+  require_tensor(in, "factors", {dims / 2});
   if (in.inputs.size() == 2 && input(in, 1) != Shape{x[0]})
     fail(Code::shape, "positions: expected {}, found {}", x[0], to_string(input(in, 1)));
   return x;
@@ -175,7 +177,7 @@ std::vector<Operator> attention_operators() {
        1,
        2,
        {},
-       {},
+       {"factors"},
        {"heads", "dims", "base", "scale", "layout"},
        rope_shape,
        no_macs,

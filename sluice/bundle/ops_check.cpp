@@ -9,8 +9,8 @@
 namespace sluice::bundle {
 namespace {
 
-constexpr std::array<std::string_view, 6> kActivations = {"relu",    "gelu", "silu",
-                                                          "sigmoid", "tanh", "hard_swish"};
+constexpr std::array<std::string_view, 7> kActivations = {
+    "relu", "gelu", "silu", "sigmoid", "tanh", "hard_swish", "gelu_tanh"};
 
 }  // namespace
 
@@ -59,8 +59,9 @@ void require_activation(const OpInput& in, const char* name, const char* fallbac
   const std::string kind = attr_string(in.node.attrs, name, fallback);
   if (std::find(kActivations.begin(), kActivations.end(), kind) == kActivations.end())
     fail(Code::unsupported,
-         "attribute '{}': expected relu, gelu, silu, sigmoid, tanh or hard_swish, found '{}'", name,
-         printable(kind, 40));
+         "attribute '{}': expected relu, gelu, gelu_tanh, silu, sigmoid, tanh or hard_swish, found "
+         "'{}'",
+         name, printable(kind, 40));
 }
 
 Rows elementwise_rows(const OpInput&) { return Rows::apart; }

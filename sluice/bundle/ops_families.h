@@ -12,5 +12,6 @@ std::vector<Operator> sparse_operators();
 std::vector<Operator> conditional_operators();
 std::vector<Operator> rows_operators();
 std::vector<Operator> attention_operators();
+std::vector<Operator> text_operators();
 
 }  // namespace sluice::bundle

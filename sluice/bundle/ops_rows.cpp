@@ -47,7 +47,10 @@ Shape pool_rows_shape(const OpInput& in) {
 Shape rms_norm_shape(const OpInput& in) {
   const double eps = attr_double(in.node.attrs, "eps", 1e-5);
   if (!(eps >= 0 && eps <= 1)) fail(Code::shape, "attribute 'eps': expected 0 to 1, found {}", eps);
-  require_tensor(in, "weight", {input(in, 0).back()});
+  const int64_t width = input(in, 0).back(), heads = require_int(in, "heads", 1, 1, width);
+  if (width % heads != 0)
+    fail(Code::shape, "attribute 'heads': {} does not divide {} columns", heads, width);
+  require_tensor(in, "weight", {width / heads});
   return input(in, 0);
 }
 
@@ -79,8 +82,17 @@ std::vector<Operator> rows_operators() {
       {"compact_rows", 2, 2, {}, {}, {}, compact_shape, no_macs},
       {"scatter_rows", 3, 3, {}, {}, {"mode"}, scatter_shape, no_macs},
       {"pool_rows", 1, 1, {}, {}, {"kind"}, pool_rows_shape, no_macs, pooled_rows},
-      {"rms_norm", 1, 1, {}, {"weight"}, {"eps"}, rms_norm_shape, no_macs, matrix_rows},
-      {"embedding", 1, 1, {"weight"}, {}, {}, embedding_shape, no_macs, elementwise_rows},
+      {"rms_norm", 1, 1, {}, {"weight"}, {"eps", "heads"}, rms_norm_shape, no_macs, matrix_rows},
+      {"embedding",
+       1,
+       1,
+       {"weight"},
+       {},
+       {},
+       embedding_shape,
+       no_macs,
+       elementwise_rows,
+       {"weight"}},
       {"slice", 1, 1, {}, {}, {"start", "size"}, slice_shape, no_macs, matrix_rows},
       {"positions", 1, 1, {}, {}, {}, positions_shape, no_macs, ordered_rows},
   };

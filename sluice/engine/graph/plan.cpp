@@ -25,8 +25,8 @@ constexpr int64_t kParallelStepMacs = 500'000;
 
 std::vector<PlanEntry> collect() {
   std::vector<PlanEntry> entries;
-  for (const auto family :
-       {dense_steps, binary_steps, sparse_steps, rows_steps, attention_steps, conditional_steps}) {
+  for (const auto family : {dense_steps, binary_steps, sparse_steps, rows_steps, attention_steps,
+                            conditional_steps, text_steps}) {
     for (const PlanEntry& entry : family()) entries.push_back(entry);
   }
   return entries;

@@ -149,8 +149,9 @@ class RandomGraph {
   }
 
   std::string kind() {
-    static const char* const kinds[] = {"relu", "gelu", "silu", "sigmoid", "tanh", "hard_swish"};
-    return kinds[net_.pick(0, 5)];
+    static const char* const kinds[] = {"relu", "gelu",       "silu",     "sigmoid",
+                                        "tanh", "hard_swish", "gelu_tanh"};
+    return kinds[net_.pick(0, 6)];
   }
 
   NetworkBuilder net_;

@@ -22,10 +22,15 @@ void plan_rope(Planner& planner, size_t index, Step step) {
   const Shape& shape = full_shape(planner, group.inputs[0]);
   const size_t heads = static_cast<size_t>(bundle::attr_int(node.attrs, "heads", 1)),
                width = static_cast<size_t>(shape[1]) / heads;
+  std::vector<float> factors = copy_tensor(planner.bundle(), node, "factors");
+  for (const float factor : factors)
+    if (!(factor > 0))
+      fail(Code::numeric, "{}: tensor 'factors': expected numbers above 0, found {}", node.path,
+           factor);
   const auto table = shared_rope(
       static_cast<size_t>(bundle::attr_int(node.attrs, "dims", static_cast<int64_t>(width))),
       bundle::attr_double(node.attrs, "base", 10000), bundle::attr_double(node.attrs, "scale", 1),
-      bundle::attr_string(node.attrs, "layout", "half") == "interleaved");
+      bundle::attr_string(node.attrs, "layout", "half") == "interleaved", std::move(factors));
   for (const std::string& input : group.inputs)
     step.inputs.push_back(planner.fetch(input, Layout::plain));
   step.kernel.name = "sluice rope";

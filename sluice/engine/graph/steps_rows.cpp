@@ -99,7 +99,7 @@ void plan_rms_norm(Planner& planner, size_t index, Step step) {
   const Node& node = planner.node(index);
   step.inputs = {planner.fetch(group.inputs[0], Layout::plain)};
   const Shape& shape = planner.shape_of(step.inputs[0]);
-  const size_t width = static_cast<size_t>(shape.back()),
+  const size_t width = static_cast<size_t>(shape.back() / bundle::attr_int(node.attrs, "heads", 1)),
                each = static_cast<size_t>(numel(shape)) / width;
   const float eps = static_cast<float>(bundle::attr_double(node.attrs, "eps", 1e-5));
   const auto weight =
@@ -118,7 +118,21 @@ void plan_embedding(Planner& planner, size_t index, Step step) {
   const Node& node = planner.node(index);
   step.inputs = {planner.fetch(group.inputs[0], Layout::plain)};
   const size_t each = static_cast<size_t>(numel(planner.shape_of(step.inputs[0])));
-  const bundle::TensorView& weight = planner.bundle().tensor(node.tensors.at("weight"));
+  const std::string& name = node.tensors.at("weight");
+  const bundle::TensorView& weight = planner.bundle().tensor(name);
+  const bundle::TensorSpec& spec = planner.bundle().graph().tensors.at(name);
+  if (spec.format != "f32") {
+    const auto table = bundle::view_packed(*bundle::format_from_name(spec.format), spec.shape[0],
+                                           spec.shape[1], weight.bytes, "tensor '" + name + "'",
+                                           true);  // Network has checked it
+    step.kernel = row_kernel(
+        fmt::format("sluice embedding {}", spec.format), planner.options().samples,
+        [each, table, path = node.path](const float* ids, const float*, float* out, size_t rows) {
+          embed(ids, table, path, out, rows * each);
+        });
+    planner.finish(index, std::move(step), Layout::plain);
+    return;
+  }
   step.kernel =
       row_kernel("sluice embedding", planner.options().samples,
                  [each, table = weight.f32().data(), count = static_cast<size_t>(weight.shape[0]),

@@ -89,6 +89,16 @@ struct HardSwishOp {
   }
 };
 
+// x/2 (1 + tanh(u)) = x sigmoid(2 u), u = sqrt(2/pi) (x + 0.044715 x^3).
+struct GeluTanhOp {
+  template <class V>
+  HWY_INLINE V operator()(V x) const {
+    const hn::DFromV<V> d;
+    const V cubic = hn::MulAdd(hn::Mul(hn::Mul(x, x), x), hn::Set(d, 0.044715f), x);
+    return hn::Mul(x, HWY_NAMESPACE::sigmoid(hn::Mul(cubic, hn::Set(d, 1.5957691216f))));
+  }
+};
+
 /// Calls body(operation) with the operation of `kind`, so that the choice stays outside the loop.
 template <class Body>
 HWY_INLINE void with_activation(Activation kind, Body body) {
@@ -107,6 +117,8 @@ HWY_INLINE void with_activation(Activation kind, Body body) {
       return body(TanhOp());
     case Activation::hard_swish:
       return body(HardSwishOp());
+    case Activation::gelu_tanh:
+      return body(GeluTanhOp());
   }
 }
 

@@ -117,8 +117,10 @@ Activation activation_from_name(std::string_view name) {
   if (name == "sigmoid") return Activation::sigmoid;
   if (name == "tanh") return Activation::tanh;
   if (name == "hard_swish") return Activation::hard_swish;
+  if (name == "gelu_tanh") return Activation::gelu_tanh;
   fail(Code::unsupported,
-       "activation kind '{}' has no kernel; use relu, gelu, silu, sigmoid, tanh or hard_swish",
+       "activation kind '{}' has no kernel; use relu, gelu, gelu_tanh, silu, sigmoid, tanh or "
+       "hard_swish",
        name);
 }
 

@@ -32,13 +32,15 @@ double expected(Activation kind, double x) {
       return std::tanh(x);
     case Activation::hard_swish:
       return x * std::clamp(x + 3, 0.0, 6.0) / 6;
+    case Activation::gelu_tanh:
+      return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
   }
   return x;
 }
 
-constexpr Activation kKinds[] = {Activation::none,      Activation::relu,    Activation::gelu,
-                                 Activation::silu,      Activation::sigmoid, Activation::tanh,
-                                 Activation::hard_swish};
+constexpr Activation kKinds[] = {Activation::none,       Activation::relu,     Activation::gelu,
+                                 Activation::silu,       Activation::sigmoid,  Activation::tanh,
+                                 Activation::hard_swish, Activation::gelu_tanh};
 
 TEST(Elementwise, ActivationsMatchTheirFormulasForEveryLength) {
   std::mt19937_64 random(1);
@@ -76,7 +78,8 @@ TEST(Elementwise, ActivationsSaturateAtExtremeValues) {
         }
       }
     }
-    for (const Activation kind : {Activation::gelu, Activation::silu, Activation::hard_swish}) {
+    for (const Activation kind :
+         {Activation::gelu, Activation::gelu_tanh, Activation::silu, Activation::hard_swish}) {
       std::vector<float> y(x.size() - 2);
       activate(kind, x.data() + 1, y.data(), y.size());
       EXPECT_NEAR(y[1], 0, 1e-6);

@@ -21,7 +21,7 @@ inline bool same_bytes(const Shape& shape, Layout a, Layout b) {
   return a == b || shape.size() != 3 || shape[0] == 1 || shape[1] * shape[2] == 1;
 }
 
-enum class Activation : uint8_t { none, relu, gelu, silu, sigmoid, tanh, hard_swish };
+enum class Activation : uint8_t { none, relu, gelu, silu, sigmoid, tanh, hard_swish, gelu_tanh };
 /// Throws Error{unsupported} for an unknown name.
 Activation activation_from_name(std::string_view name);
 

@@ -64,6 +64,9 @@ void append_activation(dnnl::post_ops& ops, Activation activation) {
       alpha = 1.0f / 6;  // ignored by 2.x, whose hardswish has no parameters
       beta = 0.5f;
       break;
+    case Activation::gelu_tanh:
+      kind = dnnl::algorithm::eltwise_gelu_tanh;
+      break;
   }
 #if DNNL_VERSION_MAJOR >= 3
   ops.append_eltwise(kind, alpha, beta);

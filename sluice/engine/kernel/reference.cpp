@@ -13,7 +13,7 @@ namespace {
 std::vector<ReferenceEntry> collect() {
   std::vector<ReferenceEntry> entries;
   for (const auto family : {dense_references, binary_references, sparse_references, rows_references,
-                            attention_references, conditional_references}) {
+                            attention_references, conditional_references, text_references}) {
     for (const ReferenceEntry& entry : family()) entries.push_back(entry);
   }
   return entries;
@@ -37,6 +37,8 @@ double activate_one(Activation kind, double x) {
       return std::tanh(x);
     case Activation::hard_swish:
       return x * std::clamp(x + 3, 0.0, 6.0) / 6;
+    case Activation::gelu_tanh:
+      return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
   }
   return x;
 }

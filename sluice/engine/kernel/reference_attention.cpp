@@ -31,7 +31,8 @@ Vec rope(const Call& c) {
       for (size_t i = 0; i < dims / 2; ++i) {
         const double angle =
             position / scale *
-            std::pow(base, -2.0 * static_cast<double>(i) / static_cast<double>(dims));
+            std::pow(base, -2.0 * static_cast<double>(i) / static_cast<double>(dims)) /
+            (c.has("factors") ? c.tensor("factors")[i] : 1.0);
         const size_t a = heads.at(row, h, interleaved ? 2 * i : i),
                      b = heads.at(row, h, interleaved ? 2 * i + 1 : i + dims / 2);
         y[a] = c.x()[a] * std::cos(angle) - c.x()[b] * std::sin(angle);

@@ -52,5 +52,6 @@ std::vector<ReferenceEntry> sparse_references();
 std::vector<ReferenceEntry> conditional_references();
 std::vector<ReferenceEntry> rows_references();
 std::vector<ReferenceEntry> attention_references();
+std::vector<ReferenceEntry> text_references();
 
 }  // namespace sluice::engine

@@ -58,7 +58,8 @@ Vec pool_rows(const Call& c) {
 
 Vec rms_norm(const Call& c) {
   const double eps = bundle::attr_double(c.node.attrs, "eps", 1e-5);
-  const size_t width = static_cast<size_t>(c.shape().back());
+  const size_t width =
+      static_cast<size_t>(c.shape().back() / bundle::attr_int(c.node.attrs, "heads", 1));
   Vec y = c.x();
   for (size_t first = 0; first < y.size(); first += width) {
     double squares = 0;
@@ -72,7 +73,7 @@ Vec rms_norm(const Call& c) {
 
 Vec embedding(const Call& c) {
   const size_t width = static_cast<size_t>(c.tensor_shape("weight")[1]);
-  const auto table = c.tensor("weight");
+  const auto table = c.weights("weight");
   Vec y;
   for (double id : c.x()) {
     if (!(id >= 0 && id < static_cast<double>(c.tensor_shape("weight")[0]) && id == std::floor(id)))

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <map>
 #include <mutex>
 #include <tuple>
@@ -179,16 +180,40 @@ void rms_norm(const float* in, const float* weight, float eps, float* out, size_
   HWY_DYNAMIC_DISPATCH(RmsNorm)(in, weight, eps, out, rows, width);
 }
 
+void l2_normalize(const float* in, float eps, float* out, size_t rows, size_t width) {
+  for (size_t r = 0; r < rows; ++r, in += width, out += width) {
+    double squares = 0;  // of f32: exact enough and without overflow
+    for (size_t i = 0; i < width; ++i) squares += static_cast<double>(in[i]) * in[i];
+    const float least =
+        std::max(eps, std::numeric_limits<float>::min());  // whose inverse is finite
+    const double length = std::max(std::sqrt(squares), static_cast<double>(least));
+    scale_all(in, static_cast<float>(1 / length), out, width);
+  }
+}
+
+namespace {
+
+size_t row_of(float id, size_t count, size_t row, const std::string& what) {
+  if (!(id >= 0 && id < static_cast<float>(count) && id == std::floor(id))) {
+    fail(Code::numeric, "{}: id {} in row {}; expected an integer from 0 to {}", what, id, row,
+         count - 1);
+  }
+  return static_cast<size_t>(id);
+}
+
+}  // namespace
+
 void embed(const float* ids, const float* table, size_t count, size_t width,
            const std::string& what, float* out, size_t rows) {
-  for (size_t r = 0; r < rows; ++r, out += width) {
-    const float id = ids[r];
-    if (!(id >= 0 && id < static_cast<float>(count) && id == std::floor(id))) {
-      fail(Code::numeric, "{}: id {} in row {}; expected an integer from 0 to {}", what, id, r,
-           count - 1);
-    }
-    std::memcpy(out, table + static_cast<size_t>(id) * width, width * sizeof(float));
-  }
+  for (size_t r = 0; r < rows; ++r, out += width)
+    std::memcpy(out, table + row_of(ids[r], count, r, what) * width, width * sizeof(float));
+}
+
+void embed(const float* ids, const bundle::PackedMatrix& table, const std::string& what, float* out,
+           size_t rows) {
+  const size_t count = static_cast<size_t>(table.rows), width = static_cast<size_t>(table.columns);
+  for (size_t r = 0; r < rows; ++r, out += width)
+    bundle::unpack_row(table, static_cast<int64_t>(row_of(ids[r], count, r, what)), {out, width});
 }
 
 void slice_rows(const float* in, size_t width, size_t start, size_t size, float* out, size_t rows) {
@@ -196,12 +221,12 @@ void slice_rows(const float* in, size_t width, size_t start, size_t size, float*
     std::memcpy(out + r * size, in + r * width + start, size * sizeof(float));
 }
 
-Rope::Rope(size_t dims, double base, double scale, bool interleaved)
+Rope::Rope(size_t dims, double base, double scale, bool interleaved, std::span<const float> factors)
     : dims_(dims), interleaved_(interleaved) {
   const size_t half = dims / 2;
   for (size_t i = 0; i < half; ++i)
     frequency_.push_back(std::pow(base, -2.0 * static_cast<double>(i) / static_cast<double>(dims)) /
-                         scale);
+                         (scale * (factors.empty() ? 1.0 : factors[i])));
   digits_.resize(kDigits * kBase * dims_);
   float* to = digits_.data();
   double weight = 1;
@@ -242,13 +267,16 @@ void Rope::apply(const float* in, size_t heads, size_t width, double position, f
   }
 }
 
-std::shared_ptr<const Rope> shared_rope(size_t dims, double base, double scale, bool interleaved) {
+std::shared_ptr<const Rope> shared_rope(size_t dims, double base, double scale, bool interleaved,
+                                        std::vector<float> factors) {
   static std::mutex mutex;
-  static std::map<std::tuple<size_t, double, double, bool>, std::weak_ptr<const Rope>> tables;
+  static std::map<std::tuple<size_t, double, double, bool, std::vector<float>>,
+                  std::weak_ptr<const Rope>>
+      tables;
   std::lock_guard lock(mutex);
-  auto& slot = tables[{dims, base, scale, interleaved}];
+  auto& slot = tables[{dims, base, scale, interleaved, factors}];
   if (auto table = slot.lock()) return table;
-  auto table = std::make_shared<const Rope>(dims, base, scale, interleaved);
+  auto table = std::make_shared<const Rope>(dims, base, scale, interleaved, factors);
   slot = table;
   return table;
 }

@@ -5,9 +5,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "sluice/bundle/packed.h"
 #include "sluice/engine/kernel/kernel.h"
 
 namespace sluice::engine {
@@ -33,19 +35,27 @@ void pool_rows(const float* x, size_t width, const LiveRows& rows, int64_t unit,
 void rms_norm(const float* in, const float* weight, float eps, float* out, size_t rows,
               size_t width);
 
+/// x / max(|x|, eps) with |x| the root of the sum of squares; zeros stay zeros. out may be in.
+void l2_normalize(const float* in, float eps, float* out, size_t rows, size_t width);
+
 /// out[r] = table[ids[r]]. Throws Error{numeric} naming `what` for an id that is not an integer
 /// from 0 to count - 1.
 void embed(const float* ids, const float* table, size_t count, size_t width,
            const std::string& what, float* out, size_t rows);
+/// The same from a table in any stored format; only the rows asked for are unpacked.
+void embed(const float* ids, const bundle::PackedMatrix& table, const std::string& what, float* out,
+           size_t rows);
 
 /// out [rows][size] = in [rows][width] from column `start`.
 void slice_rows(const float* in, size_t width, size_t start, size_t size, float* out, size_t rows);
 
 /// Rotary positions: pairs of a head's first `dims` columns are turned by position / scale *
-/// base^(-2i / dims). Pairs are (i, i + dims / 2), or (2i, 2i + 1) when interleaved.
+/// base^(-2i / dims) / factors[i]. Pairs are (i, i + dims / 2), or (2i, 2i + 1) when interleaved.
 class Rope {
  public:
-  Rope(size_t dims, double base, double scale, bool interleaved);
+  /// `factors`: dims / 2 numbers above 0, or none.
+  Rope(size_t dims, double base, double scale, bool interleaved,
+       std::span<const float> factors = {});
   size_t dims() const { return dims_; }
   /// Floats of scratch that apply() needs.
   size_t scratch() const { return dims_; }
@@ -64,6 +74,7 @@ class Rope {
 };
 
 /// The same table for all that ask for the same angles while one of them keeps it.
-std::shared_ptr<const Rope> shared_rope(size_t dims, double base, double scale, bool interleaved);
+std::shared_ptr<const Rope> shared_rope(size_t dims, double base, double scale, bool interleaved,
+                                        std::vector<float> factors = {});
 
 }  // namespace sluice::engine

@@ -156,6 +156,26 @@ TEST(Rows, EmbeddingRefusesWhatIsNoId) {
   }
 }
 
+TEST(Rows, L2NormalizeGivesLengthOneAndKeepsZeros) {
+  std::mt19937_64 random(8);
+  for (const size_t width : {1, 3, 17, 384}) {
+    auto x = testing::random_floats(random, 3 * width);
+    std::fill(x.begin() + std::ptrdiff_t(width), x.begin() + std::ptrdiff_t(2 * width), 0.0f);
+    for (size_t i = 2 * width; i < 3 * width; ++i) x[i] *= 1e25f;  // squares leave f32
+    std::vector<float> y(x.size());
+    l2_normalize(x.data(), 0, y.data(), 3, width);
+    for (size_t r = 0; r < 3; ++r) {
+      double squares = 0;
+      for (size_t i = r * width; i < (r + 1) * width; ++i) squares += double(y[i]) * y[i];
+      EXPECT_NEAR(squares, r == 1 ? 0 : 1, 1e-5) << "width " << width << " row " << r;
+    }
+  }
+  const std::vector<float> small{3e-3f, 4e-3f};
+  std::vector<float> y(2);
+  l2_normalize(small.data(), 0.5f, y.data(), 1, 2);
+  EXPECT_FLOAT_EQ(y[0], 6e-3f);  // no longer than eps: divided by eps
+}
+
 TEST(Rows, SliceTakesColumns) {
   const std::vector<float> x{1, 2, 3, 4, 5, 6};
   std::vector<float> out(4);
