@@ -29,16 +29,48 @@ constexpr int kMostRows = 12;
 constexpr int kMostRows = kVectors <= 2 ? 6 : 3;
 #endif
 
+/// sums[r] += block k * x[r][its column]. Three multiples of the stride reach four rows of x from
+/// one register; a pointer for each row would not fit into registers.
+template <int kRows>
+HWY_INLINE void AddTall(const BlockWeights& w, int64_t k, const float* x,
+                        V (&sums)[kRows][kVectors]) {
+  const D d;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d)), in = w.in;
+  V block[kVectors];
+#pragma GCC unroll 16
+  for (int v = 0; v < kVectors; ++v)
+    block[v] = hn::Load(d, w.value.floats() + k * kBlock + v * lanes);
+  const float* at = x + w.column[static_cast<size_t>(k)];
+  const float* const quads[3] = {at, at + 4 * in, at + 8 * in};
+  const int64_t steps[4] = {0, in, 2 * in, 3 * in};
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    const V one = hn::Set(d, quads[r / 4][steps[r % 4]]);
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) sums[r][v] = hn::MulAdd(one, block[v], sums[r][v]);
+  }
+}
+
+/// sums[r] += block k * x[r] from its column on, lane by lane.
+template <int kRows>
+HWY_INLINE void AddWide(const BlockWeights& w, int64_t k, const float* x, V (&sums)[kRows]) {
+  const D d;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  const float* from = x + w.column[static_cast<size_t>(k)];
+#pragma GCC unroll 16
+  for (int v = 0; v < kVectors; ++v) {
+    const V block = hn::Load(d, w.value.floats() + k * kBlock + v * lanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r)
+      sums[r] = hn::MulAdd(block, hn::LoadU(d, from + r * w.in + v * lanes), sums[r]);
+  }
+}
+
 // A lone row alternates between kSums sums, because each waits four cycles for the one before.
 template <int kRows, int kSums>
 void TallTile(const BlockWeights& w, int64_t first, const float* x, const float* bias, float* y) {
   const D d;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
-  const float* value = w.value.floats();
-  const uint32_t* column = w.column.data();
-  // Three multiples of the stride reach four rows of x from one register; a pointer for each row
-  // would not fit into registers.
-  const int64_t four = 4 * w.in, steps[4] = {0, w.in, 2 * w.in, 3 * w.in};
   V sums[kSums][kRows][kVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
@@ -48,27 +80,13 @@ void TallTile(const BlockWeights& w, int64_t first, const float* x, const float*
       for (int v = 0; v < kVectors; ++v) sums[s][r][v] = hn::Zero(d);
     }
   }
-  const auto add = [&](int64_t k, int s) HWY_ATTR {
-    V block[kVectors];
-#pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) block[v] = hn::Load(d, value + k * kBlock + v * lanes);
-    const float* at = x + column[k];
-    const float* at4 = at + four;
-    const float* at8 = at4 + four;
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      const V one = hn::Set(d, (r < 4 ? at : r < 8 ? at4 : at8)[steps[r % 4]]);
-#pragma GCC unroll 16
-      for (int v = 0; v < kVectors; ++v) sums[s][r][v] = hn::MulAdd(one, block[v], sums[s][r][v]);
-    }
-  };
   int64_t k = w.start[static_cast<size_t>(first)];
   const int64_t end = w.start[static_cast<size_t>(first) + 1];
   for (; k + kSums <= end; k += kSums) {
 #pragma GCC unroll 16
-    for (int s = 0; s < kSums; ++s) add(k + s, s);
+    for (int s = 0; s < kSums; ++s) AddTall<kRows>(w, k + s, x, sums[s]);
   }
-  for (; k < end; ++k) add(k, 0);
+  for (; k < end; ++k) AddTall<kRows>(w, k, x, sums[0]);
   const int64_t o = first * kBlock, count = std::min(kBlock, w.out - o);
   for (int r = 0; r < kRows; ++r) {
     HWY_ALIGN float all[kBlock];
@@ -90,7 +108,6 @@ void TallTile(const BlockWeights& w, int64_t first, const float* x, const float*
 template <int kRows, int kSums>
 void WideTile(const BlockWeights& w, int64_t o, const float* x, const float* bias, float* y) {
   const D d;
-  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
   const float* value = w.value.floats();
   V sums[kSums][kRows];
 #pragma GCC unroll 16
@@ -98,16 +115,6 @@ void WideTile(const BlockWeights& w, int64_t o, const float* x, const float* bia
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) sums[s][r] = hn::Zero(d);
   }
-  const auto add = [&](int64_t k, int s) HWY_ATTR {
-    const float* from = x + w.column[static_cast<size_t>(k)];
-#pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) {
-      const V block = hn::Load(d, value + k * kBlock + v * lanes);
-#pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r)
-        sums[s][r] = hn::MulAdd(block, hn::LoadU(d, from + r * w.in + v * lanes), sums[s][r]);
-    }
-  };
   int64_t k = w.start[static_cast<size_t>(o)];
   int64_t end = w.start[static_cast<size_t>(o) + 1];
   // The last block of a row may reach past the end of x: it comes last.
@@ -115,9 +122,9 @@ void WideTile(const BlockWeights& w, int64_t o, const float* x, const float* bia
   if (partial) --end;
   for (; k + kSums <= end; k += kSums) {
 #pragma GCC unroll 16
-    for (int s = 0; s < kSums; ++s) add(k + s, s);
+    for (int s = 0; s < kSums; ++s) AddWide<kRows>(w, k + s, x, sums[s]);
   }
-  for (; k < end; ++k) add(k, 0);
+  for (; k < end; ++k) AddWide<kRows>(w, k, x, sums[0]);
   for (int r = 0; r < kRows; ++r) {
     V sum = sums[0][r];
 #pragma GCC unroll 16
@@ -133,21 +140,21 @@ void WideTile(const BlockWeights& w, int64_t o, const float* x, const float* bia
 
 using TileFunction = void (*)(const BlockWeights&, int64_t, const float*, const float*, float*);
 
+/// Sums side by side, so that about eight products are under way.
+constexpr int TallSums(int rows) {
+  return std::max(1, rows * kVectors <= 2 ? 8 / (rows * kVectors) : 1);
+}
+constexpr int WideSums(int rows) { return std::max(1, 8 / rows); }
+
 template <size_t... kCounts>
 TileFunction TallFor(int64_t rows, std::index_sequence<kCounts...>) {
-  static constexpr TileFunction tiles[] = {
-      &TallTile < kCounts + 1, kCounts == 0 ? (kVectors == 1 ? 8 : 4) / kVectors + (kVectors > 4)
-                               : kCounts == 1 && kVectors == 1 ? 4
-                                                               : 1 > ...};
+  static constexpr TileFunction tiles[] = {&TallTile<kCounts + 1, TallSums(kCounts + 1)>...};
   return tiles[rows - 1];
 }
 
 template <size_t... kCounts>
 TileFunction WideFor(int64_t rows, std::index_sequence<kCounts...>) {
-  static constexpr TileFunction tiles[] = {&WideTile < kCounts + 1, kCounts == 0   ? 8
-                                                                    : kCounts == 1 ? 4
-                                                                    : kCounts < 4  ? 2
-                                                                                   : 1 > ...};
+  static constexpr TileFunction tiles[] = {&WideTile<kCounts + 1, WideSums(kCounts + 1)>...};
   return tiles[rows - 1];
 }
 
