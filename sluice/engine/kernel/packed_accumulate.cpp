@@ -23,10 +23,11 @@ inline constexpr size_t kMinimum = kColumns / kBlock;  // in converted scales: m
 struct Pass {
   const std::byte* codes[kRows];
   const std::byte* scales[kRows];
-  const std::byte* ahead[kRows];  // the rows of the next pass
-  size_t minimum = 0;             // bytes from a group's scale to its minimum
-  size_t count = 0;               // of rows
-  size_t tokens = 0;              // that have a factor other than zero
+  const std::byte* ahead[kRows];  // the rows of the next pass, and their scales
+  const std::byte* ahead_scales[kRows];
+  size_t minimum = 0;  // bytes from a group's scale to its minimum
+  size_t count = 0;    // of rows
+  size_t tokens = 0;   // that have a factor other than zero
   float factor[kTokens][kRows];
   float* y[kTokens];
   size_t columns = 0;
@@ -161,6 +162,24 @@ HWY_INLINE void scale_by(float factor, float* values, size_t count) {
   for (; i < count; ++i) values[i] *= factor;
 }
 
+/// The scales of the next pass, which it wants all at once.
+template <class Read>
+HWY_INLINE void prefetch_scales(const Pass& pass) {
+  const size_t bytes = 2 * ((pass.columns + kBlock - 1) / kBlock);
+  for (size_t r = 0; r < kRows; ++r) {
+    const std::byte* at = pass.ahead_scales[r];
+    if (Read::kGroupScales == 0) {  // i8: one
+      if (at) __builtin_prefetch(at);
+      continue;
+    }
+    for (size_t line = 0; line < bytes; line += 64) {
+      __builtin_prefetch(at + line);
+      if (Read::kGroupScales > 1) __builtin_prefetch(at + pass.minimum + line);
+    }
+    __builtin_prefetch(at + bytes - 1);
+  }
+}
+
 template <class Read>
 HWY_INLINE void prefetch_block(const Pass& pass, size_t block) {
   // Once per cache line.
@@ -182,29 +201,40 @@ struct Source {
   float* const* y;
 };
 
-/// One block of 32 columns, `block` blocks behind the source's first. One chain of sums per column,
+/// Blocks of 32 columns, `block` blocks behind the source's first. One chain of sums per column,
 /// in the order of the list: what a token gets does not depend on which rows or tokens it is
 /// grouped with.
-template <class Read, bool kSingle>
-HWY_INLINE void add_block(const Pass& pass, const Source<Read>& source, const V* factors,
-                          size_t block, size_t scale_block) {
+template <class Read, bool kSingle, size_t kBlocks>
+HWY_INLINE void add_blocks(const Pass& pass, const Source<Read>& source, const V* factors,
+                           size_t block, size_t scale_block) {
   const D d;
   constexpr size_t kLanes = hn::MaxLanes(D()), kVectors = kBlock / kLanes;
   const size_t offset = block * Read::kBlockBytes;
   if (kSingle) {
     float* y = source.y[0] + block * kBlock;
-    V sum[kVectors];
+    V sum[kBlocks][kVectors];
+#pragma GCC unroll 8
+    for (size_t k = 0; k < kBlocks; ++k) {
 #pragma GCC unroll 32
-    for (size_t v = 0; v < kVectors; ++v) sum[v] = hn::LoadU(d, y + v * kLanes);
+      for (size_t v = 0; v < kVectors; ++v) sum[k][v] = hn::LoadU(d, y + k * kBlock + v * kLanes);
+    }
 #pragma GCC unroll 8
     for (size_t r = 0; r < kRows; ++r) {
-      const typename Read::Block values(source.codes[r] + offset, source.scales[r] + scale_block);
-      const V factor = Read::kFolded ? hn::Set(d, source.scales[r][scale_block]) : factors[r];
+#pragma GCC unroll 8
+      for (size_t k = 0; k < kBlocks; ++k) {
+        const float* scale = source.scales[r] + (Read::kGroupScales == 0 ? 0 : scale_block + k);
+        const typename Read::Block values(source.codes[r] + offset + k * Read::kBlockBytes, scale);
+        const V factor = Read::kFolded ? hn::Set(d, scale[0]) : factors[r];
 #pragma GCC unroll 32
-      for (size_t v = 0; v < kVectors; ++v) sum[v] = hn::MulAdd(factor, values.value(v), sum[v]);
+        for (size_t v = 0; v < kVectors; ++v)
+          sum[k][v] = hn::MulAdd(factor, values.value(v), sum[k][v]);
+      }
     }
+#pragma GCC unroll 8
+    for (size_t k = 0; k < kBlocks; ++k) {
 #pragma GCC unroll 32
-    for (size_t v = 0; v < kVectors; ++v) hn::StoreU(sum[v], d, y + v * kLanes);
+      for (size_t v = 0; v < kVectors; ++v) hn::StoreU(sum[k][v], d, y + k * kBlock + v * kLanes);
+    }
   } else {
     for (size_t v = 0; v < kVectors; ++v) {
       V w[kRows];
@@ -245,10 +275,17 @@ HWY_INLINE void run_pass(const Pass& pass) {
   for (size_t r = 0; r < kRows; ++r) factors[r] = hn::Set(d, pass.factor[0][r]);
   const auto scale_of = [](size_t block) { return Read::kGroupScales == 0 ? 0 : block; };
   const Source<Read> source{pass.codes, scale, pass.y};
-  for (size_t b = 0; b < blocks; ++b) {
-    prefetch_block<Read>(pass, b);
-    add_block<Read, kSingle>(pass, source, factors, b, scale_of(b));
+  prefetch_scales<Read>(pass);
+  // Eight sums at once: each is ready for the next row by the time the others have had theirs.
+  constexpr size_t kVectors = kBlock / hn::MaxLanes(D());
+  constexpr size_t kBlocks = kSingle ? std::max<size_t>(1, 8 / kVectors) : 1;
+  size_t b = 0;
+  for (; b + kBlocks <= blocks; b += kBlocks) {
+#pragma GCC unroll 8
+    for (size_t k = 0; k < kBlocks; ++k) prefetch_block<Read>(pass, b + k);
+    add_blocks<Read, kSingle, kBlocks>(pass, source, factors, b, scale_of(b));
   }
+  for (; b < blocks; ++b) add_blocks<Read, kSingle, 1>(pass, source, factors, b, scale_of(b));
   if (rest == 0) return;
   // The last columns through copies: neither codes nor y may be read or written past the end.
   std::byte code_copy[kRows][Read::kBlockBytes] = {};
@@ -264,7 +301,7 @@ HWY_INLINE void run_pass(const Pass& pass) {
     std::memcpy(y_copy[t], pass.y[t] + blocks * kBlock, rest * sizeof(float));
     y[t] = y_copy[t];
   }
-  add_block<Read, kSingle>(pass, {codes, scale, y}, factors, 0, scale_of(blocks));
+  add_blocks<Read, kSingle, 1>(pass, {codes, scale, y}, factors, 0, scale_of(blocks));
   for (size_t t = 0; t < pass.tokens; ++t)
     std::memcpy(pass.y[t] + blocks * kBlock, y_copy[t], rest * sizeof(float));
 }
@@ -383,14 +420,14 @@ struct Job {
     return token;
   }
 
-  /// `to` gets the rows [j, j + kRows) from a column on; missing ones repeat the last.
+  /// Rows [j, j + kRows) from a column on; missing ones repeat the last.
   void point(const std::byte** codes, const std::byte** scales, size_t j, size_t first) const {
     for (size_t r = 0; r < kRows; ++r) {
       const size_t at = row(std::min(j + r, rows.count - 1));
       codes[r] = m.codes + at * static_cast<size_t>(m.code_stride) + code_offset(m.format, first);
-      if (scales)
-        scales[r] =
-            m.scales + at * static_cast<size_t>(m.scale_stride) + scale_offset(m.format, first);
+      scales[r] = m.scale_stride == 0 ? nullptr
+                                      : m.scales + at * static_cast<size_t>(m.scale_stride) +
+                                            scale_offset(m.format, first);
     }
   }
 
@@ -402,7 +439,7 @@ struct Job {
       const size_t count = std::min(kRows, rows.count - j);
       pass.count = count;
       point(pass.codes, pass.scales, j, first);
-      point(pass.ahead, nullptr, std::min(j + kRows, rows.count - 1), first);
+      point(pass.ahead, pass.ahead_scales, std::min(j + kRows, rows.count - 1), first);
       for (size_t token = 0; token < factors.tokens;) {
         token = fill(pass, j, count, token, first);
         if (pass.tokens > 0) HWY_DYNAMIC_DISPATCH(AddRows)(m.format, pass);
