@@ -119,19 +119,38 @@ class Precompiled : public Normalizer {
     }
     Rewriter rewriter(slice, scratch);
     const std::string_view text = slice.text;
+    // Characters removed at the very start: the reference then takes the first one left for the
+    // start of the text.
+    const auto origin = [&](size_t at) {
+      at = rewriter.text().empty() ? 0 : at;
+      return slice.origin(at, utf8_size(text[at]));
+    };
+    // Character by character as far as both go; what is left over stands for the last.
+    const auto put = [&](size_t begin, size_t end, std::string_view with) {
+      ByteRange from = origin(begin);
+      for (size_t at = 0; at < with.size();) {
+        if (begin < end) {
+          from = origin(begin);
+          begin += utf8_size(text[begin]);
+        }
+        const size_t size = utf8_size(with[at]);
+        rewriter.put(with.substr(at, size), from);
+        at += size;
+      }
+    };
     const auto cluster = [&](size_t begin, size_t end) {
       if (end - begin < 6) {
         if (const auto found = look_up(text.substr(begin, end - begin))) {
-          put(rewriter, slice, begin, end, *found);
+          put(begin, end, *found);
           return;
         }
       }
       for (size_t at = begin; at < end;) {
         const size_t size = utf8_size(text[at]);
         if (const auto found = look_up(text.substr(at, size))) {
-          put(rewriter, slice, at, at + size, *found);
+          put(at, at + size, *found);
         } else {
-          rewriter.keep(at, at + size);
+          rewriter.put(text.substr(at, size), origin(at));
         }
         at += size;
       }
@@ -186,22 +205,6 @@ class Precompiled : public Normalizer {
       }
     }
     return std::nullopt;
-  }
-
-  /// Character by character as far as both go; what is left over stands for the last.
-  static void put(Rewriter& rewriter, const Slice& slice, size_t begin, size_t end,
-                  std::string_view text) {
-    ByteRange origin = slice.origin(begin, utf8_size(slice.text[begin]));
-    for (size_t at = 0; at < text.size();) {
-      if (begin < end) {
-        const size_t size = utf8_size(slice.text[begin]);
-        origin = slice.origin(begin, size);
-        begin += size;
-      }
-      const size_t size = utf8_size(text[at]);
-      rewriter.put(text.substr(at, size), origin);
-      at += size;
-    }
   }
 
   std::vector<uint32_t> units_;

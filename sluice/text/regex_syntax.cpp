@@ -1,17 +1,32 @@
 // Ruby's regular expressions as PCRE2 (UTF, UCP, MULTILINE, newline = LF) reads them.
 #include "sluice/base/error.h"
+#include "sluice/text/later_characters.h"
 #include "sluice/text/pattern.h"
 #include "sluice/text/unicode.h"
 
 namespace sluice::text {
 namespace {
 
-// PCRE2's \s has U+180E, which lost White_Space long ago; its \w lacks marks and joiners.
+// PCRE2's \s has U+180E, which lost White_Space long ago; its \w has no marks.
 constexpr std::string_view kSpace = "\\x{9}-\\x{d}\\x{85}\\p{Z}";
 constexpr std::string_view kNotSpace =
     "\\x{0}-\\x{8}\\x{e}-\\x{1f}\\x{21}-\\x{84}\\x{86}-\\x{9f}"
     "\\p{L}\\p{M}\\p{N}\\p{P}\\p{S}\\p{Cf}\\p{Cn}\\p{Co}";
-constexpr std::string_view kWord = "\\p{L}\\p{M}\\p{N}\\p{Pc}";
+
+std::string_view later(std::string_view category) {
+  for (const LaterCharacters& entry : kLaterCharacters) {
+    if (entry.category == category) {
+      return entry.ranges;
+    }
+  }
+  return {};
+}
+
+std::string word_set() {
+  std::string set = "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{B2}\\x{B3}\\x{B9}\\x{BC}-\\x{BE}";
+  return set.append(kLetterSymbols).append(later("L")).append(later("M")).append(later("Nd"));
+}
+std::string digit_set() { return std::string("\\p{Nd}").append(later("Nd")); }
 
 class Translator {
  public:
@@ -21,7 +36,7 @@ class Translator {
     while (at_ < from_.size()) {
       const char c = from_[at_];
       if (c == '\\') {
-        escape(false, false);
+        escape(false);
       } else if (c == '[') {
         set();
       } else if (c == '(' && at_ + 1 < from_.size() && from_[at_ + 1] == '*') {
@@ -82,7 +97,7 @@ class Translator {
     }
   }
 
-  void escape(bool in_set, bool negated_set) {
+  void escape(bool in_set) {
     if (at_ + 1 >= from_.size()) {
       wrong("a lone backslash at the end");
     }
@@ -111,20 +126,20 @@ class Translator {
         }
         return put(kSpace, true);
       case 'w':
-        return put(kWord, false);
+        return put(word_set(), false);
       case 'W':
-        return put(kWord, true);
+        return put(word_set(), true);
       case 'd':
-        return put("\\p{Nd}", false);
+        return put(digit_set(), false);
       case 'D':
-        return put("\\P{Nd}", false);
+        return put(digit_set(), true);
       case 'h':
         return put("0-9a-fA-F", false);
       case 'H':
         return put("0-9a-fA-F", true);
       case 'p':
       case 'P':
-        return property();
+        return property(in_set);
       case 'R':
       case 'X':
       case 'K':
@@ -140,12 +155,11 @@ class Translator {
       default:
         out_ += c == 'e' ? "\\x{1b}" : std::string("\\") + c;
         at_ += 2;
-        (void)negated_set;
         return;
     }
   }
 
-  void property() {
+  void property(bool in_set) {
     const bool negative = from_[at_ + 1] == 'P';
     if (at_ + 2 >= from_.size() || from_[at_ + 2] != '{') {
       // \pL: PCRE2's, taken over as it is.
@@ -185,18 +199,23 @@ class Translator {
         name = pair[1];
       }
     }
-    out_ += inverted ? "\\P{" : "\\p{";
-    out_ += name;
-    out_ += '}';
+    // Longer names are scripts; PCRE2 would take script extensions along.
+    const std::string property = (name.size() > 2 && name != "Any" ? "{sc:" : "{") + name + "}";
+    const std::string_view more = later(name);
+    if (more.empty() || (in_set && inverted)) {
+      out_ += (inverted ? "\\P" : "\\p") + property;
+    } else if (in_set) {
+      out_.append("\\p").append(property).append(more);
+    } else {
+      out_.append(inverted ? "[^\\p" : "[\\p").append(property).append(more).append("]");
+    }
     at_ = close + 1;
   }
 
   void set() {
     out_ += '[';
     ++at_;
-    bool negated = false;
     if (at_ < from_.size() && from_[at_] == '^') {
-      negated = true;
       out_ += '^';
       ++at_;
     }
@@ -212,7 +231,7 @@ class Translator {
         return;
       }
       if (c == '\\') {
-        escape(true, negated);
+        escape(true);
       } else if (c == '[') {
         if (at_ + 1 < from_.size() && from_[at_ + 1] == ':') {
           unsupported("[:");

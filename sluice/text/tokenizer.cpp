@@ -247,11 +247,14 @@ Encoding Impl::finish(std::vector<Encoding> parts, const EncodeOptions& options)
     post_processor->apply(parts, options.add_special_tokens,
                           [this](int32_t id) { return token_text(id).value_or(""); });
   }
-  if (parts.size() == 1) {
-    return std::move(parts[0]);
-  }
   Encoding all;
-  for (const Encoding& part : parts) {
+  for (Encoding& part : parts) {
+    if (options.offsets) {
+      part.offsets.resize(part.size());  // special tokens around an empty text
+    }
+    if (parts.size() == 1) {
+      return std::move(part);
+    }
     const auto append = [](auto& to, const auto& from) {
       to.insert(to.end(), from.begin(), from.end());
     };

@@ -46,7 +46,7 @@ bool is_word(
     char32_t c);  ///< \w of UTS 18: alphabetic, mark, decimal digit, connector, join control
 bool is_numeric(char32_t c);      ///< general category N
 bool is_punctuation(char32_t c);  ///< general category P, and all ASCII punctuation
-bool is_other(char32_t c);        ///< general category Cc, Cf, Cn or Co
+bool is_other(char32_t c);        ///< general category Cc, Cf or Co
 bool is_nonspacing_mark(char32_t c);
 bool is_combining_mark(char32_t c);  ///< general category M
 
