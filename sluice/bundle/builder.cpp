@@ -68,7 +68,8 @@ void Builder::tensor(const std::string& name, Shape shape, std::span<const float
 
 void Builder::tensor(const std::string& name, Format format, Shape shape,
                      std::span<const std::byte> bytes) {
-  // Bytes in a buffer of any alignment: what the check of the columns of mixed cannot read in place.
+  // Bytes in a buffer of any alignment: what the check of the columns of mixed cannot read in
+  // place.
   std::vector<std::byte> aligned;
   if (format == Format::mixed && reinterpret_cast<uintptr_t>(bytes.data()) % 4 != 0) {
     aligned.assign(bytes.begin(), bytes.end());

@@ -64,9 +64,8 @@ Planner::Planner(const bundle::Bundle& bundle, const PlanOptions& options, onedn
 
 int Planner::threads_for(int64_t macs) const {
   // A run of fewer tokens is a smaller network; rows that leave it are not.
-  const double share = options_.sequences
-                           ? static_cast<double>(view_.samples) / static_cast<double>(most_)
-                           : 1.0;
+  const double share =
+      options_.sequences ? static_cast<double>(view_.samples) / static_cast<double>(most_) : 1.0;
   const double network = static_cast<double>(bundle_.info().total.macs) *
                          static_cast<double>(options_.samples) * share;
   if (network < static_cast<double>(kParallelNetworkMacs)) return 1;

@@ -72,10 +72,9 @@ void plan_blocks(Planner& planner, size_t index, Step step, int64_t rows, BlockS
   cost.weight_bytes += weight.bytes() - out * in * static_cast<int64_t>(sizeof(float));
   planner.set_cost(step, cost);
   if (group.adds) step.inputs.push_back(planner.fetch(group.inputs.back(), Layout::plain));
-  step.kernel.name = fmt::format("sluice {} blocks (density {:.2g})",
-                                 shape == BlockShape::tall ? "16x1" : "1x16",
-                                 static_cast<double>(weight.blocks() * kBlock) /
-                                     static_cast<double>(out * in));
+  step.kernel.name =
+      fmt::format("sluice {} blocks (density {:.2g})", shape == BlockShape::tall ? "16x1" : "1x16",
+                  static_cast<double>(weight.blocks() * kBlock) / static_cast<double>(out * in));
   step.kernel.counts_rows = true;
   step.kernel.bind = [operands, samples, each = rows / samples, threads, adds = group.adds,
                       activation = group.activation](const Binding& b) -> std::function<void()> {

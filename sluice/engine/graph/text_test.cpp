@@ -71,7 +71,7 @@ TEST(Text, RmsNormOfEachHead) {
   NetworkBuilder bad(4);
   const Value y = words(bad, 36);
   EXPECT_ERROR(bad.node("rms_norm", "norm", {y}, {{"heads", int64_t{5}}}), Code::shape,
-                      "5 does not divide 36");
+               "5 does not divide 36");
 }
 
 TEST(Text, RopeWithAFactorPerPair) {
