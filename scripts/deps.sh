@@ -8,7 +8,7 @@ set -euo pipefail
 
 # What everything needs, and what only the side with LibTorch does.
 engine=(g++ cmake ninja-build ccache mold libdnnl-dev libhwy-dev nlohmann-json3-dev libtomlplusplus-dev
-  libcli11-dev libfmt-dev zlib1g-dev libpng-dev libxxhash-dev)
+  libcli11-dev libfmt-dev zlib1g-dev libpng-dev libxxhash-dev libpcre2-dev libicu-dev)
 # OpenBLAS by name: with the reference BLAS that apt may choose instead, training is fifty times slower.
 build=("${engine[@]}" libtorch-dev libgloo-dev libopenblas0-pthread gnuplot-nox git)
 data=(dataset-fashion-mnist)

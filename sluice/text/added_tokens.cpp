@@ -79,10 +79,10 @@ void AddedTokens::add(const std::vector<AddedToken>& tokens, const Model& model,
       continue;
     }
     bytes += token.content.size();
-    if (token.content.size() > kLongest || bytes > size_t{1} << 26) {
+    if (token.content.size() > kLongest || bytes > kMostBytes) {
       fail(Code::limit,
            "{}: the added token {} has {} bytes; at most {} are allowed, and {} for all", what,
-           shown(token.content), token.content.size(), kLongest, size_t{1} << 26);
+           shown(token.content), token.content.size(), kLongest, kMostBytes);
     }
     int32_t id = find(token.content);
     id = id < 0 ? model.find(token.content) : id;

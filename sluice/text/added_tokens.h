@@ -26,7 +26,7 @@ struct AddedToken {
 
 class AddedTokens {
  public:
-  static constexpr size_t kLongest = 4096;
+  static constexpr size_t kLongest = 4096, kMostBytes = size_t{1} << 24;  ///< of one, of all
 
   /// In order, as the reference does it: a token the model knows keeps the model's id, others are
   /// numbered on from the end of the vocabulary. Throws Error{limit} naming `what`.

@@ -32,6 +32,24 @@ void replace_all(std::string& text, std::string_view from, std::string_view to) 
   }
 }
 
+size_t total_size(const std::vector<std::string>& tokens) {
+  size_t total = 0;
+  for (const std::string& token : tokens) {
+    total += token.size();
+  }
+  return total;
+}
+
+/// Decoders of hostile files multiply texts.
+size_t growth_limit(const std::vector<std::string>& tokens) {
+  return 64 * total_size(tokens) + 65536;
+}
+void check_growth(size_t size, size_t limit) {
+  if (size > limit) {
+    fail(Code::limit, "the decoder makes a text of more than {} bytes", limit);
+  }
+}
+
 void clean_up(std::string& text) {
   static constexpr std::string_view kRules[][2] = {
       {" .", "."},   {" ?", "?"},     {" !", "!"},    {" ,", ","},
@@ -112,6 +130,8 @@ struct ReplaceDecoder : Decoder {
   ReplaceDecoder(Pattern p, std::string c) : pattern(std::move(p)), content(std::move(c)) {}
   void apply(std::vector<std::string>& tokens) const override {
     std::vector<Stretch> stretches;
+    const size_t limit = growth_limit(tokens);
+    size_t after = 0;
     for (std::string& token : tokens) {
       pattern.find(token, stretches);
       std::string out;
@@ -119,7 +139,9 @@ struct ReplaceDecoder : Decoder {
         out += stretch.match
                    ? std::string_view(content)
                    : std::string_view(token).substr(stretch.begin, stretch.end - stretch.begin);
+        check_growth(after + out.size(), limit);
       }
+      after += out.size();
       token.swap(out);
     }
   }
@@ -201,8 +223,10 @@ struct ByteFallbackDecoder : Decoder {
 struct DecoderSequence : Decoder {
   std::vector<std::unique_ptr<Decoder>> parts;
   void apply(std::vector<std::string>& tokens) const override {
+    const size_t limit = growth_limit(tokens);
     for (const auto& part : parts) {
       part->apply(tokens);
+      check_growth(total_size(tokens), limit);
     }
   }
   bool joins_bytes() const override { return parts.size() == 1 && parts[0]->joins_bytes(); }

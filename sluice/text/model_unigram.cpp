@@ -12,7 +12,7 @@ namespace sluice::text {
 namespace {
 
 constexpr double kUnknownPenalty = 10;
-constexpr size_t kLongestPiece = 4096;
+constexpr size_t kLongestPiece = 4096, kMostBytes = size_t{1} << 24;
 
 class Unigram : public Model {
  public:
@@ -27,6 +27,10 @@ class Unigram : public Model {
     if (vocabulary_.longest() > kLongestPiece) {
       fail(Code::limit, "{}: a token of {} bytes; at most {} are allowed", what,
            vocabulary_.longest(), kLongestPiece);
+    }
+    if (vocabulary_.bytes() > kMostBytes) {
+      fail(Code::limit, "{}: {} bytes of tokens; at most {} are allowed", what, vocabulary_.bytes(),
+           kMostBytes);
     }
     double lowest = std::numeric_limits<double>::infinity();
     int32_t nodes = 1;

@@ -1,5 +1,6 @@
 #include "sluice/text/slice.h"
 
+#include "sluice/base/error.h"
 #include "sluice/text/unicode.h"
 
 namespace sluice::text {
@@ -62,7 +63,10 @@ void Scratch::reset() {
 }
 
 Rewriter::Rewriter(const Slice& from, Scratch& scratch)
-    : from_(from), text_(scratch.text()), origins_(scratch.track ? &scratch.origins() : nullptr) {}
+    : from_(from),
+      text_(scratch.text()),
+      limit_(scratch.limit),
+      origins_(scratch.track ? &scratch.origins() : nullptr) {}
 
 void Rewriter::keep(size_t from, size_t to) {
   text_.append(from_.text.substr(from, to - from));
@@ -81,13 +85,22 @@ void Rewriter::keep(size_t from, size_t to) {
 }
 
 void Rewriter::put(std::string_view text, ByteRange origin) {
+  check(text.size());
   text_.append(text);
   mark(origin);
 }
 
 void Rewriter::mark(ByteRange origin) {
+  check(0);
   if (origins_ != nullptr) {
     origins_->resize(text_.size(), origin);
+  }
+}
+
+void Rewriter::check(size_t more) const {
+  if (text_.size() + more > limit_) {
+    fail(Code::limit, "a stage of the tokenizer makes more than {} bytes of a text of {}", limit_,
+         from_.text.size());
   }
 }
 

@@ -50,6 +50,9 @@ class Scratch {
   bool track = false;        ///< keep origins; without them slices know only their text
   bool defer_bytes = false;  ///< a final byte-level step leaves its mapping to the word cache
 
+  size_t limit =
+      size_t{1} << 20;  ///< largest text a stage may make; stages of hostile files multiply texts
+
   std::string& text();
   std::vector<ByteRange>& origins();
   void reset();
@@ -73,12 +76,15 @@ class Rewriter {
   /// coming from `origin`.
   std::string& text() { return text_; }
   void mark(ByteRange origin);
+  /// Throws Error{limit} when `more` bytes would be too many.
+  void check(size_t more) const;
   /// The new slice; begins in the input where its first character does.
   Slice finish();
 
  private:
   const Slice& from_;
   std::string& text_;
+  size_t limit_;
   std::vector<ByteRange>* origins_;
 };
 

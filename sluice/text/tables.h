@@ -27,7 +27,8 @@ class Vocabulary {
   std::string_view token(int32_t id) const;  ///< empty when absent
   size_t size() const { return used_; }      ///< tokens
   int32_t highest_id() const { return highest_; }
-  size_t longest() const { return longest_; }  ///< bytes
+  size_t bytes() const { return bytes_.size(); }  ///< of all tokens
+  size_t longest() const { return longest_; }     ///< bytes
 
  private:
   struct Entry {

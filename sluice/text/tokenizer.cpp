@@ -97,6 +97,7 @@ void Impl::encode_text(std::string_view text, bool offsets, Workspace& workspace
   }
   Scratch& scratch = workspace.scratch;
   scratch.reset();
+  scratch.limit = 64 * text.size() + 65536;
   const bool last_maps = pre_tokenizer != nullptr && pre_tokenizer->maps_bytes_last();
   scratch.track = offsets || (pre_tokenizer != nullptr && pre_tokenizer->needs_origins());
   scratch.defer_bytes = last_maps && !offsets;

@@ -11,7 +11,7 @@ namespace sluice::text {
 namespace {
 
 constexpr size_t kLargestFile = size_t{1} << 28;
-constexpr int64_t kLongestSequence = int64_t{1} << 30;
+constexpr int64_t kLongestSequence = int64_t{1} << 22;
 
 bool flag_or(const Json& json, std::string_view key, bool fallback, const std::string& what) {
   return present(json, key, what) == nullptr ? fallback : json_get<bool>(json, key, what);

@@ -206,6 +206,21 @@ TEST(Tokenizer, PatternThatNeverEndsGivesUp) {
   EXPECT_ERROR(tokenizer.encode(std::string(400, 'a')), Code::limit, "gave up");
 }
 
+TEST(Tokenizer, StagesThatMultiplyTextsGiveUp) {
+  std::string doubling;
+  for (int i = 0; i < 60; ++i) {
+    doubling += std::string(i > 0 ? "," : "") +
+                R"({"type":"Replace","pattern":{"String":"a"},"content":"aa"})";
+  }
+  const Tokenizer normalizer = Tokenizer::parse(
+      file_with(kBpe, R"("normalizer":{"type":"Sequence","normalizers":[)" + doubling + "]}"),
+      "test");
+  EXPECT_ERROR(normalizer.encode("a"), Code::limit, "makes more than");
+  const Tokenizer decoder = Tokenizer::parse(
+      file_with(kBpe, R"("decoder":{"type":"Sequence","decoders":[)" + doubling + "]}"), "test");
+  EXPECT_ERROR(decoder.decode(std::vector<int32_t>{0}), Code::limit, "decoder makes");
+}
+
 TEST(Tokenizer, LongWordsTakeTimeThatGrowsWithTheirLength) {
   const Tokenizer tokenizer = Tokenizer::parse(file_with(kBpe), "test");
   std::string text;
