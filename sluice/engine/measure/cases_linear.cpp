@@ -42,10 +42,22 @@ std::vector<Contender> prefix_contenders(int64_t rows, int64_t size, double kept
   };
   ours.output = [state] { return state->latest->output(); };
   std::vector<Contender> contenders{ours, dense_linear(problem, Role::dense)};
-  add_linear_rivals(problem, contenders);
+  // The libraries get a layer of just that size, cut out beforehand.
+  std::vector<float> cut_x, cut_weight;
+  for (int64_t r = 0; r < rows; ++r) {
+    cut_x.insert(cut_x.end(), x.begin() + r * size, x.begin() + r * size + part);
+  }
+  for (int64_t o = 0; o < part; ++o) {
+    cut_weight.insert(cut_weight.end(), weight.begin() + o * size,
+                      weight.begin() + o * size + part);
+  }
+  add_linear_rivals({rows, part, part, cut_x, cut_weight, threads, cold}, contenders);
   if (part < size) {
     for (size_t i = 1; i < contenders.size(); ++i) {
       contenders[i].output = {};
+      if (contenders[i].role == Role::rival) {
+        contenders[i].note = "a layer of the kept size, cut out beforehand";
+      }
     }
   }
   return contenders;

@@ -1,7 +1,10 @@
-// Linear layers whose weights are mostly zero: compressed rows against the dense layer, over the
-// density of the weights.
+// Linear layers whose weights are mostly zero: compressed rows and blocks of 16 outputs against the
+// dense layer, over the density of the weights.
 #include <fmt/core.h>
 
+#include <algorithm>
+
+#include "sluice/engine/kernel/block_sparse.h"
 #include "sluice/engine/kernel/sparse.h"
 #include "sluice/engine/measure/case_families.h"
 #include "sluice/engine/measure/kernels_ours.h"
@@ -10,16 +13,49 @@
 namespace sluice::engine::measure {
 namespace {
 
-/// Every weight is kept with probability `density`.
-std::vector<float> thinned(std::vector<float> weight, double density) {
+/// Every weight, or every block of `height` rows of a column, is kept with probability `density`.
+std::vector<float> thinned(std::vector<float> weight, int64_t in, int64_t height, double density) {
   uint64_t state = 7;
-  for (float& w : weight) {
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    if (static_cast<double>(state >> 11) * 0x1p-53 >= density) {
-      w = 0;
+  const int64_t out = std::ssize(weight) / in;
+  for (int64_t block = 0; block < out; block += height) {
+    for (int64_t i = 0; i < in; ++i) {
+      state = state * 6364136223846793005u + 1442695040888963407u;
+      if (static_cast<double>(state >> 11) * 0x1p-53 < density) {
+        continue;
+      }
+      for (int64_t o = block; o < std::min(block + height, out); ++o) {
+        weight[static_cast<size_t>(o * in + i)] = 0;
+      }
     }
   }
   return weight;
+}
+
+Contender blocks(const LinearProblem& p) {
+  struct State {
+    LinearProblem problem;
+    std::vector<float> x, y;
+    std::optional<Rotation<BlockWeights>> copies;
+  };
+  auto state = std::make_shared<State>();
+  state->problem = p;
+  state->x.assign(p.x.begin(), p.x.end());
+  state->y.resize(static_cast<size_t>(p.rows * p.out));
+  BlockWeights weights = compress_blocks(p.weight, p.out, p.in, BlockShape::tall);
+  Contender contender;
+  contender.name = "sluice";
+  contender.bytes = static_cast<double>(weights.bytes());
+  contender.operations = 2.0 * static_cast<double>(p.rows * weights.blocks() * kBlock);
+  state->copies.emplace(p.cold, weights.bytes(), [&](int64_t i) {
+    return i == 0 ? std::move(weights) : compress_blocks(p.weight, p.out, p.in, BlockShape::tall);
+  });
+  contender.run = [state] {
+    const LinearProblem& q = state->problem;
+    linear_blocks(state->x.data(), state->copies->next(), nullptr, Activation::none,
+                  state->y.data(), static_cast<size_t>(q.rows), q.threads);
+  };
+  contender.output = [state] { return std::span<const float>(state->y); };
+  return contender;
 }
 
 Contender csr(const LinearProblem& p) {
@@ -56,25 +92,34 @@ std::vector<KernelCase> sparse_weight_cases(const CaseOptions& options) {
   if (options.quick) {
     densities = {0.1};
   }
-  for (const int threads : options.threads) {
-    for (const int64_t rows : {1, 64}) {
-      for (const double density : densities) {
-        KernelCase c;
-        c.kernel = "csr f32";
-        c.shape = fmt::format("{}x{} batch {}", out, in, rows);
-        c.threads = threads;
-        c.kept = density;
-        c.conditional = true;
-        c.limit = rows == 1 ? Limit::read_bandwidth : Limit::f32_peak;
-        c.prepare = [=, cold = cold_bytes(options)] {
-          const std::vector<float> x = random_values(rows * in, 1);
-          const std::vector<float> weight = thinned(random_values(in * out, 2, 0.05f), density);
-          const LinearProblem problem{rows, in, out, x, weight, threads, cold};
-          std::vector<Contender> contenders{csr(problem), dense_linear(problem, Role::dense)};
-          add_linear_rivals(problem, contenders);
-          return contenders;
-        };
-        cases.push_back(std::move(c));
+  for (const bool in_blocks : {false, true}) {
+    for (const int threads : options.threads) {
+      if (!in_blocks && threads != options.threads.front()) {
+        continue;  // compressed rows take one thread
+      }
+      for (const int64_t rows : {1, 64}) {
+        for (const double density : densities) {
+          KernelCase c;
+          c.kernel = in_blocks ? "blocks-16x1 f32" : "csr f32";
+          c.shape = fmt::format("{}x{} batch {}", out, in, rows);
+          c.threads = threads;
+          c.kept = density;
+          c.conditional = true;
+          c.limit = rows == 1 ? Limit::read_bandwidth : Limit::f32_peak;
+          c.prepare = [=, cold = cold_bytes(options)] {
+            const std::vector<float> x = random_values(rows * in, 1);
+            const std::vector<float> weight =
+                thinned(random_values(in * out, 2, 0.05f), in, in_blocks ? kBlock : 1, density);
+            const LinearProblem problem{rows, in, out, x, weight, threads, cold};
+            std::vector<Contender> contenders{in_blocks ? blocks(problem) : csr(problem),
+                                              dense_linear(problem, Role::dense)};
+            if (density == 0.1) {  // to them all densities are the same
+              add_linear_rivals(problem, contenders);
+            }
+            return contenders;
+          };
+          cases.push_back(std::move(c));
+        }
       }
     }
   }

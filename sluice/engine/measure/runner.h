@@ -52,7 +52,7 @@ struct MeasuredCase {
 
 struct TimingOptions {
   int rounds = 7;
-  double min_seconds = 0.02;  ///< of one sample
+  double min_seconds = 0.015;  ///< of one sample
 };
 
 /// Seconds per call of each function in each round; one call before every sample does not count.
