@@ -12,7 +12,7 @@ engine=(g++ cmake ninja-build ccache mold libdnnl-dev libhwy-dev nlohmann-json3-
 # OpenBLAS by name: with the reference BLAS that apt may choose instead, training is fifty times slower.
 build=("${engine[@]}" libtorch-dev libgloo-dev libopenblas0-pthread gnuplot-nox git)
 data=(dataset-fashion-mnist)
-test=(libgtest-dev libgmock-dev libbenchmark-dev librapidcheck-dev)
+test=(libgtest-dev libgmock-dev libbenchmark-dev librapidcheck-dev pkg-config)
 
 # The sanitizer runtime has the version of the default clang in its name.
 fuzz_packages() {
