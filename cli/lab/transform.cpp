@@ -18,7 +18,7 @@ constexpr int64_t kCalibrationSamples = 1000;
 constexpr int64_t kProbeSamples = 64;
 
 struct Options {
-  std::string input, output, calibrate;
+  std::string input, output, calibrate, format, layers;
   std::vector<std::string> passes;
   bool list = false;
 };
@@ -61,22 +61,43 @@ PassCall parse_pass(const std::string& text) {
   return call;
 }
 
+/// --format and --layers: options of every pass in the list that has them and was not given others.
+void add_option(std::vector<PassCall>& calls, const std::string& flag, const std::string& key,
+                const std::string& value) {
+  if (value.empty()) return;
+  bool taken = false;
+  for (PassCall& call : calls) {
+    const std::string known = "\n" + lab::find_pass(call.name).info.options;
+    if (known.find("\n" + key + "=") == std::string::npos) continue;
+    taken = true;
+    if (!call.options.contains(key)) call.options[key] = value;
+  }
+  if (!taken) {
+    fail(Code::usage, "{} {}: none of the passes has the option '{}'; see: sluice transform --list",
+         flag, value, key);
+  }
+}
+
 struct Calibration {
-  std::string data;
+  std::string data;  ///< "": what the model was trained on
   int64_t samples = kCalibrationSamples;
 };
 
+/// DATASET, DATASET:SAMPLES or SAMPLES of the model's own.
 Calibration parse_calibration(const std::string& text) {
+  const auto is_count = [](const std::string& word) {
+    return !word.empty() && word.size() < 10 &&
+           word.find_first_not_of("0123456789") == std::string::npos;
+  };
   const size_t colon = text.find(':');
+  const bool bare = is_count(text);
   Calibration calibration;
-  calibration.data = text.substr(0, colon);
-  if (colon != std::string::npos) {
-    const std::string count = text.substr(colon + 1);
-    const bool digits = !count.empty() && count.size() < 10 &&
-                        count.find_first_not_of("0123456789") == std::string::npos;
-    calibration.samples = digits ? std::stoll(count) : 0;
+  calibration.data = bare ? "" : text.substr(0, colon);
+  if (bare || colon != std::string::npos) {
+    const std::string count = bare ? text : text.substr(colon + 1);
+    calibration.samples = is_count(count) ? std::stoll(count) : 0;
     if (calibration.samples == 0) {
-      fail(Code::usage, "--calibrate {}: expected DATASET or DATASET:SAMPLES", text);
+      fail(Code::usage, "--calibrate {}: expected DATASET, DATASET:SAMPLES or SAMPLES", text);
     }
   }
   return calibration;
@@ -118,6 +139,32 @@ std::string change(int64_t before, int64_t after, std::string (*format)(int64_t)
     return format(after);
   }
   return fmt::format("{} -> {}", format(before), format(after));
+}
+
+/// What a pass says of each layer, {path: {key: number, ...}, ...}, and of those it left alone.
+std::string layer_table(const Json& report) {
+  std::string text;
+  const Json left = report.value("left", Json::object());
+  for (const auto& [path, reason] : left.items()) {
+    text += fmt::format("{} stays as it is: {}\n", path, reason.get<std::string>());
+  }
+  const auto layers = report.find("layers");
+  if (layers == report.end() || !layers->is_object() || layers->empty() ||
+      !layers->front().is_object()) {
+    return text;
+  }
+  std::vector<std::string> header = {"layer"};
+  for (const auto& [key, value] : layers->front().items()) header.push_back(key);
+  Table table(header);
+  for (const auto& [path, facts] : layers->items()) {
+    std::vector<std::string> row = {path};
+    for (const auto& [key, value] : facts.items()) {
+      row.push_back(value.is_number_float() ? fmt::format("{:.4f}", value.get<double>())
+                                            : value.dump());
+    }
+    table.row(std::move(row));
+  }
+  return text + table.text();
 }
 
 std::string list_text() {
@@ -178,12 +225,21 @@ int transform(const Options& options, const Globals& globals) {
     calls.push_back(parse_pass(text));
     needs_calibration |= lab::find_pass(calls.back().name).info.needs_calibration;
   }
+  add_option(calls, "--format", "format", options.format);
+  add_option(calls, "--layers", "slots", options.layers);
   std::optional<Calibration> calibration;
   if (!options.calibrate.empty()) {
     calibration = parse_calibration(options.calibrate);
   }
   lab::Model model = lab::load_model(options.input);
   prepare_output(options.output);
+  if (calibration && calibration->data.empty()) {
+    calibration->data = model.task.data;
+    if (calibration->data.empty()) {
+      fail(Code::usage, "--calibrate {}: {} does not say what it was trained on; name a data set",
+           options.calibrate, options.input);
+    }
+  }
   if (!calibration && needs_calibration && !model.task.data.empty()) {
     calibration.emplace().data = model.task.data;
     log_line(
@@ -219,6 +275,7 @@ int transform(const Options& options, const Globals& globals) {
     if (const std::string line = one_line(report); !line.empty()) {
       notes += fmt::format("{}: {}\n", call.name, line);
     }
+    notes += layer_table(report);
     rows.push_back({{"pass", call.name},
                     {"options", call.options},
                     {"parameters", {{"before", old.params}, {"after", now.params}}},
@@ -245,8 +302,13 @@ Action setup(CLI::App& app) {
       ->allow_extra_args(false)
       ->type_name("NAME[:key=value,...]");
   app.add_option("--calibrate", options->calibrate,
-                 "Training pictures for passes that look at activations")
-      ->type_name("DATASET[:N]");
+                 "Training pictures for passes that look at activations; a number alone: of the "
+                 "data set that the model was trained on")
+      ->type_name("DATASET[:N]|N");
+  app.add_option("--format", options->format, "Weight format for quantize: i8, i4-32, binary, ...")
+      ->type_name("FORMAT");
+  app.add_option("--layers", options->layers, "Layers that the passes act on (their slots=)")
+      ->type_name("PATTERN");
   app.add_flag("--list", options->list, "Show the passes and their options");
   return [options](const Globals& globals) {
     return with_libtorch(globals, [&] { return transform(*options, globals); });
@@ -259,6 +321,8 @@ const bool registered =
                    "--pass fold-norm\n"
                    "sluice transform model.safetensors -o half.safetensors --pass "
                    "prune:rate=0.5,granularity=channel\n"
+                   "sluice transform model.safetensors -o packed.safetensors --pass quantize "
+                   "--format i4-32 --layers 'fc*'\n"
                    "sluice transform --list",
                    setup});
 

@@ -10,6 +10,7 @@
 #include "sluice/lab/brick/init.h"
 #include "sluice/lab/brick/layers.h"
 #include "sluice/lab/gate/gate.h"
+#include "sluice/lab/quant/quant_linear.h"
 
 namespace sluice::lab {
 namespace {
@@ -18,6 +19,36 @@ constexpr int kMaxJsonDepth = 100;  // 32 levels of bricks take two each, attrib
 
 Json describe(const Model& model) {
   return {{"brick", spec_of(*model.root)}, {"input_shape", model.input_shape}};
+}
+
+// The stored bytes of a packed weight; what they mean is checked once all are there.
+void load_packed(const bundle::Bundle& bundle, const std::string& path,
+                 const bundle::TensorView& view, const at::Tensor& target) {
+  if (static_cast<int64_t>(view.bytes.size()) != target.numel()) {
+    fail(Code::shape, "{}: tensor '{}': the model description says {} packed bytes, the file {}",
+         bundle.path(), path, target.numel(), view.bytes.size());
+  }
+  if (!view.bytes.empty()) {
+    std::memcpy(target.data_ptr(), view.bytes.data(), view.bytes.size());
+  }
+}
+
+void check_packed(const Model& model, const bundle::Bundle& bundle) {
+  std::vector<std::pair<std::string, const Brick*>> bricks = {{"", model.root.get()}};
+  for (const SlotRef& ref : walk(*model.root)) bricks.emplace_back(ref.path, ref.slot->get().get());
+  for (const auto& [path, brick] : bricks) {
+    const auto* layer = dynamic_cast<const QuantLinear*>(brick);
+    if (layer == nullptr) continue;
+    const std::string name = join_path(path, "weight");
+    const auto spec = bundle.graph().tensors.find(name);
+    const std::string_view expected = bundle::format_name(layer->format());
+    if (spec == bundle.graph().tensors.end() || spec->second.format != expected) {
+      fail(Code::format, "{}: tensor '{}': the model description says format {}, the graph {}",
+           bundle.path(), name, expected,
+           spec == bundle.graph().tensors.end() ? "nothing" : spec->second.format);
+    }
+    layer->check_bytes(fmt::format("{}: tensor '{}'", bundle.path(), name));
+  }
 }
 
 void require_root(const Model& model) {
@@ -73,7 +104,10 @@ void lower(const Model& model, bundle::Builder& builder) {
   const bundle::Value input = builder.input("input", model.input_shape);
   builder.output(model.root->lower(builder, input, ""));
   // State that no node reads (a gate that is folded away in the graph) still belongs to the model.
-  for (const auto& [path, tensor] : named_state(*model.root)) add_tensor(builder, path, tensor);
+  // Packed weights are no floats, and their own bricks have added them.
+  for (const auto& [path, tensor] : named_state(*model.root)) {
+    if (tensor.is_floating_point()) add_tensor(builder, path, tensor);
+  }
   builder.set_task(model.task);
   builder.set_model_json(describe(model).dump());
   builder.set_provenance_json(model.provenance.dump());
@@ -115,7 +149,10 @@ Model load_model(const bundle::Bundle& bundle) {
   }
   // Every value must be in the file: a description cannot make us allocate much more than that.
   int64_t stored = 1 << 20;
-  for (const bundle::TensorView& view : bundle.file().tensors()) stored += 2 * view.elements();
+  for (const bundle::TensorView& view : bundle.file().tensors()) {
+    const bool packed = view.dtype != bundle::DType::f32;  // bricks hold these as bytes
+    stored += 2 * (packed ? static_cast<int64_t>(view.bytes.size()) : view.elements());
+  }
   const WithoutInit without_init;
   try {
     model.root = make_brick(json_get<Json>(description, "brick", place), stored);
@@ -130,6 +167,11 @@ Model load_model(const bundle::Bundle& bundle) {
   }
   for (const auto& [path, target] : named_state(*model.root)) {
     const bundle::TensorView& view = bundle.tensor(path);
+    if (target.scalar_type() == at::kByte) {
+      load_packed(bundle, path, view, target);
+      known.insert(path);
+      continue;
+    }
     if (Shape(target.sizes().begin(), target.sizes().end()) != view.shape) {
       fail(Code::shape, "{}: tensor '{}': the model description says {}, the file {}", what, path,
            to_string(target.sizes()), to_string(view.shape));
@@ -140,6 +182,7 @@ Model load_model(const bundle::Bundle& bundle) {
     }
     known.insert(path);
   }
+  check_packed(model, bundle);
   for (const SlotRef& ref : walk(*model.root)) {  // what slicing takes for granted
     if (const auto* mask = dynamic_cast<const ConstantMask*>(ref.slot->get().get())) {
       checked_mask(mask->mask, fmt::format("{}: {}", what, ref.path));

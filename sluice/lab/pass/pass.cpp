@@ -50,6 +50,17 @@ std::vector<PassEntry> builtin_passes() {
         "seed=0                of score=random",
         false, false},
        prune},
+      {{"quantize", "stores the weights of linear layers in few bits",
+        "format=i8             bf16, i8, i8-32, i4-32, i4-32-min, ternary, binary, binary-2 or "
+        "mixed\n"
+        "activations=f32       'bf16', or 'i8': inputs of these layers are rounded to it\n"
+        "slots=**              layers, by path pattern\n"
+        "skip=[]               layers that stay as they are, by path patterns: the last one, say",
+        false, false},
+       quantize},
+      {{"dequantize", "ordinary linear layers of the values that packed ones stand for",
+        "slots=**              layers, by path pattern", false, false},
+       dequantize},
       {{"reestimate-norm", "batch-norm statistics anew from calibration data", "(no options)", true,
         false},
        reestimate_norm},
@@ -69,10 +80,12 @@ Registry& registry() {
   return instance;
 }
 
-// On the device and of the type of the model's first parameter.
+// On the device and of the type of the model's first parameter that is no packed one.
 at::Tensor as_input(const at::Tensor& x, const Model& model) {
-  const auto state = named_state(*model.root);
-  return state.empty() ? x : x.to(state.front().second.options().requires_grad(false));
+  for (const auto& [path, tensor] : named_state(*model.root)) {
+    if (tensor.is_floating_point()) return x.to(tensor.options().requires_grad(false));
+  }
+  return x.to(device_of(*model.root));
 }
 
 // Four samples that depend on nothing but the input's shape.

@@ -65,6 +65,15 @@ Json fold_norm(Model& model, const PassInput& input);
 /// granularity="weight"|"channel", slots="**", seed=0}: weights: zeroes the lowest `rate` of
 /// surviving weights of matching layers; channels: constant masks over channel groups.
 Json prune(Model& model, const PassInput& input);
+/// quantize {format="i8", activations="f32"|"bf16"|"i8", slots="**", skip=[]}: linear layers become
+/// QuantLinear; one whose packed bytes would not be fewer stays. With calibration inputs the format
+/// mixed keeps the columns that matter most to the output, mean x^2 |w|^2, in 8 bits. Report:
+/// quantized, relative_rms (of all their weights), bytes_before, bytes_after, convolution_bytes
+/// (convolutions stay f32), layers {path: {rows, columns, bytes_before, bytes_after,
+/// relative_rms}}, left {path: why}.
+Json quantize(Model& model, const PassInput& input);
+/// dequantize {slots="**"}: the way back, to the values that the codes stand for. Report: layers.
+Json dequantize(Model& model, const PassInput& input);
 /// reestimate-norm {}: batch-norm statistics anew from calibration data.
 Json reestimate_norm(Model& model, const PassInput& input);
 

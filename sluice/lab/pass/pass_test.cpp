@@ -307,7 +307,7 @@ TEST(Passes, AreListedWithTheirPromises) {
     EXPECT_FALSE(pass->info.summary.empty());
   }
   EXPECT_THAT(names, ElementsAre("insert-gates", "freeze-gates", "slice-channels", "fold-norm",
-                                 "prune", "reestimate-norm"));
+                                 "prune", "quantize", "dequantize", "reestimate-norm"));
   EXPECT_THAT(equal, ElementsAre("slice-channels", "fold-norm"));
 }
 

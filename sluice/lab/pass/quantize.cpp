@@ -1,0 +1,226 @@
+// quantize, dequantize: linear layers to packed weights and back.
+#include <cmath>
+#include <map>
+
+#include "sluice/base/json.h"
+#include "sluice/base/path_pattern.h"
+#include "sluice/lab/pass/steps.h"
+#include "sluice/lab/quant/quant_linear.h"
+
+namespace sluice::lab {
+namespace {
+
+const std::string kWhat = "pass quantize";
+
+struct QuantizeOptions {
+  bundle::Format format;
+  ActivationFormat activations;
+  std::string slots;
+  std::vector<std::string> skip;
+};
+
+std::vector<std::string> patterns(const Json& options, const char* key) {
+  const auto found = options.find(key);
+  if (found != options.end() && found->is_string()) return {found->get<std::string>()};
+  return json_get_or<std::vector<std::string>>(options, key, {}, kWhat);
+}
+
+QuantizeOptions read_options(const Json& options) {
+  json_require_known_keys(options, {"format", "activations", "slots", "skip"}, kWhat);
+  QuantizeOptions result;
+  result.format =
+      weight_format(json_get_or<std::string>(options, "format", "i8", kWhat), kWhat + ": format");
+  if (result.format == bundle::Format::f32) {
+    fail(Code::config, "{}: format: f32 is what the weights are in; see dequantize", kWhat);
+  }
+  result.activations =
+      activation_format(json_get_or<std::string>(options, "activations", "f32", kWhat), kWhat);
+  result.slots = json_get_or<std::string>(options, "slots", "**", kWhat);
+  result.skip = patterns(options, "skip");
+  return result;
+}
+
+struct Target {
+  SlotRef ref;
+  std::shared_ptr<Linear> layer;
+};
+
+/// Stands in a layer's slot and adds up the squares of its inputs, column by column.
+class InputProbe final : public Brick {
+ public:
+  explicit InputProbe(std::shared_ptr<Linear> layer) : layer_(std::move(layer)) {
+    register_module("layer", layer_);  // the model keeps its device and type
+  }
+  std::string kind() const override { return layer_->kind(); }
+  Json attributes() const override { return layer_->attributes(); }
+  at::Tensor forward(const at::Tensor& x, Context& context) override {
+    const at::Tensor rows = x.detach().reshape({-1, layer_->inputs()}).to(at::kDouble);
+    const at::Tensor sum = (rows * rows).sum(0);
+    squares_ = squares_.defined() ? squares_ + sum : sum;
+    count_ += rows.size(0);
+    return layer_->forward(x, context);
+  }
+  Shape output_shape(const Shape& input) const override { return layer_->output_shape(input); }
+  Cost cost(const Shape& input) const override { return layer_->cost(input); }
+  bundle::Value lower(bundle::Builder& builder, const bundle::Value& x,
+                      const std::string& path) const override {
+    return layer_->lower(builder, x, path);
+  }
+  /// [inputs], CPU; undefined when nothing came by.
+  at::Tensor mean_square() const {
+    return count_ == 0 ? at::Tensor() : (squares_ / static_cast<double>(count_)).cpu();
+  }
+
+ private:
+  std::shared_ptr<Linear> layer_;
+  at::Tensor squares_;
+  int64_t count_ = 0;
+};
+
+/// How much each column adds to a layer's output, mean x_j^2 |w_j|^2, from calibration inputs.
+std::map<std::string, std::vector<float>> column_saliency(Model& model, const PassInput& input,
+                                                          const std::vector<Target>& targets) {
+  std::map<std::string, std::vector<float>> result;
+  if (!input.calibration.defined()) return result;
+  std::vector<std::shared_ptr<InputProbe>> probes;
+  for (const Target& target : targets) {
+    probes.push_back(std::make_shared<InputProbe>(target.layer));
+    probes.back()->train(target.layer->is_training());
+    target.ref.slot->exchange(probes.back());
+  }
+  {
+    const EvaluationMode evaluation(*model.root);
+    for_each_calibration_batch(model, input, "quantize", [&](const at::Tensor& x) {
+      Context context;
+      model.root->forward(x, context);
+    });
+  }
+  for (size_t i = 0; i < targets.size(); ++i) {
+    targets[i].ref.slot->exchange(targets[i].layer);
+    const at::Tensor squares = probes[i]->mean_square();
+    if (!squares.defined()) continue;  // a closed gate hid the layer from every sample
+    const at::Tensor weight = targets[i].layer->weight.detach().to(at::kCPU, at::kDouble);
+    const at::Tensor saliency = ((weight * weight).sum(0) * squares).to(at::kFloat).contiguous();
+    result[targets[i].ref.path].assign(saliency.data_ptr<float>(),
+                                       saliency.data_ptr<float>() + saliency.numel());
+  }
+  return result;
+}
+
+std::shared_ptr<QuantLinear> packed(const Target& target, const QuantizeOptions& options,
+                                    std::span<const float> saliency) {
+  try {
+    bundle::PackOptions pack;
+    if (options.format == bundle::Format::mixed) pack.saliency = saliency;
+    return QuantLinear::pack(*target.layer, options.format, options.activations, pack);
+  } catch (const Error& error) {
+    throw Error(error.code(), fmt::format("{}: {}: {}", kWhat, target.ref.path, error.what()));
+  }
+}
+
+struct SquareError {
+  double error = 0, reference = 0;
+  /// Root of the mean squared difference over that of the reference; 0 where both are 0.
+  double relative() const { return reference > 0 ? std::sqrt(error / reference) : 0; }
+};
+
+SquareError compare(const at::Tensor& values, const at::Tensor& reference) {
+  const at::Tensor wide = reference.detach().to(at::kDouble);
+  const at::Tensor difference = values.to(at::kDouble) - wide;
+  return {(difference * difference).sum().item<double>(), (wide * wide).sum().item<double>()};
+}
+
+int64_t convolution_bytes(const Model& model) {
+  int64_t bytes = 0;
+  for (const BrickRef& ref : all_bricks(model)) {
+    if (const auto* conv = dynamic_cast<const Conv2d*>(ref.brick.get())) {
+      bytes += 4 * conv->weight.numel();
+    }
+  }
+  return bytes;
+}
+
+std::string joined(const Json& reasons) {
+  std::string text;
+  for (const auto& [path, reason] : reasons.items()) {
+    text += fmt::format("{}{}: {}", text.empty() ? "" : "; ", path, reason.get<std::string>());
+  }
+  return text;
+}
+
+}  // namespace
+
+Json quantize(Model& model, const PassInput& input) {
+  const QuantizeOptions options = read_options(input.options);
+  for (const std::string& pattern : options.skip)
+    walk(*model.root, pattern);  // must name something
+  std::vector<Target> targets;
+  Json left = Json::object();
+  for (const SlotRef& ref : walk(*model.root, options.slots)) {
+    auto layer = std::dynamic_pointer_cast<Linear>(ref.slot->get());
+    if (layer == nullptr) continue;
+    const int64_t bytes = bundle::stored_bytes(options.format, {layer->outputs(), layer->inputs()});
+    if (std::any_of(options.skip.begin(), options.skip.end(),
+                    [&](const std::string& pattern) { return path_matches(pattern, ref.path); })) {
+      left[ref.path] = "skipped";
+    } else if (bytes >= 4 * layer->weight.numel()) {
+      left[ref.path] = fmt::format("too small: {} bytes packed, {} as they are", bytes,
+                                   4 * layer->weight.numel());
+    } else {
+      targets.push_back({ref, std::move(layer)});
+    }
+  }
+  if (targets.empty()) {
+    fail(Code::usage, "{}: no linear layer under '{}' to pack{}", kWhat, options.slots,
+         left.empty() ? "" : " (" + joined(left) + ")");
+  }
+  std::map<std::string, std::vector<float>> saliency;
+  if (options.format == bundle::Format::mixed) saliency = column_saliency(model, input, targets);
+
+  const bool calibrated = !saliency.empty();
+  Json layers = Json::object();
+  SquareError total;
+  int64_t before = 0, after = 0;
+  for (const Target& target : targets) {
+    const auto layer = packed(target, options, saliency[target.ref.path]);
+    const SquareError error = compare(layer->values(), target.layer->weight);
+    total.error += error.error;
+    total.reference += error.reference;
+    const int64_t plain = 4 * target.layer->weight.numel();
+    before += plain;
+    after += layer->weight.numel();
+    layers[target.ref.path] = {{"rows", layer->outputs()},
+                               {"columns", layer->inputs()},
+                               {"bytes_before", plain},
+                               {"bytes_after", layer->weight.numel()},
+                               {"relative_rms", error.relative()}};
+    target.ref.slot->exchange(layer);
+  }
+  return {{"format", std::string(bundle::format_name(options.format))},
+          {"activations", std::string(activation_format_name(options.activations))},
+          {"calibrated", calibrated},
+          {"quantized", targets.size()},
+          {"relative_rms", total.relative()},
+          {"bytes_before", before},
+          {"bytes_after", after},
+          {"convolution_bytes", convolution_bytes(model)},
+          {"layers", std::move(layers)},
+          {"left", std::move(left)}};
+}
+
+Json dequantize(Model& model, const PassInput& input) {
+  const std::string what = "pass dequantize";
+  json_require_known_keys(input.options, {"slots"}, what);
+  const auto pattern = json_get_or<std::string>(input.options, "slots", "**", what);
+  Json layers = Json::array();
+  for (const SlotRef& ref : walk(*model.root, pattern)) {
+    const auto layer = std::dynamic_pointer_cast<QuantLinear>(ref.slot->get());
+    if (layer == nullptr) continue;
+    ref.slot->exchange(layer->unpacked());
+    layers.push_back(ref.path);
+  }
+  if (layers.empty()) fail(Code::usage, "{}: no packed layer under '{}'", what, pattern);
+  return {{"unpacked", layers.size()}, {"layers", std::move(layers)}};
+}
+
+}  // namespace sluice::lab
