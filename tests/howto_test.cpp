@@ -1,0 +1,107 @@
+// The commands of docs/howto/ work as written, one page after the other, at tiny size: they see
+// configurations of the same names whose networks train in a second.
+#if SLUICE_WITH_LAB && SLUICE_WITH_ENGINE
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <sstream>
+
+#include "sluice/base/file.h"
+#include "tests/process.h"
+
+namespace sluice::test {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::vector<fs::path> pages() {
+  std::vector<fs::path> found;
+  for (const auto& entry : fs::directory_iterator(fs::path(SLUICE_SOURCE_DIR) / "docs/howto")) {
+    if (entry.path().extension() == ".md") found.push_back(entry.path());
+  }
+  std::sort(found.begin(), found.end());
+  return found;
+}
+
+/// The lines of code blocks that begin with "sluice ".
+std::vector<std::string> commands(const fs::path& page) {
+  std::istringstream lines(read_bytes(page.string()));
+  std::vector<std::string> found;
+  std::string line;
+  bool code = false;
+  while (std::getline(lines, line)) {
+    if (line.starts_with("```")) code = !code;
+    if (code && line.starts_with("sluice ")) found.push_back(line);
+  }
+  return found;
+}
+
+/// Words as a shell would see them; quotes of both kinds, nothing else.
+Arguments words(const std::string& command) {
+  Arguments result;
+  std::string word;
+  char quote = 0;
+  bool any = false;
+  for (const char c : command + " ") {
+    if (quote != 0) {
+      if (c == quote) {
+        quote = 0;
+      } else {
+        word += c;
+      }
+    } else if (c == '\'' || c == '"') {
+      quote = c;
+      any = true;
+    } else if (c != ' ') {
+      word += c;
+    } else if (!word.empty() || any) {
+      result.push_back(word);
+      word.clear();
+      any = false;
+    }
+  }
+  return result;
+}
+
+const char* const kTinyMlp = R"(
+[data]
+name = "blobs"
+train_limit = 600
+test_limit = 200
+[model]
+name = "mlp"
+hidden = [64, 40]
+[train]
+steps = 60
+batch = 20
+)";
+
+class Howto : public testing::TestWithParam<fs::path> {};
+
+TEST_P(Howto, EveryCommandWorks) {
+  const TempDirectory directory("howto");
+  make_directories(directory / "configs");
+  write_bytes(directory / "configs/lenet-fashion.toml", kTinyMlp);
+  const std::vector<std::string> all = commands(GetParam());
+  EXPECT_FALSE(all.empty());
+  for (const std::string& command : all) {
+    Arguments arguments = words(command);
+    arguments.erase(arguments.begin());
+    if (arguments.front() == "bench") {
+      arguments.insert(arguments.end(), {"--rounds", "1", "--threads", "1"});
+    }
+    const Finished finished = sluice(arguments, {.directory = directory.path()});
+    ASSERT_EQ(finished.exit_code, 0) << command << "\n" << finished.err;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Pages, Howto, testing::ValuesIn(pages()), [](const auto& page) {
+  std::string name = page.param.stem().string();
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name;
+});
+
+}  // namespace
+}  // namespace sluice::test
+#endif
