@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -32,6 +33,16 @@ Value Builder::input(const std::string& name, Shape shape) {
 
 void Builder::tensor(const std::string& name, DType dtype, Shape shape,
                      std::span<const std::byte> bytes, const std::string& format) {
+  store(name, dtype, std::move(shape), bytes, format, true);
+}
+
+void Builder::tensor_view(const std::string& name, DType dtype, Shape shape,
+                          std::span<const std::byte> bytes, const std::string& format) {
+  store(name, dtype, std::move(shape), bytes, format, false);
+}
+
+void Builder::store(const std::string& name, DType dtype, Shape shape,
+                    std::span<const std::byte> bytes, const std::string& format, bool copy) {
   TensorSpec spec{name, format, dtype, std::move(shape), std::nullopt};
   check_tensor_spec(spec, "bundle");
   json_quote(name, "tensor");
@@ -44,10 +55,9 @@ void Builder::tensor(const std::string& name, DType dtype, Shape shape,
          bytes.size());
   if (const auto it = stored_.find(name); it != stored_.end()) {
     const Stored& stored = it->second;
-    const bool same =
-        stored.dtype == dtype && graph_.tensors.at(name).shape == spec.shape &&
-        graph_.tensors.at(name).format == format &&
-        std::equal(bytes.begin(), bytes.end(), stored.bytes.begin(), stored.bytes.end());
+    const bool same = stored.dtype == dtype && graph_.tensors.at(name).shape == spec.shape &&
+                      graph_.tensors.at(name).format == format &&
+                      std::ranges::equal(bytes, stored.data());
     if (!same)
       fail(Code::usage,
            "tensor '{}' was added before with another shape or other values; choose another name",
@@ -55,9 +65,9 @@ void Builder::tensor(const std::string& name, DType dtype, Shape shape,
     return;
   }
   spec.xxh64 = xxhash64(bytes);
-  stored_.emplace(name, Stored{dtype,
-                               stored_shape(*format_from_name(format), spec.shape),
-                               {bytes.begin(), bytes.end()}});
+  Stored stored{dtype, stored_shape(*format_from_name(format), spec.shape), {}, bytes, copy};
+  if (copy) stored.bytes.assign(bytes.begin(), bytes.end());
+  stored_.emplace(name, std::move(stored));
   graph_.tensors.emplace(name, std::move(spec));
   order_.push_back(name);
 }
@@ -139,7 +149,28 @@ void Builder::output(const Value& value) {
 void Builder::check_finished() const {
   if (graph_.outputs.empty()) fail(Code::state, "bundle: no output; call output() before writing");
   const GraphInfo info = check_graph(graph_, "bundle");
-  if (!task_.kind.empty()) check_task(task_, graph_, info, "bundle: task");
+  if (!task_.kind.empty()) check_task(full_task(), graph_, info, "bundle: task");
+  if (!task_.tokenizer.empty() && tokenizer_.empty())
+    fail(Code::state, "bundle: the task names the tokenizer '{}'; give its text to set_tokenizer()",
+         printable(task_.tokenizer));
+  if (tokenizer_.empty()) return check_texts();
+  if (task_.kind.empty()) fail(Code::state, "bundle: a tokenizer without a task; call set_task()");
+  if (stored_.count(kTokenizerTensor))
+    fail(Code::usage, "bundle: a tensor is called '{}', the name of the tokenizer; rename it",
+         kTokenizerTensor);
+  check_texts();
+}
+
+Task Builder::full_task() const {
+  Task task = task_;
+  if (!tokenizer_.empty()) {
+    task.tokenizer = kTokenizerTensor;
+    task.tokenizer_xxh64 = xxhash64(std::as_bytes(std::span(tokenizer_)));
+  }
+  return task;
+}
+
+void Builder::check_texts() const {
   if (!model_json_.empty()) check_model_json(model_json_, "bundle: model");
   provenance_from_json(provenance_json_, "bundle: provenance");
 }
@@ -149,9 +180,14 @@ std::vector<TensorView> Builder::views() const {
   views.reserve(stored_.size());
   for (const std::string& name : order_) {
     const Stored& stored = stored_.at(name);
-    views.push_back({name, stored.dtype, stored.shape, stored.bytes});
+    views.push_back({name, stored.dtype, stored.shape, stored.data()});
     require_finite(views.back());
   }
+  if (!tokenizer_.empty())
+    views.push_back({kTokenizerTensor,
+                     DType::u8,
+                     {static_cast<int64_t>(tokenizer_.size())},
+                     std::as_bytes(std::span(tokenizer_))});
   return views;
 }
 
@@ -160,7 +196,7 @@ std::map<std::string, std::string> Builder::metadata() const {
   metadata["sluice.version"] = std::to_string(kFormatVersion);
   metadata["sluice.graph"] = graph_to_json(graph_);
   if (!model_json_.empty()) metadata["sluice.model"] = model_json_;
-  if (!task_.kind.empty()) metadata["sluice.task"] = task_to_json(task_);
+  if (!task_.kind.empty()) metadata["sluice.task"] = task_to_json(full_task());
   if (provenance_json_ != "[]") metadata["sluice.provenance"] = provenance_json_;
   return metadata;
 }

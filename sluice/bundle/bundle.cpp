@@ -13,6 +13,7 @@ namespace {
 
 constexpr size_t kModelBytes = size_t{16} << 20, kTaskBytes = size_t{16} << 20,
                  kProvenanceBytes = size_t{1} << 20;
+constexpr int64_t kMaxTokenId = int64_t{1} << 24;  // what f32 counts exactly
 
 const std::string* find(const SafetensorsFile& file, const char* key) {
   const auto it = file.metadata().find(key);
@@ -72,6 +73,18 @@ void check_task(const Task& task, const Graph& graph, const GraphInfo& info,
     fail(Code::format, "{}: 'mean' is {}; expected a finite number", what, task.mean);
   if (!std::isfinite(task.std) || task.std <= 0)
     fail(Code::format, "{}: 'std' is {}; expected a finite number > 0", what, task.std);
+  if (task.stop_tokens.size() > kMaxStopTokens)
+    fail(Code::limit, "{}: {} stop tokens; at most {} are allowed", what, task.stop_tokens.size(),
+         kMaxStopTokens);
+  for (const int64_t id : task.stop_tokens)
+    if (id < 0 || id > kMaxTokenId)
+      fail(Code::format, "{}: stop token {}; expected 0 to {}", what, id, kMaxTokenId);
+  if (task.tokenizer.size() > GraphLimits::kNameBytes || !is_plain_text(task.tokenizer))
+    fail(Code::format, "{}: 'tokenizer' is longer than {} bytes or not plain text: '{}'", what,
+         GraphLimits::kNameBytes, printable(task.tokenizer));
+  if (graph.tensors.count(task.tokenizer))
+    fail(Code::format, "{}: 'tokenizer' names '{}', a tensor of the graph", what,
+         printable(task.tokenizer));
   if (task.labels.empty()) return;
   const int64_t outputs = numel(info.shapes.at(graph.outputs[0]), what);
   if (static_cast<int64_t>(task.labels.size()) != outputs)
@@ -82,11 +95,42 @@ void check_task(const Task& task, const Graph& graph, const GraphInfo& info,
 std::string task_to_json(const Task& task) {
   Json json;
   json["kind"] = task.kind;
-  json["data"] = task.data;
-  json["labels"] = task.labels;
-  json["mean"] = task.mean;
-  json["std"] = task.std;
+  const bool text = task.kind == "embed" || task.kind == "generate";
+  if (!text || !task.data.empty()) json["data"] = task.data;
+  if (!text || !task.labels.empty()) json["labels"] = task.labels;
+  if (!text || task.mean != 0) json["mean"] = task.mean;
+  if (!text || task.std != 1) json["std"] = task.std;
+  if (!task.stop_tokens.empty()) json["stop_tokens"] = task.stop_tokens;
+  if (!task.tokenizer.empty()) {
+    json["tokenizer"]["tensor"] = task.tokenizer;
+    if (task.tokenizer_xxh64)
+      json["tokenizer"]["xxh64"] = fmt::format("{:016x}", *task.tokenizer_xxh64);
+  }
   return json.dump();
+}
+
+void read_tokenizer(const Json& json, Task& task, const std::string& what) {
+  if (!json.is_object())
+    fail(Code::format, "{}: key 'tokenizer': expected an object, found {}", what, json.type_name());
+  for (const auto& [key, value] : json.items()) {
+    if (key != "tensor" && key != "xxh64")
+      fail(Code::format, "{}: key 'tokenizer': unknown key '{}'; expected tensor and xxh64", what,
+           printable(key));
+    if (!value.is_string())
+      fail(Code::format, "{}: key 'tokenizer.{}': expected text, found {}", what, key,
+           value.type_name());
+    const std::string text = value.get<std::string>();
+    if (key == "tensor") {
+      task.tokenizer = text;
+      continue;
+    }
+    if (text.size() != 16 || text.find_first_not_of("0123456789abcdefABCDEF") != text.npos)
+      fail(Code::format, "{}: key 'tokenizer.xxh64': expected 16 hexadecimal digits, found '{}'",
+           what, printable(text, 40));
+    task.tokenizer_xxh64 = std::stoull(text, nullptr, 16);
+  }
+  if (task.tokenizer.empty())
+    fail(Code::format, "{}: key 'tokenizer.tensor' is empty or not there", what);
 }
 
 Task task_from_json(std::string_view text, const std::string& what) {
@@ -105,6 +149,17 @@ Task task_from_json(std::string_view text, const std::string& what) {
     } else if (key == "mean" || key == "std") {
       if (!value.is_number()) wrong("a number");
       (key == "mean" ? task.mean : task.std) = value.get<double>();
+    } else if (key == "stop_tokens") {
+      if (!value.is_array()) wrong("a list of integers");
+      if (value.size() > kMaxStopTokens)
+        fail(Code::limit, "{}: {} stop tokens; at most {} are allowed", what, value.size(),
+             kMaxStopTokens);
+      for (const auto& id : value) {
+        if (!id.is_number_integer()) wrong("a list of integers");
+        task.stop_tokens.push_back(id.get<int64_t>());
+      }
+    } else if (key == "tokenizer") {
+      read_tokenizer(value, task, what);
     } else if (key == "labels") {
       if (!value.is_array()) wrong("a list of texts");
       if (value.size() > kMaxLabels)
@@ -114,8 +169,10 @@ Task task_from_json(std::string_view text, const std::string& what) {
         task.labels.push_back(label.get<std::string>());
       }
     } else {
-      fail(Code::format, "{}: unknown key '{}'; expected kind, data, labels, mean and std", what,
-           printable(key));
+      fail(
+          Code::format,
+          "{}: unknown key '{}'; expected kind, data, labels, mean, std, stop_tokens and tokenizer",
+          what, printable(key));
     }
   }
   if (task.kind.empty()) fail(Code::format, "{}: key 'kind' is empty or not there", what);
@@ -143,6 +200,7 @@ struct Bundle::State {
   GraphInfo info;
   Task task;
   std::string model_json, provenance_json = "[]";
+  std::string_view tokenizer;
 
   explicit State(SafetensorsFile opened) : file(std::move(opened)) {
     const std::string& path = file.path();
@@ -159,6 +217,7 @@ struct Bundle::State {
     if (const std::string* text = find(file, "sluice.task")) {
       task = task_from_json(*text, path + ": task");
       check_task(task, graph, info, path + ": task");
+      if (!task.tokenizer.empty()) read_tokenizer_text();
     }
     if (const std::string* text = find(file, "sluice.model")) {
       check_model_json(*text, path + ": model");
@@ -168,6 +227,18 @@ struct Bundle::State {
       provenance_from_json(*text, path + ": provenance");
       provenance_json = *text;
     }
+  }
+
+  void read_tokenizer_text() {
+    const TensorView& stored = file.at(task.tokenizer);
+    if (stored.dtype != DType::u8 || stored.shape.size() != 1)
+      fail(Code::dtype, "{}: tensor '{}', the tokenizer: expected U8 of one dimension, found {} {}",
+           file.path(), printable(task.tokenizer), dtype_name(stored.dtype),
+           to_string(stored.shape));
+    if (stored.bytes.size() > kMaxTokenizerBytes)
+      fail(Code::limit, "{}: tensor '{}', the tokenizer: {} bytes; at most {} are read",
+           file.path(), printable(task.tokenizer), stored.bytes.size(), kMaxTokenizerBytes);
+    tokenizer = {reinterpret_cast<const char*>(stored.bytes.data()), stored.bytes.size()};
   }
 };
 
@@ -192,6 +263,7 @@ const Graph& Bundle::graph() const { return state_->graph; }
 const GraphInfo& Bundle::info() const { return state_->info; }
 const SafetensorsFile& Bundle::file() const { return state_->file; }
 const Task& Bundle::task() const { return state_->task; }
+std::string_view Bundle::tokenizer_json() const { return state_->tokenizer; }
 const std::string& Bundle::model_json() const { return state_->model_json; }
 const std::string& Bundle::provenance_json() const { return state_->provenance_json; }
 int Bundle::version() const { return state_->version; }
@@ -199,14 +271,18 @@ int Bundle::version() const { return state_->version; }
 int64_t Bundle::verify() const {
   int64_t checked = 0;
   for (const TensorView& stored : file().tensors()) {
-    const auto it = graph().tensors.find(stored.name);
-    if (it == graph().tensors.end() || !it->second.xxh64) continue;
+    std::optional<uint64_t> expected;
+    if (const auto it = graph().tensors.find(stored.name); it != graph().tensors.end())
+      expected = it->second.xxh64;
+    else if (stored.name == task().tokenizer)
+      expected = task().tokenizer_xxh64;
+    if (!expected) continue;
     const uint64_t found = xxhash64(stored.bytes);
-    if (found != *it->second.xxh64)
+    if (found != *expected)
       fail(Code::format,
            "{}: tensor '{}': checksum {:016x} expected, {:016x} found; the file is damaged, fetch "
            "it again",
-           path(), printable(stored.name), *it->second.xxh64, found);
+           path(), printable(stored.name), *expected, found);
     ++checked;
   }
   return checked;

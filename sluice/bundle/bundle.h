@@ -5,14 +5,17 @@
 //   sluice.model       how lab rebuilds the bricks (opaque here), JSON, optional
 //   sluice.task        what the inputs and outputs mean: {"kind": "classify", "data":
 //   "fashion-mnist",
-//                      "labels": [...], "mean": 0.286, "std": 0.353}, JSON, optional
+//                      "labels": [...], "mean": 0.286, "std": 0.353}, or {"kind": "generate",
+//                      "stop_tokens": [2], "tokenizer": {"tensor": ..}}, JSON, optional
 //   sluice.provenance  [{"step": "train", ...}, {"step": "slice-channels", ...}], JSON, optional
 #pragma once
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "sluice/bundle/graph.h"
@@ -24,13 +27,20 @@ namespace sluice::bundle {
 
 inline constexpr int kFormatVersion = 1;
 inline constexpr size_t kMaxLabels = 65536;
+inline constexpr size_t kMaxStopTokens = 4096;
+inline constexpr size_t kMaxTokenizerBytes = size_t{256} << 20;
+inline constexpr char kTokenizerTensor[] = "tokenizer.json";
 
-/// The meaning of an image classifier's input and output.
+/// What input and output mean.
 struct Task {
-  std::string kind;                 ///< "classify"
-  std::string data;                 ///< data set it was trained on
-  std::vector<std::string> labels;  ///< names of the classes
-  double mean = 0, std = 1;         ///< input = (pixel / 255 - mean) / std
+  std::string kind;                    ///< "classify" pictures; "embed" or "generate" text
+  std::string data;                    ///< data set it was trained on
+  std::vector<std::string> labels;     ///< names of the classes
+  double mean = 0, std = 1;            ///< input = (pixel / 255 - mean) / std
+  std::vector<int64_t> stop_tokens{};  ///< ids after which "generate" ends
+  /// Name of the U8 tensor that holds the text of the tokenizer, and its checksum.
+  std::string tokenizer{};
+  std::optional<uint64_t> tokenizer_xxh64{};
 };
 
 /// An opened bundle; cheap to copy (shared).
@@ -53,6 +63,8 @@ class Bundle {
   const SafetensorsFile& file() const;
   const TensorView& tensor(const std::string& name) const { return file().at(name); }
   const Task& task() const;
+  /// The text of the tokenizer (tokenizer.json), in the mapped file; "" when absent.
+  std::string_view tokenizer_json() const;
   const std::string& model_json() const;       ///< "" when absent
   const std::string& provenance_json() const;  ///< "[]" when absent
   int version() const;                         ///< of the file's format
@@ -81,6 +93,9 @@ class Builder {
   void tensor(const std::string& name, DType dtype, Shape shape, std::span<const std::byte> bytes,
               const std::string& format = "f32");
   void tensor(const std::string& name, Shape shape, std::span<const float> values);
+  /// As the first, without the copy: the bytes must stay until the bundle is written.
+  void tensor_view(const std::string& name, DType dtype, Shape shape,
+                   std::span<const std::byte> bytes, const std::string& format = "f32");
   /// Bytes as pack() makes them, one matrix after the other, for a logical shape [.., rows,
   /// columns]; codes and scales are checked.
   void tensor(const std::string& name, Format format, Shape shape,
@@ -91,7 +106,10 @@ class Builder {
   void output(const Value& value);
 
   void set_model_json(std::string json) { model_json_ = std::move(json); }
+  /// The tokenizer of the task comes from set_tokenizer.
   void set_task(Task task) { task_ = std::move(task); }
+  /// Stores the text as the tensor "tokenizer.json" and names it in the task, which there must be.
+  void set_tokenizer(std::string json) { tokenizer_ = std::move(json); }
   void set_provenance_json(std::string json) { provenance_json_ = std::move(json); }
 
   const Graph& graph() const { return graph_; }
@@ -106,8 +124,15 @@ class Builder {
     DType dtype;
     Shape shape;  // as in the file
     std::vector<std::byte> bytes;
+    std::span<const std::byte> view;  // of what the caller keeps
+    bool owned;
+    std::span<const std::byte> data() const { return owned ? std::span(bytes) : view; }
   };
   Graph graph_;
+  void store(const std::string& name, DType dtype, Shape shape, std::span<const std::byte> bytes,
+             const std::string& format, bool copy);
+  Task full_task() const;
+  void check_texts() const;
   void check_finished() const;
   std::vector<TensorView> views() const;
   std::map<std::string, std::string> metadata() const;
@@ -118,7 +143,7 @@ class Builder {
   std::map<std::string, Stored> stored_;
   std::vector<std::string> order_;  // of stored_, as added: the file's order
   Task task_;
-  std::string model_json_, provenance_json_ = "[]";
+  std::string tokenizer_, model_json_, provenance_json_ = "[]";
 };
 
 }  // namespace sluice::bundle
