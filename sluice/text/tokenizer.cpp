@@ -1,7 +1,5 @@
 #include "sluice/text/tokenizer.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <exception>
 #include <utility>
