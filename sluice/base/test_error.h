@@ -38,5 +38,6 @@ void expect_error(Code code, const std::string& words, Call&& call, const std::s
 
 }  // namespace sluice
 
+/// The same for one statement: EXPECT_ERROR(parse(x), Code::format, "byte 7").
 #define EXPECT_ERROR(statement, code, text) \
   ::sluice::expect_error(code, text, [&] { (void)(statement); })

@@ -4,13 +4,11 @@
 
 #include <limits>
 
+#include "sluice/base/test_error.h"
 #include "sluice/bundle/bundle.h"
-#include "sluice/bundle/expect_error.h"
 
 namespace sluice::bundle {
 namespace {
-
-using testing::expect_error;
 
 constexpr int64_t kHuge = std::numeric_limits<int64_t>::max();
 

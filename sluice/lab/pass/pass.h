@@ -67,7 +67,7 @@ Json fold_norm(Model& model, const PassInput& input);
 Json prune(Model& model, const PassInput& input);
 /// quantize {format="i8", activations="f32"|"bf16"|"i8", slots="**", skip=[]}: linear layers become
 /// QuantLinear; one whose packed bytes would not be fewer stays. With calibration inputs the format
-/// mixed keeps the columns that matter most to the output, mean x^2 |w|^2, in 8 bits. Report:
+/// mixed keeps those columns in 8 bits whose signs alone would cost the output most. Report:
 /// quantized, relative_rms (of all their weights), bytes_before, bytes_after, convolution_bytes
 /// (convolutions stay f32), layers {path: {rows, columns, bytes_before, bytes_after,
 /// relative_rms}}, left {path: why}.

@@ -77,7 +77,8 @@ class InputProbe final : public Brick {
   int64_t count_ = 0;
 };
 
-/// How much each column adds to a layer's output, mean x_j^2 |w_j|^2, from calibration inputs.
+/// What keeping only a column's signs costs in the layer's output, by calibration inputs:
+/// mean x_j^2 sum_i (|w_ij| - s_i)^2, where s_i is the mean size of row i's weights.
 std::map<std::string, std::vector<float>> column_saliency(Model& model, const PassInput& input,
                                                           const std::vector<Target>& targets) {
   std::map<std::string, std::vector<float>> result;
@@ -100,7 +101,9 @@ std::map<std::string, std::vector<float>> column_saliency(Model& model, const Pa
     const at::Tensor squares = probes[i]->mean_square();
     if (!squares.defined()) continue;  // a closed gate hid the layer from every sample
     const at::Tensor weight = targets[i].layer->weight.detach().to(at::kCPU, at::kDouble);
-    const at::Tensor saliency = ((weight * weight).sum(0) * squares).to(at::kFloat).contiguous();
+    const at::Tensor size = weight.abs();
+    const at::Tensor lost = size - size.mean(1, /*keepdim=*/true);
+    const at::Tensor saliency = ((lost * lost).sum(0) * squares).to(at::kFloat).contiguous();
     result[targets[i].ref.path].assign(saliency.data_ptr<float>(),
                                        saliency.data_ptr<float>() + saliency.numel());
   }
