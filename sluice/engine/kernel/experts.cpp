@@ -21,7 +21,7 @@ using bundle::PackedMatrix;
 
 constexpr int64_t kTokens = kMaxDotBatch;
 constexpr int64_t kFloat = static_cast<int64_t>(sizeof(float));
-// Groups of more tokens than this take the panels, see experts_bench.cpp.
+// Groups of more tokens than this take the panels, see active_rows_bench.cpp.
 constexpr size_t kPanelsFrom = 5;
 
 struct Places {
