@@ -41,7 +41,7 @@ int inspect(const Options& options, const Globals& globals) {
   }
   const bundle::Bundle bundle = bundle::Bundle::open(options.file);
   const int64_t verified = options.check ? bundle.verify() : 0;
-  const size_t tensors = bundle.graph().tensors.size();
+  const size_t tensors = bundle.graph().tensors.size() + (bundle.task().tokenizer.empty() ? 0 : 1);
   if (globals.json) {
     Json document = bundle::describe_json(bundle, describe);
     if (options.check) {

@@ -1,4 +1,4 @@
-// sluice run: classify pictures.
+// sluice run: classify pictures, embed texts.
 #if SLUICE_HAS_ENGINE
 #include <fmt/core.h>
 
@@ -13,6 +13,7 @@
 
 #include "cli/model_data.h"
 #include "cli/output.h"
+#include "cli/run_text.h"
 #include "cli/verb.h"
 #include "sluice/base/error.h"
 #include "sluice/base/json.h"
@@ -25,7 +26,7 @@ namespace {
 
 struct Options {
   std::string model;
-  std::vector<std::string> images;
+  std::vector<std::string> images, texts;
   std::vector<int64_t> samples;
   DataChoice data;
   int64_t top = 3;
@@ -107,14 +108,24 @@ std::string class_name(const std::vector<std::string>& labels, int64_t index) {
                                                      : fmt::format("class {}", index);
 }
 
+int embed(const Options& options, const Globals& globals) {
+  if (!options.images.empty() || !options.samples.empty())
+    fail(Code::usage, "give texts or pictures, not both. See: sluice run --help");
+  Budget budget;
+  budget.macs_per_sample = options.budget_macs;
+  return embed_texts(engine::Network::open(options.model), options.texts, budget, globals);
+}
+
 int classify(const Options& options, const Globals& globals) {
   if (options.images.empty() == options.samples.empty()) {
     fail(Code::usage, "{} See: sluice run --help",
-         options.images.empty() ? "nothing to classify: give picture files, or --sample N."
+         options.images.empty() ? "nothing to do: give picture files, --sample N or --text WORDS."
                                 : "give picture files or --sample, not both.");
   }
   const engine::Network network = engine::Network::open(options.model);
   const bundle::Task& task = network.bundle().task();
+  if (task.kind == "embed" || task.kind == "generate")
+    fail(Code::usage, "{} takes text: give --text WORDS", options.model);
   std::vector<Picture> pictures;
   if (!options.images.empty()) {
     const ImageShape shape = image_shape(network);
@@ -192,6 +203,10 @@ Action setup(CLI::App& app) {
       ->check(CLI::NonNegativeNumber)
       ->allow_extra_args(false)
       ->type_name("N");
+  app.add_option("--text", options->texts,
+                 "A text for a model that embeds: prints its vector; repeatable")
+      ->allow_extra_args(false)
+      ->type_name("WORDS");
   app.add_option("--data", options->data.name,
                  "Data set of --sample; by default the one the model was trained on")
       ->type_name("NAME");
@@ -206,15 +221,18 @@ Action setup(CLI::App& app) {
       ->capture_default_str();
   app.add_flag("--invert", options->invert, "Dark on light becomes light on dark");
   app.add_option("--budget-macs", options->budget_macs,
-                 "Refuse a model that needs more MACs per picture")
+                 "Refuse a model that needs more MACs per picture or text")
       ->check(CLI::PositiveNumber)
       ->type_name("N");
-  return [options](const Globals& globals) { return classify(*options, globals); };
+  return [options](const Globals& globals) {
+    return options->texts.empty() ? classify(*options, globals) : embed(*options, globals);
+  };
 }
 
-const bool registered = register_verb({"run", "Classify pictures",
+const bool registered = register_verb({"run", "Classify pictures, embed texts",
                                        "sluice run model.safetensors shoe.png --top 3\n"
-                                       "sluice run model.safetensors --sample 7",
+                                       "sluice run model.safetensors --sample 7\n"
+                                       "sluice run minilm.safetensors --text 'Hello there' --json",
                                        setup});
 
 }  // namespace

@@ -134,6 +134,40 @@ TEST(Builder, OpenBundleSurvivesBeingOverwritten) {
   EXPECT_EQ(open.verify(), 8);
 }
 
+TEST(Builder, TokenizerLiesBesideTheTensorsOfTheGraphWithAChecksum) {
+  const TempDirectory folder;
+  const std::string path = folder / "m.safetensors";
+  Builder b = small_network();
+  Task task;
+  task.kind = "generate";
+  task.stop_tokens = {2, 5};
+  b.set_task(task);
+  b.set_tokenizer(R"({"model": "a b c"})");
+  b.write(path);
+  const Bundle bundle = Bundle::open(path);
+  EXPECT_EQ(bundle.tokenizer_json(), R"({"model": "a b c"})");
+  EXPECT_EQ(bundle.task().stop_tokens, (std::vector<int64_t>{2, 5}));
+  EXPECT_EQ(bundle.graph().tensors.count("tokenizer.json"), 0u);
+  EXPECT_EQ(bundle.verify(), 9);
+  std::string bytes = read_text_file(path);
+  bytes[bytes.find("a b c")] = 'x';
+  write_text_file(path, bytes);
+  expect_error(Code::format, "tensor 'tokenizer.json': checksum",
+               [&] { Bundle::open(path).verify(); });
+}
+
+TEST(Builder, ViewsAreWrittenWithoutACopy) {
+  std::vector<float> values{1, 2, 3, 4};
+  Builder b;
+  b.tensor_view("w", DType::f32, {2, 2}, std::as_bytes(std::span(values)));
+  b.output(b.node("linear", "l", {b.input("x", {2})}, {}, {{"weight", "w"}}));
+  const Builder copy = b;
+  const auto bytes = copy.bytes();
+  const Bundle bundle = Bundle::parse(bytes, "m", Bundle::Options{});
+  EXPECT_EQ(bundle.tensor("w").f32()[3], 4);
+  EXPECT_EQ(bundle.verify(), 1);
+}
+
 TEST(Builder, DescriptionsThatCouldNotBeReadAreRefused) {
   const auto expect = [](Code code, const char* words, auto change) {
     Builder b = small_network();
@@ -143,6 +177,18 @@ TEST(Builder, DescriptionsThatCouldNotBeReadAreRefused) {
   expect(Code::format, "model", [](Builder& b) { b.set_model_json("{"); });
   expect(Code::format, "provenance", [](Builder& b) { b.set_provenance_json("{}"); });
   expect(Code::format, "'std'", [](Builder& b) { b.set_task({"classify", "d", {}, 0, 0}); });
+  expect(Code::state, "set_tokenizer", [](Builder& b) {
+    Task task;
+    task.kind = "embed";
+    task.tokenizer = "tokenizer.json";
+    b.set_task(task);
+  });
+  expect(Code::format, "stop token -1", [](Builder& b) {
+    Task task;
+    task.kind = "generate";
+    task.stop_tokens = {-1};
+    b.set_task(task);
+  });
   expect(Code::shape, "1 labels for 3 outputs", [](Builder& b) {
     b.set_task({"classify", "d", {"a"}, 0, 1});
   });

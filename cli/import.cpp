@@ -1,0 +1,122 @@
+// sluice import: models in other formats become bundles.
+#include <fmt/core.h>
+
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "cli/interrupt.h"
+#include "cli/output.h"
+#include "cli/verb.h"
+#include "sluice/base/json.h"
+#include "sluice/base/progress.h"
+#include "sluice/base/table.h"
+#include "sluice/bundle/bundle.h"
+#include "sluice/bundle/import/hf.h"
+
+namespace sluice::cli {
+namespace {
+
+struct Options {
+  std::string source, output, dtype = "keep";
+  bundle::ImportOptions import;
+};
+
+std::string joined(const std::vector<std::string>& names, size_t most) {
+  std::string text;
+  for (size_t i = 0; i < names.size() && i < most; ++i) text += (i ? ", " : "") + names[i];
+  if (names.size() > most) text += fmt::format(" and {} more", names.size() - most);
+  return text;
+}
+
+int import(Options options, const Globals& globals) {
+  using Weights = bundle::ImportOptions::Weights;
+  options.import.weights = options.dtype == "f32"    ? Weights::f32
+                           : options.dtype == "bf16" ? Weights::bf16
+                                                     : Weights::keep;
+  std::optional<Progress> progress;
+  options.import.progress = [&](int64_t done, int64_t total) {
+    if (!progress) progress.emplace("import " + options.source, total, "tensors");
+    progress->update(done);
+  };
+  clean_up_on_interrupt(options.output);
+  const auto begun = std::chrono::steady_clock::now();
+  const bundle::ImportResult result =
+      bundle::import_hugging_face(options.source, options.output, options.import);
+  if (progress) progress->finish();
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
+  const bundle::Bundle model = bundle::Bundle::open(options.output);
+  const Cost& cost = model.info().total;
+  if (globals.json) {
+    print_json({{"model", options.output},
+                {"source", options.source},
+                {"architecture", result.architecture},
+                {"kind", result.kind},
+                {"layers", result.layers},
+                {"width", result.width},
+                {"vocabulary", result.vocabulary},
+                {"context", result.context},
+                {"parameters", cost.params},
+                {"file_bytes", model.file_bytes()},
+                {"tokenizer", result.tokenizer},
+                {"ignored", result.ignored},
+                {"seconds", seconds}});
+    return kSuccess;
+  }
+  Table table({"model", options.output});
+  table.row({"architecture", fmt::format("{}, {} layers of width {}", result.architecture,
+                                         result.layers, result.width)});
+  table.row({"kind", result.kind});
+  table.row({"parameters", format_count(cost.params)});
+  table.row({"file", format_bytes(static_cast<int64_t>(model.file_bytes()))});
+  table.row({"context", fmt::format("{} tokens", result.context)});
+  table.row({"tokenizer", result.tokenizer ? "tokenizer.json, in the file" : "none: ids only"});
+  if (!result.ignored.empty()) table.row({"not needed", joined(result.ignored, 4)});
+  print(table.text());
+  return kSuccess;
+}
+
+Action setup(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  app.add_option(
+         "SRC", options->source,
+         "Folder of a Hugging Face model (config.json, safetensors, tokenizer.json), or the "
+         "safetensors file in it")
+      ->required();
+  app.add_option("-o,--output", options->output, "Bundle to write")->required()->type_name("FILE");
+  app.add_option("--dtype", options->dtype,
+                 "Type of the matrices: keep (f16 becomes f32), f32 or bf16")
+      ->check(CLI::IsMember({"keep", "f32", "bf16"}))
+      ->type_name("TYPE")
+      ->capture_default_str();
+  app.add_option("--context", options->import.context,
+                 "Most tokens of a text; by default what the model can, a decoder at most 4096")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 24))
+      ->type_name("N");
+  app.add_option("--block", options->import.block, "Most tokens a decoder reads at once [128]")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20))
+      ->type_name("N");
+  app.add_option("--cache-type", options->import.cache_type, "Type of a decoder's keys and values")
+      ->check(CLI::IsMember({"f32", "bf16", "f16"}))
+      ->type_name("TYPE")
+      ->capture_default_str();
+  app.add_option("--pooling", options->import.pooling,
+                 "The vector of a text, where modules.json does not say: mean, first or last")
+      ->check(CLI::IsMember({"mean", "first", "last"}))
+      ->type_name("KIND");
+  app.add_flag("--normalize", options->import.normalize, "Scale that vector to length 1");
+  return [options](const Globals& globals) { return import(*options, globals); };
+}
+
+const bool registered =
+    register_verb({"import", "Make a bundle of a Hugging Face model",
+                   "sluice import all-MiniLM-L6-v2/ -o minilm.safetensors\n"
+                   "sluice import Qwen3-0.6B/ -o qwen.safetensors --dtype bf16 --context 8192",
+                   setup});
+
+}  // namespace
+}  // namespace sluice::cli

@@ -1,0 +1,115 @@
+// sluice import and what runs its bundles, as a process.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "sluice/base/json.h"
+#include "sluice/bundle/bundle.h"
+#include "sluice/bundle/import/testing.h"
+#include "tests/process.h"
+
+namespace sluice::test {
+namespace {
+
+using testing::HasSubstr;
+using testing::StartsWith;
+
+Json golden(const std::string& name) {
+  return read_json_file(std::string(SLUICE_SOURCE_DIR) + "/tests/golden/huggingface/" + name +
+                        ".json");
+}
+
+/// Words a b c are ids 5 6 7, between <s> and </s>.
+constexpr char kTokenizer[] = R"({"version": "1.0", "truncation": null, "padding": null,
+  "added_tokens": [
+    {"id": 0, "content": "<s>", "single_word": false, "lstrip": false, "rstrip": false,
+     "normalized": false, "special": true},
+    {"id": 2, "content": "</s>", "single_word": false, "lstrip": false, "rstrip": false,
+     "normalized": false, "special": true}],
+  "normalizer": null, "pre_tokenizer": {"type": "WhitespaceSplit"},
+  "post_processor": {"type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+               {"SpecialToken": {"id": "</s>", "type_id": 0}}],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+    "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]},
+                       "</s>": {"id": "</s>", "ids": [2], "tokens": ["</s>"]}}},
+  "decoder": null,
+  "model": {"type": "WordLevel", "vocab": {"<s>": 0, "<unk>": 1, "</s>": 2, "a": 5, "b": 6, "c": 7},
+            "unk_token": "<unk>"}})";
+
+class ImportVerb : public testing::Test {
+ protected:
+  void SetUp() override {
+    bundle::testing::write_model(golden("bert"), source);
+    write_bytes(source + "/tokenizer.json", kTokenizer);
+  }
+  TempDirectory directory;
+  const std::string source = directory / "tiny", model = directory / "tiny.safetensors";
+};
+
+TEST_F(ImportVerb, SaysWhatItMade) {
+  const Finished text = sluice({"import", source, "-o", model, "--pooling", "mean"});
+  EXPECT_EQ(text.exit_code, 0) << text.err;
+  EXPECT_THAT(text.out, HasSubstr("BertModel, 2 layers of width 32"));
+  EXPECT_THAT(text.out, HasSubstr("tokenizer.json, in the file"));
+  const Json json =
+      json_of(sluice({"import", source, "-o", model, "--pooling", "mean", "--normalize",
+                      "--context", "16", "--dtype", "bf16", "--json"}));
+  EXPECT_EQ(json["kind"], "embed");
+  EXPECT_EQ(json["context"], 16);
+  EXPECT_EQ(json["tokenizer"], true);
+  EXPECT_GT(json["parameters"].get<int64_t>(), 10000);
+  const Json checked = json_of(sluice({"inspect", model, "--check", "--json"}));
+  EXPECT_EQ(checked["check"]["tensors"], checked["check"]["verified"]);
+  EXPECT_EQ(checked["check"]["verified"], bundle::Bundle::open(model).graph().tensors.size() + 1);
+}
+
+TEST_F(ImportVerb, FailsWithOneLineAndLeavesNothing) {
+  const Finished finished = sluice({"import", source, "-o", model});
+  EXPECT_EQ(finished.exit_code, 2);
+  EXPECT_THAT(finished.err, StartsWith("sluice: error [usage]: "));
+  EXPECT_THAT(finished.err, HasSubstr("--pooling"));
+  write_bytes(source + "/config.json", R"({"architectures": ["BloomForCausalLM"]})");
+  const Finished other = sluice({"import", source, "-o", model});
+  EXPECT_EQ(other.exit_code, 1);
+  EXPECT_THAT(other.err, StartsWith("sluice: error [unsupported]: " + source + "/config.json"));
+  EXPECT_EQ(std::count(other.err.begin(), other.err.end(), '\n'), 1) << other.err;
+  EXPECT_EQ(directory.entries(), std::vector<std::string>{"tiny"});
+  EXPECT_EQ(sluice({"import", source}).exit_code, 2);
+  EXPECT_EQ(sluice({"import", directory / "none", "-o", model}).exit_code, 1);
+}
+
+#if SLUICE_WITH_ENGINE
+TEST_F(ImportVerb, RunEmbedsTexts) {
+  ASSERT_EQ(
+      sluice({"import", source, "-o", model, "--pooling", "mean", "--context", "6"}).exit_code, 0);
+  const Json json = json_of(
+      sluice({"run", model, "--text", "a b", "--text", "c a b c a b c", "--text", "b", "--json"}));
+  ASSERT_EQ(json["results"].size(), 3u);
+  EXPECT_EQ(json["results"][0]["tokens"], 4);
+  EXPECT_EQ(json["results"][0]["cut"], false);
+  EXPECT_EQ(json["results"][1]["tokens"], 9);
+  EXPECT_EQ(json["results"][1]["cut"], true);
+  EXPECT_EQ(json["results"][0]["vector"].size(), 32u);
+  const Finished alone = sluice({"run", model, "--text", "b"});
+  EXPECT_EQ(alone.exit_code, 0) << alone.err;
+  EXPECT_EQ(std::count(alone.out.begin(), alone.out.end(), '\n'), 1);
+  EXPECT_NEAR(std::stod(alone.out), json["results"][2]["vector"][0].get<double>(), 1e-4);
+}
+
+TEST_F(ImportVerb, RunSaysWhatAModelOfTextTakes) {
+  ASSERT_EQ(sluice({"import", source, "-o", model, "--pooling", "mean"}).exit_code, 0);
+  const Finished picture = sluice({"run", model, directory / "x.png"});
+  EXPECT_EQ(picture.exit_code, 2);
+  EXPECT_THAT(picture.err, HasSubstr("takes text: give --text"));
+  const std::string classifier = directory / "classifier.safetensors";
+  write_linear_bundle(classifier);
+  const Finished words = sluice({"run", classifier, "--text", "a"});
+  EXPECT_EQ(words.exit_code, 1);
+  EXPECT_THAT(words.err, HasSubstr("found one of kind 'classify'"));
+}
+#endif
+
+}  // namespace
+}  // namespace sluice::test
