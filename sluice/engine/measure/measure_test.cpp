@@ -281,6 +281,19 @@ TEST(Rivals, AgreeWithEachOther) {
   }
 }
 
+TEST(Rivals, TapsInThePaddingAreNoWork) {
+  ConvProblem problem;
+  problem.shape.in_channels = 2;
+  problem.shape.out_channels = 3;
+  for (int i = 0; i < 2; ++i) {
+    problem.shape.kernel[i] = 3;
+    problem.shape.padding[i] = 1;
+  }
+  EXPECT_EQ(problem.operations(), 2 * 2 * 3) << "of 3 x 3 taps on one pixel, one";
+  problem.shape.in_height = problem.shape.out_height = 2;
+  EXPECT_EQ(problem.operations(), 2 * 2 * 3 * 4);
+}
+
 TEST(RandomValues, AreTheSameEverywhere) {
   const std::vector<float> values = random_values(10000, 3, 2.0f);
   double sum = 0, squares = 0;

@@ -12,9 +12,20 @@ LibtorchRivals& registered() {
 
 double ConvProblem::operations() const {
   const onednn::ConvShape& s = shape;
-  return 2.0 * static_cast<double>(s.samples * s.out_height * s.out_width) *
-         static_cast<double>(s.out_channels * s.in_channels / s.groups) *
-         static_cast<double>(s.kernel[0] * s.kernel[1]);
+  const int64_t in[2] = {s.in_height, s.in_width}, out[2] = {s.out_height, s.out_width};
+  double operations =
+      2.0 * static_cast<double>(s.samples * s.out_channels * s.in_channels / s.groups);
+  for (int d = 0; d < 2; ++d) {
+    int64_t taps = 0;  // those in the padding are nobody's work
+    for (int64_t o = 0; o < out[d]; ++o) {
+      for (int64_t k = 0; k < s.kernel[d]; ++k) {
+        const int64_t at = o * s.stride[d] + k * s.dilation[d] - s.padding[d];
+        taps += at >= 0 && at < in[d];
+      }
+    }
+    operations *= static_cast<double>(taps);
+  }
+  return operations;
 }
 
 bool register_libtorch(const LibtorchRivals& rivals) {

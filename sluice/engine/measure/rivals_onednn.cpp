@@ -17,7 +17,7 @@ using type = memory::data_type;
 using Arguments = std::unordered_map<int, memory>;
 
 constexpr const char* kQuantizedBefore = "activations quantized beforehand, one scale";
-constexpr const char* kQuantizedNow = "activations quantized in the timed call, one scale";
+constexpr const char* kRounded = "activations rounded in the timed call, one scale";
 
 struct State {
   dnnl::engine engine{dnnl::engine::kind::cpu, 0};
@@ -181,12 +181,26 @@ Quantized quantized(std::span<const float> x, std::span<const float> weight, int
   return q;
 }
 
-/// Rows of activations arrive as floats: their codes are made in every call.
-Contender quantizing(Contender contender, std::shared_ptr<State> state, std::span<const float> x) {
-  contender.note = kQuantizedNow;
-  contender.run = [state, values = std::vector<float>(x.begin(), x.end())] {
-    quantize_row(values.data(), std::ssize(values),
-                 reinterpret_cast<int8_t*>(state->src_bytes.data()));
+/// Activations arrive as floats: rounding them is part of every call, row by row over the threads,
+/// into memory beside the codes, whose single scale was fixed when the primitive was made.
+Contender rounding(Contender contender, std::shared_ptr<State> state, Precision precision,
+                   const LinearProblem& problem) {
+  if (precision == Precision::f32) {
+    return contender;
+  }
+  contender.note = kRounded;
+  contender.run = [state, precision, rows = problem.rows, in = problem.in,
+                   threads = problem.threads,
+                   x = std::vector<float>(problem.x.begin(), problem.x.end()),
+                   codes = std::make_shared<Buffer>(problem.rows * problem.in * 2)] {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (int64_t r = 0; r < rows; ++r) {
+      if (precision == Precision::int8) {
+        quantize_row(x.data() + r * in, in, reinterpret_cast<int8_t*>(codes->data()) + r * in);
+      } else {
+        bf16_row(x.data() + r * in, in, reinterpret_cast<uint16_t*>(codes->data()) + r * in);
+      }
+    }
     state->primitive.execute(state->stream, state->weights->next().arguments);
     state->stream.wait();
   };
@@ -229,8 +243,8 @@ std::optional<Contender> onednn_matmul(const LinearProblem& p, Precision precisi
     prepare(*state, pd, {{p.rows, p.in}, plain_type(precision), tag::ab},
             {{p.in, p.out}, plain_type(precision), tag::ba}, p.x, p.weight, q.x, q.weight, q.scales,
             p.cold);
-    Contender contender = contender_of(state, "matmul", precision, p.in * p.out, p.operations());
-    return precision == Precision::int8 ? quantizing(std::move(contender), state, p.x) : contender;
+    return rounding(contender_of(state, "matmul", precision, p.in * p.out, p.operations()), state,
+                    precision, p);
   });
 }
 
@@ -260,9 +274,8 @@ std::optional<Contender> onednn_inner_product(const LinearProblem& p, Precision 
     prepare(*state, pd, {{p.rows, p.in}, plain_type(precision), tag::ab},
             {{p.out, p.in}, plain_type(precision), tag::ab}, p.x, p.weight, q.x, q.weight, q.scales,
             p.cold);
-    Contender contender =
-        contender_of(state, "inner product", precision, p.in * p.out, p.operations());
-    return precision == Precision::int8 ? quantizing(std::move(contender), state, p.x) : contender;
+    return rounding(contender_of(state, "inner product", precision, p.in * p.out, p.operations()),
+                    state, precision, p);
   });
 }
 
