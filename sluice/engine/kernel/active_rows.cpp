@@ -12,12 +12,39 @@ namespace {
 
 // Bytes of rows that stay in the second-level cache while every token uses them.
 constexpr size_t kBlockBytes = 256 << 10;
-// Share of (token, row) pairs of the union that were asked for from which on the union is computed
-// whole, see active_rows_bench.cpp.
-constexpr double kSharedFrom = 0.4;
+// Share of the (token, row) pairs of the union that were asked for from which on the union is
+// computed whole. Eight tokens, 1024 -> 4096 -> 1024, one thread of a Zen 5, weights out of cache
+// (active_rows_bench.cpp), union over lists: f32 1.2 at 0.20, 1.0 at 0.31, 0.65 at 0.70; i8 1.9 at
+// 0.14, 1.1 at 0.31, 0.87 at 0.70; i4-32 2.8, 1.6 and 1.05.
+double shared_from(bundle::Format format) {
+  return format == bundle::Format::f32 || format == bundle::Format::bf16 ? 0.3 : 0.65;
+}
 
 size_t block_rows(const bundle::PackedMatrix& m) {
   return std::clamp<size_t>(kBlockBytes / static_cast<size_t>(m.row_bytes()), 8, 1 << 20);
+}
+
+// Rows that are asked for early while so many others are multiplied. Longer ones are left to the
+// processor, which finds out by itself how they go on.
+constexpr size_t kAheadRows = 8;
+constexpr int64_t kAheadBytes = 4096;
+
+void prefetch_row(const bundle::PackedMatrix& m, int32_t row) {
+  const std::byte* codes = m.codes + row * m.code_stride;
+  for (int64_t i = 0; i < m.code_stride; i += 64) __builtin_prefetch(codes + i, 0, 2);
+  const std::byte* scales = m.scales + row * m.scale_stride;
+  for (int64_t i = 0; i < m.scale_stride; i += 64) __builtin_prefetch(scales + i, 0, 2);
+}
+
+/// Dots of one list, [first, last) of it.
+void dot_list(const bundle::PackedMatrix& m, const DotInput& x, const int32_t* list, size_t first,
+              size_t last, float* out, size_t stride) {
+  const size_t step = m.code_stride > kAheadBytes ? last - first : kAheadRows;
+  for (size_t at = first; at < last; at += step) {
+    const size_t end = std::min(at + step, last);
+    for (size_t next = end; next < std::min(end + step, last); ++next) prefetch_row(m, list[next]);
+    packed_dot_rows(m, x, {list + at, end - at}, out + at, static_cast<int64_t>(stride));
+  }
 }
 
 /// Calls use(token, first, last) for pieces of all tokens' lists, block of rows by block of rows.
@@ -54,7 +81,7 @@ void ActiveRows::bind(std::byte* scratch, size_t most_tokens, size_t row_count) 
   uses = reinterpret_cast<uint8_t*>(merged + rows);
 }
 
-void ActiveRows::settle() {
+void ActiveRows::settle(bundle::Format format) {
   shared = false;
   merged_count = count[0];
   if (tokens < 2) return;
@@ -71,7 +98,7 @@ void ActiveRows::settle() {
     merged_count += uses[i] != 0;
   }
   shared = static_cast<double>(asked_for) >=
-           kSharedFrom * static_cast<double>(merged_count) * static_cast<double>(tokens);
+           shared_from(format) * static_cast<double>(merged_count) * static_cast<double>(tokens);
 }
 
 size_t ActiveRows::pairs() const {
@@ -112,9 +139,7 @@ void dot_active(const bundle::PackedMatrix& m, const ActiveInput& x, const Activ
     if (rows.shared || rows.tokens == 1) {
       const size_t length = rows.length(0);
       const size_t first = length * part / parts, last = length * (part + 1) / parts;
-      if (last > first)
-        packed_dot_rows(m, x.together, {rows.list(0) + first, last - first}, out + first,
-                        static_cast<int64_t>(stride));
+      if (last > first) dot_list(m, x.together, rows.list(0), first, last, out, stride);
     } else {
       by_blocks(rows, block_rows(m), stride * part / parts, stride * (part + 1) / parts,
                 [&](size_t t, size_t first, size_t last) {

@@ -28,8 +28,9 @@ struct ActiveRows {
   static int64_t scratch_bytes(int64_t tokens, int64_t rows);
   void bind(std::byte* scratch, size_t most_tokens, size_t row_count);
 
-  /// After index and count are filled for `tokens` tokens: counts the union and decides.
-  void settle();
+  /// After index and count are filled for `tokens` tokens: counts the union and decides, for rows
+  /// of that format.
+  void settle(bundle::Format format);
   const int32_t* list(size_t token) const { return shared ? merged : index + token * rows; }
   size_t length(size_t token) const { return shared ? merged_count : count[token]; }
   /// Whether token asked for entry j of its list.

@@ -1,5 +1,5 @@
 // Where the choices between two ways of computing the same come from: own lists against the union
-// of eight tokens (kSharedFrom in active_rows.cpp), few-token kernels against panels for a group of
+// of eight tokens (shared_from in active_rows.cpp), few-token kernels against panels for a group of
 // one expert (kPanelsFrom in experts.cpp).
 //   sluice_engine_bench --benchmark_filter='ActiveFfn|OneExpert'
 //   --benchmark_enable_random_interleaving=true --benchmark_repetitions=5
@@ -50,7 +50,7 @@ void ActiveFfn(benchmark::State& state) {
     for (int32_t f = 0; f < kNeurons; ++f)
       if (keep(random)) rows.index[t * kNeurons + rows.count[t]++] = f;
   }
-  rows.settle();
+  rows.settle(format);
   double asked = 0;
   for (size_t t = 0; t < kTokens; ++t) asked += static_cast<double>(rows.count[t]);
   state.counters["asked of union"] =

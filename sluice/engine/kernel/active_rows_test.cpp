@@ -64,7 +64,7 @@ TEST(ActiveRows, UnionAndListsSayWhoAskedForWhat) {
   };
   set(0, {1, 4, 9});
   set(1, {1, 4, 5, 9});
-  rows.settle();
+  rows.settle(Format::f32);
   ASSERT_TRUE(rows.shared);
   EXPECT_EQ(rows.merged_count, 4u);
   EXPECT_EQ(rows.pairs(), 8u);
@@ -76,7 +76,7 @@ TEST(ActiveRows, UnionAndListsSayWhoAskedForWhat) {
   set(0, {0});
   set(1, {});
   set(2, {7, 8});
-  rows.settle();
+  rows.settle(Format::i8);
   EXPECT_FALSE(rows.shared);
   EXPECT_EQ(rows.pairs(), 3u);
   EXPECT_EQ(rows.merged_count, 3u);

@@ -21,8 +21,11 @@ using bundle::PackedMatrix;
 
 constexpr int64_t kTokens = kMaxDotBatch;
 constexpr int64_t kFloat = static_cast<int64_t>(sizeof(float));
-// Groups of more tokens than this take the panels, see active_rows_bench.cpp.
-constexpr size_t kPanelsFrom = 5;
+// Groups of so many tokens take the panels, see active_rows_bench.cpp.
+constexpr size_t kPanelsFrom = 3;
+// Floats between rows that are multiplied together: rows that lie a power of two apart would share
+// one set of the first-level cache.
+constexpr int64_t kPad = 16;
 
 struct Places {
   int64_t choice = 0, weight = 0, order = 0, start = 0, ranked = 0, probability = 0, pointers = 0,
@@ -46,10 +49,10 @@ struct Places {
     probability = take(count, kFloat);
     pointers = take(2 * rows, static_cast<int64_t>(sizeof(float*)));
     // A token has an expert once, so a group is no larger than all tokens.
-    hidden = take(checked_mul(rows, up.rows, "hidden"), kFloat);
-    if (e.gated()) other = take(checked_mul(rows, up.rows, "hidden"), kFloat);
+    hidden = take(checked_mul(rows, up.rows + kPad, "hidden"), kFloat);
+    if (e.gated()) other = take(checked_mul(rows, up.rows + kPad, "hidden"), kFloat);
     result = take(checked_mul(rows, down.columns, "expert results"), kFloat);
-    gathered = take(kTokens * up.columns, kFloat);
+    gathered = take(checked_mul(rows, up.columns + kPad, "gathered rows"), kFloat);
     int64_t most = dot_scratch_bytes(up.format, e.kind, up.columns, kTokens);
     if (e.gated())
       most = std::max(most, dot_scratch_bytes(e.gate[0].format, e.kind, up.columns, kTokens));
@@ -167,27 +170,31 @@ class Run {
 
   /// Threads share out the columns of the hidden layer, then those of the result.
   void by_panels(size_t e, size_t first, size_t last) const {
-    const size_t tokens = last - first;
+    const size_t tokens = last - first, in_stride = in_ + kPad, stride = hidden_ + kPad;
     const float** rows = at<const float*>(at_.pointers);
     const float** hidden_rows = rows + rows_;
-    float *hidden = floats(at_.hidden), *other = floats(at_.other), *result = floats(at_.result);
+    float *gathered = floats(at_.gathered), *hidden = floats(at_.hidden),
+          *other = floats(at_.other), *result = floats(at_.result);
     for (size_t i = 0; i < tokens; ++i) {
-      rows[i] = x_ + token_of(first + i) * in_;
-      hidden_rows[i] = hidden + i * hidden_;
+      rows[i] = gathered + i * in_stride;
+      hidden_rows[i] = hidden + i * stride;
     }
 #pragma omp parallel num_threads(threads_) if (threads_ > 1)
     {
       const size_t part = static_cast<size_t>(omp_get_thread_num()),
                    parts = static_cast<size_t>(omp_get_num_threads());
+      for (size_t i = tokens * part / parts; i < tokens * (part + 1) / parts; ++i)
+        std::memcpy(gathered + i * in_stride, x_ + token_of(first + i) * in_, in_ * sizeof(float));
+#pragma omp barrier
       const size_t from = column_part(hidden_, part, parts),
                    to = column_part(hidden_, part + 1, parts);
-      panels(e_.gated() ? e_.gate_panels[e] : e_.up_panels[e], in_, rows, tokens, hidden, hidden_,
+      panels(e_.gated() ? e_.gate_panels[e] : e_.up_panels[e], in_, rows, tokens, hidden, stride,
              from, to);
-      if (e_.gated()) panels(e_.up_panels[e], in_, rows, tokens, other, hidden_, from, to);
+      if (e_.gated()) panels(e_.up_panels[e], in_, rows, tokens, other, stride, from, to);
       for (size_t i = 0; i < tokens && to > from; ++i) {
-        float* h = hidden + i * hidden_ + from;
+        float* h = hidden + i * stride + from;
         activate(e_.activation, h, h, to - from);
-        if (e_.gated()) multiply(h, other + i * hidden_ + from, h, to - from);
+        if (e_.gated()) multiply(h, other + i * stride + from, h, to - from);
       }
 #pragma omp barrier
       const size_t begin = column_part(out_, part, parts), end = column_part(out_, part + 1, parts);

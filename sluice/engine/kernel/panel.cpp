@@ -58,8 +58,11 @@ HWY_INLINE void StoreSome(const V* from, int64_t count, float* to) {
   std::copy(all, all + count, to);
 }
 
+/// `ahead`: floats from the first group's weights to those that come after, which are asked for
+/// meanwhile; 0: none.
 template <int kPixels, int kGroups, int kVectors>
-void Tile(const PanelCall& call, const Place* places, const float* const* x, float* out) {
+void Tile(const PanelCall& call, const Place* places, const float* const* x, float* out,
+          int64_t ahead) {
   const D d;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
   V sums[kPixels][kGroups][kVectors];
@@ -89,6 +92,9 @@ void Tile(const PanelCall& call, const Place* places, const float* const* x, flo
 #pragma GCC unroll 2
     for (int64_t i = run.offset; i < end; ++i) {
       V w[kGroups][kVectors];
+      if (kGroups == 1) {
+        for (int v = 0; v < kVectors; ++v) __builtin_prefetch(weight[0] + ahead + v * lanes, 0, 2);
+      }
 #pragma GCC unroll 16
       for (int g = 0; g < kGroups; ++g) {
 #pragma GCC unroll 16
@@ -115,7 +121,7 @@ void Tile(const PanelCall& call, const Place* places, const float* const* x, flo
   }
 }
 
-using TileFunction = void (*)(const PanelCall&, const Place*, const float* const*, float*);
+using TileFunction = void (*)(const PanelCall&, const Place*, const float* const*, float*, int64_t);
 
 template <int kGroups, int kVectors, size_t... kCounts>
 TileFunction TileFor(int64_t pixels, std::index_sequence<kCounts...>) {
@@ -125,12 +131,12 @@ TileFunction TileFor(int64_t pixels, std::index_sequence<kCounts...>) {
 
 /// All pixels, in tiles of as equal a size as possible, at most kMost.
 template <int kMost, int kGroups, int kVectors>
-void Pixels(const PanelCall& call, const Place* places) {
+void Pixels(const PanelCall& call, const Place* places, int64_t ahead = 0) {
   const int64_t tiles = (call.pixels + kMost - 1) / kMost;
   for (int64_t t = 0, p = 0; t < tiles; ++t) {
     const int64_t count = (call.pixels - p) / (tiles - t);
     TileFor<kGroups, kVectors>(count, std::make_index_sequence<kMost>())(
-        call, places, call.x + p, call.out + p * call.out_stride);
+        call, places, call.x + p, call.out + p * call.out_stride, t + 1 == tiles ? ahead : 0);
     p += count;
   }
 }
@@ -154,10 +160,14 @@ void PanelProducts(const PanelCall& call) {
   }
   for (; o < call.outputs; o += group) {
     const Place one = place(o);
+    // The last tile asks for the next weights (17% less time for cold ones, 20% more for hot ones
+    // of few pixels, where reading them is the work and the processor is ahead already).
+    const bool asks = call.pixels >= 8 && o + group < call.outputs;
+    const int64_t ahead = asks ? place(o + group).weight - one.weight : 0;
     if (one.count > lanes) {
-      Pixels<kMostPixels, 1, 2>(call, &one);
+      Pixels<kMostPixels, 1, 2>(call, &one, ahead);
     } else {
-      Pixels<kMostPixels, 1, 1>(call, &one);
+      Pixels<kMostPixels, 1, 1>(call, &one, ahead);
     }
   }
 }

@@ -127,7 +127,7 @@ class Chunk {
       active_.count[t] =
           f_.select(scores, active_.index + t * neurons_, f_.soft ? &bound_[t] : nullptr);
     }
-    active_.settle();
+    active_.settle(f_.up.format);
   }
 
   /// hidden[t][j] = act(first product of row list(t)[j]), zero where the token has not asked.

@@ -39,7 +39,7 @@ void run_sparse_input(const SparseInput& s, const float* x, float* y, size_t row
         std::fill_n(y + t * out, out, 0.0f);
       }
     }
-    active.settle();
+    active.settle(s.weight.format);
     for (size_t t = 0; t < active.tokens; ++t) {
       const int32_t* list = active.list(t);
       float* to = factor + t * in;
