@@ -112,7 +112,7 @@ TEST(LoadImageSet, TellsHowToGetMissingData) {
 TEST(LoadImageSet, SuggestsTheNearestName) {
   expect_error(Code::usage, "did you mean 'fashion-mnist'?",
                [&] { load_image_set("fashion-mist"); });
-  expect_error(Code::usage, "known: fashion-mnist, digits, blobs",
+  expect_error(Code::usage, "known: fashion-mnist, digits, emoji, blobs",
                [&] { load_image_set("imagenet"); });
 }
 
