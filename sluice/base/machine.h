@@ -30,7 +30,7 @@ std::vector<double> time_interleaved(const std::vector<std::function<void()>>& f
 double measure_read_bandwidth(int threads);  ///< bytes per second from memory, not cache
 double measure_f32_peak(
     int threads);  ///< f32 FLOP per second of dependent-free FMA, 2 per multiply-add
-/// 8-bit operations per second with VNNI, 2 per multiply-add; 0 on a CPU without it.
+/// 8-bit operations per second with AMX or VNNI, 2 per multiply-add; 0 on a CPU without either.
 double measure_int8_peak(int threads);
 
 /// Bytes of the last-level cache, 0 where the system does not say.

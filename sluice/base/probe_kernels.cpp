@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include "sluice/base/amx.h"
 #include "sluice/base/error.h"
 
 #if defined(__x86_64__)
@@ -150,6 +151,40 @@ __attribute__((target("avx512f,avx512vnni"))) int32_t int8_dot_avx512(int64_t ro
   return _mm512_cvtsi512_si32(total);
 }
 
+#if defined(__GNUC__)
+#define SLUICE_AMX __attribute__((target("avx512f,amx-tile,amx-int8")))
+constexpr int64_t kTileRounds = 4, kTileOperations = 2 * 16 * 16 * 64;
+
+// Four sums, two tiles of either operand: as much as eight registers allow.
+SLUICE_AMX int32_t int8_dot_amx(int64_t rounds) {
+  struct alignas(64) {
+    uint8_t palette = 1, start = 0, reserved[14] = {};
+    uint16_t column_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  } config;
+  asm volatile("" : : "r"(&config) : "memory");
+  _tile_loadconfig(&config);
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_zero(4);
+  _tile_zero(5);
+  _tile_zero(6);
+  _tile_zero(7);
+  for (int64_t r = 0; r < rounds; ++r) {
+    _tile_dpbssd(0, 4, 6);
+    _tile_dpbssd(1, 4, 7);
+    _tile_dpbssd(2, 5, 6);
+    _tile_dpbssd(3, 5, 7);
+  }
+  alignas(64) int32_t sums[16 * 16];
+  _tile_stored(0, sums, 64);
+  _tile_release();
+  return sums[0];
+}
+#endif
+
 bool has_avx512_vnni() {
   static const bool has = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni");
   return has;
@@ -218,6 +253,11 @@ int64_t flops_of_multiply_add(int64_t rounds) {
 
 int32_t int8_dot(int64_t rounds) {
 #if defined(__x86_64__)
+#if defined(__GNUC__)
+  if (amx_int8_usable()) {
+    return int8_dot_amx(rounds);
+  }
+#endif
   if (has_avx512_vnni()) {
     return int8_dot_avx512(rounds);
   }
@@ -227,6 +267,11 @@ int32_t int8_dot(int64_t rounds) {
 
 int64_t operations_of_int8_dot(int64_t rounds) {
 #if defined(__x86_64__)
+#if defined(__GNUC__)
+  if (amx_int8_usable()) {
+    return rounds * kTileRounds * kTileOperations;
+  }
+#endif
   if (has_avx512_vnni()) {
     return rounds * kChains * 64 * 2;
   }

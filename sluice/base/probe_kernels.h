@@ -30,9 +30,10 @@ uint64_t sum_words(std::span<const uint64_t> words);
 float multiply_add(int64_t rounds);
 int64_t flops_of_multiply_add(int64_t rounds);
 
-/// `rounds` rounds of independent 8-bit dot products in registers, with the widest VNNI unit.
+/// `rounds` rounds of independent 8-bit dot products in registers, with AMX tiles or else the
+/// widest VNNI unit.
 int32_t int8_dot(int64_t rounds);
-/// 2 per multiply-add; 0 on a CPU without VNNI.
+/// 2 per multiply-add; 0 on a CPU without either.
 int64_t operations_of_int8_dot(int64_t rounds);
 
 /// Makes the compiler believe that `value` is needed.

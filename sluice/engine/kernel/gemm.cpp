@@ -9,6 +9,7 @@
 #include "sluice/engine/kernel/elementwise.h"
 #include "sluice/engine/kernel/gemm_rows.h"
 #include "sluice/engine/kernel/packed_dot_path.h"
+#include "sluice/engine/kernel/packed_tiles.h"
 #include "sluice/engine/kernel/threads.h"
 
 namespace sluice::engine {
@@ -22,6 +23,7 @@ using bundle::PackedMatrix;
 // packed_dot 63 us a row in most formats; it is slower for f32 (oneDNN's own) and binary-2 (two
 // planes).
 constexpr int64_t kProductRows = 9, kUnpackedRows = 128, kUnpackedRowsEarly = 16;
+constexpr int64_t kTileRows = 9;
 // A strip of packed weights beside eight rows of activations in the second-level cache.
 constexpr int64_t kDotStrip = 256 << 10;
 // A strip of unpacked weights that the f32 product packs once more; larger strips mean fewer calls.
@@ -41,6 +43,10 @@ struct Layer {
 
 GemmPath choose(const PackedLinear& layer, int64_t rows) {
   const Format format = layer.weight.format;
+  if (layer.kind == DotKind::i8 && rows >= kTileRows && tiles_apply(layer.weight) &&
+      tiles_usable()) {
+    return GemmPath::tiles;
+  }
   if (rows >= kProductRows) {
     if (layer.kind == DotKind::i8 && format == Format::i8) return GemmPath::integers;
     if (layer.kind == DotKind::bf16 && format == Format::bf16) return GemmPath::bf16;
@@ -109,6 +115,13 @@ void run_dot(const Layer& layer, const float* x, float* y, std::byte* scratch, i
       packed_dot_range(w, now, from, to, y + first * w.rows + from, w.rows);
     }
   }
+}
+
+// ---------------------------------------------------------------- tiles
+
+void run_tiles(const Layer& layer, const float* x, float* y, std::byte* scratch, int64_t rows) {
+  if (rows < kTileRows) return run_dot(layer, x, y, scratch, rows);
+  multiply_tiles(layer.weight, x, rows, y, scratch, layer.threads);
 }
 
 // ---------------------------------------------------------------- unpacked strips
@@ -253,21 +266,29 @@ Kernel make_packed_linear(const PackedLinear& from, int64_t samples, int64_t eac
     }
     return product_kernel(layer, rows, integers);
   }
-  const bool unpacks = path == GemmPath::unpacked;
+  const auto run = path == GemmPath::tiles      ? run_tiles
+                   : path == GemmPath::unpacked ? run_unpacked
+                                                : run_dot;
+  const std::string_view how = path == GemmPath::tiles      ? "sluice gemm amx"
+                               : path == GemmPath::unpacked ? "sluice unpack + sgemm"
+                                                            : dot_name();
   Kernel kernel;
-  kernel.name =
-      fmt::format("{} {}{}", unpacks ? "sluice unpack + sgemm" : dot_name(),
-                  bundle::format_name(from.weight.format), from.kind == DotKind::i8 ? " x i8" : "");
+  kernel.name = fmt::format("{} {}{}", how, bundle::format_name(from.weight.format),
+                            from.kind == DotKind::i8 ? " x i8" : "");
+  // Fewer rows than planned may be there: too few for tiles, they take the other way.
+  const int64_t dots = dot_scratch(*layer, (rows + kMaxDotBatch - 1) / kMaxDotBatch * kMaxDotBatch);
   kernel.scratch_bytes =
-      unpacks ? unpacked_plan(*layer, rows).total(layer->threads)
-              : dot_scratch(*layer, (rows + kMaxDotBatch - 1) / kMaxDotBatch * kMaxDotBatch);
+      path == GemmPath::tiles
+          ? std::max(dots, tiles_scratch_bytes(layer->weight, rows, layer->threads))
+      : path == GemmPath::unpacked ? unpacked_plan(*layer, rows).total(layer->threads)
+                                   : dots;
   kernel.counts_rows = true;
-  kernel.bind = [layer, unpacks](const Binding& b) -> std::function<void()> {
+  kernel.bind = [layer, run](const Binding& b) -> std::function<void()> {
     const float* x = b.inputs[0];
     const float* other = layer->adds ? b.inputs[1] : nullptr;
     return [=, y = b.output, scratch = b.scratch, live = b.rows] {
       const int64_t count = (live ? live->count : layer->samples) * layer->each;
-      (unpacks ? run_unpacked : run_dot)(*layer, x, y, scratch, count);
+      run(*layer, x, y, scratch, count);
       finish(*layer, y, other, count);
     };
   };

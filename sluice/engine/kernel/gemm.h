@@ -2,6 +2,7 @@
 //   y = activation(x W^T + bias + other),  x [rows][columns], y [rows][W.rows]
 //
 //   few rows                        packed_dot: the weights are read once
+//   more, int8 activations and AMX  packed_tiles: strips of weights unpacked to int8
 //   more, i8 and int8 activations   oneDNN's integer product, scaled behind it
 //   more, bf16 on both sides        oneDNN's bf16 product
 //   more, others                    packed_dot, eight rows of x at a time over strips of weights
@@ -28,11 +29,12 @@ struct PackedLinear {
   int threads = 1;
 };
 
-enum class GemmPath : uint8_t { automatic, dot, integers, bf16, unpacked };
+enum class GemmPath : uint8_t { automatic, dot, tiles, integers, bf16, unpacked };
 
 /// `samples` times `each` rows of x, or as many as Binding::rows counts where the kernel can
 /// (counts_rows: not the two whose whole product is oneDNN's). `key` names the weights in `cache`.
-/// Throws Error{limit} when scratch overflows.
+/// Throws Error{limit} when scratch overflows. GemmPath::tiles only where tiles_usable() and
+/// tiles_apply().
 Kernel make_packed_linear(const PackedLinear& layer, int64_t samples, int64_t each,
                           onednn::PackCache& cache, const std::string& key,
                           GemmPath path = GemmPath::automatic);

@@ -5,6 +5,7 @@
 
 #include "sluice/engine/kernel/buffer.h"
 #include "sluice/engine/kernel/gemm_rows.h"
+#include "sluice/engine/kernel/packed_tiles.h"
 #include "sluice/engine/kernel/test_targets.h"
 
 namespace sluice::engine {
@@ -111,6 +112,52 @@ TEST(PackedLinear, EveryPathComputesTheSame) {
   }
   check(Weights(Format::i8, 70, 96, 4), DotKind::i8, {.rows = 3, .path = GemmPath::integers}, 6);
   check(Weights(Format::bf16, 70, 96, 4), DotKind::bf16, {.rows = 3, .path = GemmPath::bf16}, 6);
+}
+
+TEST(PackedLinear, TilesComputeWhatDotsDo) {
+  if (!tiles_usable()) GTEST_SKIP() << "no AMX here";
+  std::mt19937_64 random(15);
+  for (const Format format : bundle::all_formats()) {
+    for (const auto [out, columns] :
+         {std::pair{70, 96}, {1, 1}, {16, 128}, {33, 1025}, {47, 2500}}) {
+      const Weights w(format, out, columns, 16);
+      if (!tiles_apply(w.matrix)) continue;
+      const bool grouped = format == Format::i8_group || format == Format::i4_group ||
+                           format == Format::i4_group_min;
+      for (const int64_t rows : {9, 48, 273}) {
+        check(w, DotKind::i8, {.rows = rows, .bias = true, .path = GemmPath::tiles}, 17);
+        if (HasFatalFailure()) return;
+        const auto x = random_floats(random, static_cast<size_t>(rows * columns));
+        const auto tiles = run(w, DotKind::i8, {.rows = rows, .path = GemmPath::tiles}, x, {}, {});
+        EXPECT_EQ(tiles, run(w, DotKind::i8, {.rows = rows, .threads = 3, .path = GemmPath::tiles},
+                             x, {}, {}));
+        if (!grouped && format != Format::binary2 && format != Format::mixed) {
+          EXPECT_EQ(tiles, run(w, DotKind::i8, {.rows = rows, .path = GemmPath::dot}, x, {}, {}))
+              << bundle::format_name(format);
+        }
+      }
+    }
+  }
+}
+
+TEST(PackedLinear, RowsThatAreNotFiniteSpoilOnlyThemselves) {
+  std::mt19937_64 random(18);
+  for (const Format format : bundle::all_formats()) {
+    const Weights w(format, 40, 200, 19);
+    auto x = random_floats(random, 20 * 200);
+    x[3 * 200 + 7] = std::numeric_limits<float>::infinity();
+    x[9 * 200 + 199] = std::nanf("");
+    std::fill_n(x.begin() + 5 * 200, 200, 0.0f);
+    const auto y = run(w, DotKind::i8, {.rows = 20, .threads = 2}, x, {}, {});
+    for (size_t r = 0; r < 20; ++r) {
+      for (size_t o = 0; o < 40; ++o) {
+        EXPECT_EQ(std::isnan(y[r * 40 + o]), r == 3 || r == 9) << bundle::format_name(format);
+        if (r == 5) {
+          EXPECT_EQ(y[r * 40 + o], 0.0f);
+        }
+      }
+    }
+  }
 }
 
 TEST(PackedLinear, BiasAddendAndActivationFollowTheProduct) {
