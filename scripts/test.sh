@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Everything that must hold before a change goes in: formatting, all unit and process tests, the build without LibTorch,
-# the sanitizers, a minute of fuzzing. Stops at the first stage that fails; the release tests come last.
+# the sanitizers, a minute of fuzzing. Stops at the first stage that fails; the release tests come last. Pretrained models
+# are fetched first (scripts/fetch-models.sh); tests whose model cannot be had are skipped and named at the end.
 #
 #   scripts/test.sh            all stages
 #   scripts/test.sh release    some of: format engine-only asan fuzz release
@@ -12,7 +13,7 @@ stages=("$@")
 [ ${#stages[@]} -gt 0 ] || stages=(format engine-only asan fuzz release)
 begun=$SECONDS
 stage="start"
-trap 'code=$?; [ $code = 0 ] || echo "test.sh: stage \"$stage\" FAILED after $((SECONDS - stage_begun)) s" >&2' EXIT
+trap 'code=$?; rm -f "${skipped:-}"; [ $code = 0 ] || echo "test.sh: stage \"$stage\" FAILED after $((SECONDS - stage_begun)) s" >&2' EXIT
 stage_begun=$SECONDS
 
 begin() {
@@ -30,7 +31,14 @@ wants() {
   return 1
 }
 
-run_ctest() { ctest --test-dir "build/$1" --output-on-failure -j "$jobs" "${@:2}"; }
+skipped=$(mktemp)
+run_ctest() {
+  local log
+  log=$(mktemp)
+  ctest --test-dir "build/$1" --output-on-failure -j "$jobs" "${@:2}" | tee "$log"
+  sed -n "s/^[[:space:]]*[0-9]* - \(.*\) (Skipped)$/  $1: \1/p" "$log" >>"$skipped"
+  rm -f "$log"
+}
 
 for wanted in "${stages[@]}"; do
   case $wanted in
@@ -47,6 +55,12 @@ groups=(build data test)
 ! wants fuzz || groups+=(fuzz)
 scripts/deps.sh "${groups[@]}"
 finish
+
+if wants engine-only || wants asan || wants release; then
+  begin "models"
+  scripts/fetch-models.sh
+  finish
+fi
 
 if wants format; then
   begin "format"
@@ -115,5 +129,9 @@ if wants release; then
   begin "test release"
   run_ctest release
   finish
+fi
+if [ -s "$skipped" ]; then
+  echo "test.sh: skipped, because something they need is not here (each says what):"
+  sort -u "$skipped"
 fi
 echo "test.sh: all stages passed in $((SECONDS - begun)) s"

@@ -5,12 +5,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <filesystem>
 
 #include "sluice/base/file.h"
 #include "sluice/base/json.h"
 #include "sluice/base/temp_directory.h"
+#include "sluice/base/test_models.h"
 #include "sluice/bundle/import/hf.h"
 #include "sluice/bundle/import/testing.h"
 #include "sluice/engine/graph/network.h"
@@ -141,25 +141,9 @@ TEST(Imported, TextsOfDifferentLengthsInOneBatchDoNotSeeEachOther) {
   }
 }
 
-/// Where scripts/data.sh minilm puts it; "" when it is not there.
-std::string minilm_folder() {
-  const auto variable = [](const char* name) {
-    const char* value = std::getenv(name);
-    return std::string(value ? value : "");
-  };
-  std::string root = variable("SLUICE_DATA");
-  if (root.empty())
-    root = (variable("XDG_DATA_HOME").empty() ? variable("HOME") + "/.local/share"
-                                              : variable("XDG_DATA_HOME")) +
-           "/sluice";
-  const std::string folder = root + "/minilm";
-  return file_exists(folder + "/model.safetensors") ? folder : "";
-}
-
 TEST(Imported, MiniLmGivesTheVectorsOfItsMakers) {
-  const std::string folder = minilm_folder();
-  if (folder.empty())
-    GTEST_SKIP() << "all-MiniLM-L6-v2 is not here; scripts/data.sh minilm fetches it";
+  const std::string folder = fetched_model("minilm", "model.safetensors");
+  if (folder.empty()) GTEST_SKIP() << "no all-MiniLM-L6-v2; scripts/fetch-models.sh minilm gets it";
   const Json document = read_json_file(kGolden + "minilm/golden.json");
   const TempDirectory temporary;
   double least = 1, least_bf16 = 1;

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""make.py FOLDER: writes golden.json beside itself: what all-MiniLM-L6-v2 in FOLDER (scripts/data.sh minilm) gives for
-a few sentences, by the transformers and tokenizers libraries in double precision: the mean of the last layer over all
+"""make.py FOLDER: writes golden.json beside itself: what all-MiniLM-L6-v2 in FOLDER (scripts/fetch-models.sh minilm)
+gives for a few sentences, by the transformers and tokenizers libraries in double precision: the mean of the last layer over all
 tokens, scaled to length 1. Needs: pip install torch transformers (made with torch 2.15, transformers 5.23)."""
 import hashlib
 import json
