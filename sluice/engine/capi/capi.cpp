@@ -67,6 +67,7 @@ sluice_status sluice_load(const char* path, const sluice_options* options,
       open.verify_checksums = options->verify_checksums != 0;
       session.batch = options->batch == 0 ? 1 : options->batch;
       session.threads = options->threads;
+      session.sequences = options->sequences != 0;
     }
     auto loaded = sluice::engine::Network::open(path, open);
     sluice::engine::Session planned(loaded, session);
@@ -117,6 +118,29 @@ sluice_status sluice_run(sluice_network* network, const float* input, size_t inp
     require(input != nullptr, "sluice_run", "input");
     require(output != nullptr, "sluice_run", "output");
     network->session.run({input, input_elements}, {output, output_elements}, count);
+  });
+}
+
+sluice_status sluice_run_tokens(sluice_network* network, const float* input, size_t input_elements,
+                                float* output, size_t output_elements, const int64_t* tokens,
+                                int64_t samples) {
+  return guarded([&] {
+    require(network != nullptr, "sluice_run_tokens", "network");
+    require(input != nullptr, "sluice_run_tokens", "input");
+    require(output != nullptr, "sluice_run_tokens", "output");
+    require(tokens != nullptr, "sluice_run_tokens", "tokens");
+    if (samples < 0)
+      sluice::fail(sluice::Code::shape, "sluice_run_tokens: {} samples; expected 0 or more",
+                   samples);
+    network->session.run_tokens({input, input_elements}, {output, output_elements},
+                                {tokens, static_cast<size_t>(samples)});
+  });
+}
+
+sluice_status sluice_reset(sluice_network* network) {
+  return guarded([&] {
+    require(network != nullptr, "sluice_reset", "network");
+    network->session.reset();
   });
 }
 

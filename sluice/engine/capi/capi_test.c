@@ -55,8 +55,35 @@ static void check_null(sluice_network* network, const char* path) {
   sluice_free(NULL);
 }
 
+static void check_tokens(const char* classifier) {
+  char path[4096];
+  sluice_network* network = NULL;
+  sluice_options options = {0};
+  const float input[6] = {1, 2, 3, 4, 5, 6};
+  const int64_t tokens[2] = {1, 2}, many[2] = {1, 5};
+  float output[2] = {0, 0};
+  snprintf(path, sizeof path, "%s.rows", classifier);
+  CHECK(sluice_load(path, NULL, &network) == SLUICE_OK);
+  CHECK(sluice_run_tokens(network, input, 6, output, 2, tokens, 2) == SLUICE_STATE);
+  sluice_free(network);
+  options.batch = 2;
+  options.sequences = 1;
+  CHECK(sluice_load(path, &options, &network) == SLUICE_OK);
+  CHECK(sluice_run_tokens(network, input, 6, output, 2, tokens, 2) == SLUICE_OK);
+  CHECK(output[0] == 21 && output[1] == 65); /* the last row of each */
+  CHECK(sluice_reset(network) == SLUICE_OK);
+  CHECK(sluice_run_tokens(network, input, 6, output, 2, many, 2) == SLUICE_SHAPE && says("5"));
+  CHECK(sluice_run_tokens(network, input, 5, output, 2, tokens, 2) == SLUICE_SHAPE);
+  CHECK(sluice_run_tokens(network, input, 6, output, 2, tokens, -1) == SLUICE_SHAPE);
+  CHECK(sluice_run_tokens(network, input, 6, output, 2, NULL, 2) == SLUICE_USAGE);
+  CHECK(sluice_run_tokens(NULL, input, 6, output, 2, tokens, 2) == SLUICE_USAGE);
+  CHECK(sluice_reset(NULL) == SLUICE_USAGE);
+  sluice_free(network);
+}
+
 int main(int argc, char** argv) {
   if (argc != 2) return 2;
+  check_tokens(argv[1]);
   CHECK(strlen(sluice_version()) > 0);
 
   sluice_network* network = NULL;

@@ -1,5 +1,7 @@
-// Writes the bundle that capi_test.c loads: make_bundle <path>
+// Writes the bundles that capi_test.c loads: make_bundle <path> writes a classifier there and a sum
+// over time, of up to 4 rows of 2, to <path>.rows
 #include <cstdio>
+#include <string>
 
 #include "sluice/base/error.h"
 #include "sluice/bundle/bundle.h"
@@ -19,6 +21,13 @@ int main(int argc, char** argv) {
     task.labels = {"left", "right"};
     builder.set_task(task);
     builder.write(argv[1]);
+
+    sluice::bundle::Builder rows;
+    rows.tensor("fc.weight", {1, 2}, std::vector<float>{1, 10});
+    const auto r = rows.input("x", {4, 2});
+    const auto z = rows.node("linear", "fc", {r}, {}, {{"weight", "fc.weight"}});
+    rows.output(rows.node("pool_rows", "last", {z}, {{"kind", std::string("last")}}));
+    rows.write(std::string(argv[1]) + ".rows");
   } catch (const sluice::Error& e) {
     std::fprintf(stderr, "%s\n", e.what());
     return 1;

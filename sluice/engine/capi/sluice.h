@@ -39,6 +39,7 @@ typedef struct sluice_options {
   int64_t batch;            /* samples per run; 0 means 1 */
   int32_t threads;          /* 0: all cores */
   int32_t verify_checksums; /* not 0: compare every tensor with its checksum */
+  int32_t sequences;        /* not 0: sluice_run_tokens() takes samples of any length */
 } sluice_options;
 
 typedef struct sluice_info {
@@ -63,6 +64,18 @@ SLUICE_API const char* sluice_label(const sluice_network* network, int64_t index
 SLUICE_API sluice_status sluice_run(sluice_network* network, const float* input,
                                     size_t input_elements, float* output, size_t output_elements,
                                     int64_t count);
+/* Samples of different lengths, for networks whose first dimension is time (texts: one id per row).
+ * Needs sluice_options.sequences. tokens[s] rows of sample s, up to the network's input_shape[0],
+ * lie one sample after another in `input`, without gaps. `output` likewise, or one row per sample
+ * where the network pools. A network with a cache continues each sample where its last run ended;
+ * samples <= batch. */
+SLUICE_API sluice_status sluice_run_tokens(sluice_network* network, const float* input,
+                                           size_t input_elements, float* output,
+                                           size_t output_elements, const int64_t* tokens,
+                                           int64_t samples);
+/* All samples start anew. */
+SLUICE_API sluice_status sluice_reset(sluice_network* network);
+
 /* Message of this thread's last failure; "" when none. Valid until the thread's next call. */
 SLUICE_API const char* sluice_last_error(void);
 /* NULL is fine. */
