@@ -132,6 +132,39 @@ Value Builder::node(const std::string& op, const std::string& path,
   return output;
 }
 
+std::span<const std::byte> Builder::stored(const std::string& name) const {
+  const auto it = stored_.find(name);
+  if (it == stored_.end()) fail(Code::missing, "tensor '{}' was not added", printable(name));
+  return it->second.data();
+}
+
+void Builder::rename(const std::function<std::string(const std::string&)>& path,
+                     const std::function<std::string(const std::string&)>& tensor) {
+  const auto taken = [](const char* kind, const std::string& name) {
+    fail(Code::usage, "two {}s would be named '{}'", kind, printable(name));
+  };
+  std::map<std::string, TensorSpec> specs;
+  std::map<std::string, std::string> names;
+  for (auto& [old, spec] : graph_.tensors) {
+    TensorSpec renamed = spec;
+    renamed.name = names[old] = tensor(old);
+    if (!specs.emplace(renamed.name, renamed).second) taken("tensor", renamed.name);
+  }
+  std::set<std::string> paths;
+  for (const Node& node : graph_.nodes)
+    if (!paths.insert(path(node.path)).second) taken("node", path(node.path));
+  std::map<std::string, Stored> stored;
+  for (auto& [old, each] : stored_) stored.emplace(names.at(old), std::move(each));
+  for (std::string& name : order_) name = names.at(name);
+  for (Node& node : graph_.nodes) {
+    node.path = path(node.path);
+    for (auto& [role, name] : node.tensors) name = names.at(name);
+  }
+  graph_.tensors = std::move(specs);
+  stored_ = std::move(stored);
+  paths_ = std::move(paths);
+}
+
 void Builder::output(const Value& value) {
   if (!shapes_.count(value.name))
     fail(Code::usage, "output '{}' is no value of this graph; pass what node() returned",

@@ -194,5 +194,26 @@ TEST(Builder, DescriptionsThatCouldNotBeReadAreRefused) {
   });
 }
 
+TEST(Builder, RenamesNodesAndTensors) {
+  Builder builder;
+  const Value x = builder.input("x", {2});
+  builder.tensor("a.weight", {3, 2}, std::vector<float>{1, 2, 3, 4, 5, 6});
+  const Value y = builder.node("linear", "a", {x}, {}, {{"weight", "a.weight"}});
+  builder.output(builder.node("activation", "b", {y}, {{"kind", std::string("relu")}}));
+  const auto prefixed = [](const std::string& name) { return "new." + name; };
+  builder.rename(prefixed, prefixed);
+  const std::vector<std::byte> bytes = builder.bytes();
+  const Bundle bundle = Bundle::parse(bytes, "test", {});
+  EXPECT_EQ(bundle.graph().nodes[0].path, "new.a");
+  EXPECT_EQ(bundle.graph().nodes[0].tensors.at("weight"), "new.a.weight");
+  EXPECT_EQ(bundle.tensor("new.a.weight").f32()[5], 6);
+  EXPECT_EQ(bundle.verify(), 1);
+  EXPECT_EQ(builder.stored("new.a.weight").size(), 24u);
+  expect_error(Code::missing, "'a.weight' was not added", [&] { builder.stored("a.weight"); });
+  const auto same = [](const std::string&) { return std::string("same"); };
+  expect_error(Code::usage, "two nodes would be named 'same'",
+               [&] { builder.rename(same, prefixed); });
+}
+
 }  // namespace
 }  // namespace sluice::bundle

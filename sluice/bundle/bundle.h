@@ -9,6 +9,7 @@
 //                      "stop_tokens": [2], "tokenizer": {"tensor": ..}}, JSON, optional
 //   sluice.provenance  [{"step": "train", ...}, {"step": "slice-channels", ...}], JSON, optional
 #pragma once
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -113,6 +114,12 @@ class Builder {
   void set_provenance_json(std::string json) { provenance_json_ = std::move(json); }
 
   const Graph& graph() const { return graph_; }
+  /// The bytes of a tensor that was added, as they will lie in the file. Throws Error{missing}.
+  std::span<const std::byte> stored(const std::string& name) const;
+  /// Gives every node the path `path`(old), every tensor the name `tensor`(old). Throws
+  /// Error{usage} when two get the same.
+  void rename(const std::function<std::string(const std::string&)>& path,
+              const std::function<std::string(const std::string&)>& tensor);
   /// Writes the bundle with a checksum per tensor. Throws Error{numeric} naming the tensor when an
   /// f32 tensor holds NaN or infinity, Error{state} without an output.
   void write(const std::string& path) const;

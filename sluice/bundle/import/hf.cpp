@@ -6,6 +6,7 @@
 #include "sluice/base/error.h"
 #include "sluice/base/file.h"
 #include "sluice/base/json.h"
+#include "sluice/bundle/import/bricks.h"
 #include "sluice/bundle/import/config.h"
 #include "sluice/bundle/import/family.h"
 #include "sluice/bundle/import/weights.h"
@@ -215,6 +216,9 @@ ImportResult import_hugging_face(const std::string& source, const std::string& o
       config,    weights, options, chosen_pooling(sentence.pooling, options), architecture.name,
       Builder(), {},      {}};
   architecture.build(model);
+  rename_to_brick_paths(model.builder);
+  const Json bricks = describe_bricks(model.builder, model.result.context);
+  if (!bricks.is_null()) model.builder.set_model_json(bricks.dump());
 
   ImportResult result = std::move(model.result);
   result.architecture = architecture.name;

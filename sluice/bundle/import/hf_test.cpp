@@ -74,10 +74,10 @@ TEST_F(Import, MatricesKeepTheirTypeUnlessToldOtherwise) {
     import({.weights = weights});
     return Bundle::open(output).graph().tensors.at(name).format;
   };
-  const char* matrix = "model.layers.0.self_attn.q_proj.weight";
-  const char* vector = "model.norm.weight";
+  const char* matrix = "blocks.0.attn.q.weight";
+  const char* vector = "norm.weight";
   EXPECT_EQ(format(DType::bf16, Weights::keep, matrix), "bf16");
-  EXPECT_EQ(format(DType::bf16, Weights::keep, "model.embed_tokens.weight"), "bf16");
+  EXPECT_EQ(format(DType::bf16, Weights::keep, "embed.weight"), "bf16");
   EXPECT_EQ(format(DType::bf16, Weights::keep, vector), "f32");
   EXPECT_EQ(format(DType::bf16, Weights::f32, matrix), "f32");
   EXPECT_EQ(format(DType::f16, Weights::keep, matrix), "f32");
