@@ -71,7 +71,9 @@ BrickPtr Slot::exchange(BrickPtr brick) {
 at::Tensor Slot::forward(const at::Tensor& x, Context& context) const {
   Context::Scope scope(context, name_);
   try {
-    return (**this).forward(x, context);
+    at::Tensor y = (**this).forward(x, context);
+    if (context.watcher != nullptr) context.watcher->after(context.path(), *brick_, x, y);
+    return y;
   } catch (const c10::Error& error) {
     rethrow(error, fmt::format("{} ({})", context.path(), brick_->kind()));
   }

@@ -62,17 +62,29 @@ class Slot {
 /// brick.
 struct ChannelGroup {
   std::string name;  ///< "hidden"
+  /// What one of them is: "channel", "neuron" (of a feed-forward network), "head" (of attention).
+  std::string unit = "channel";
   int64_t channels = 0;
   std::vector<std::string> producers;  ///< sliced along outputs
   std::vector<std::string>
       carriers;  ///< per-channel bricks in between (norms): sliced along channels
   std::vector<std::string> consumers;  ///< sliced along inputs
   std::string gate;  ///< slot whose gate has one unit per channel; "" when there is none yet
+  /// Consecutive outputs of each producer, and inputs of each consumer, that belong to one channel;
+  /// empty: one.
+  std::vector<int64_t> producer_columns = {}, consumer_columns = {};
 };
 
 /// A norm slot that directly follows a linear or convolution slot, foldable into it.
 struct FoldPair {
   std::string producer, norm;
+};
+
+/// A norm over the last dimension and all that reads it: its scale and shift fold into them. Paths
+/// of slots below the declaring brick.
+struct NormReaders {
+  std::string norm;
+  std::vector<std::string> readers;
 };
 
 class Brick : public torch::nn::Module {
@@ -83,6 +95,8 @@ class Brick : public torch::nn::Module {
   virtual Json attributes() const = 0;
   virtual at::Tensor forward(const at::Tensor& x, Context& context) = 0;
   virtual Shape output_shape(const Shape& input) const = 0;
+  /// Above 0: the input is token ids below this number; 0: any numbers.
+  virtual int64_t vocabulary() const { return 0; }
   /// Upper bound per sample (all gates open), children included.
   virtual Cost cost(const Shape& input) const = 0;
   /// Appends the nodes that compute this brick; tensors are named `path`.<parameter>. Throws
@@ -92,6 +106,7 @@ class Brick : public torch::nn::Module {
 
   virtual std::vector<ChannelGroup> channel_groups() const { return {}; }
   virtual std::vector<FoldPair> fold_pairs() const { return {}; }
+  virtual std::vector<NormReaders> norm_readers() const { return {}; }
   /// Closes the units of `group` whose entry of `mask` ([channels], 0 or 1) is 0, without changing
   /// any size: a constant mask where the group's gate sits. May insert a slot.
   virtual void set_channel_mask(const ChannelGroup& group, const at::Tensor& mask);

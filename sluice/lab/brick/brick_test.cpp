@@ -116,6 +116,7 @@ TEST(Activation, HasTheNamedFunctions) {
   expect_near(f("tanh"), t({-0.99932930f, -0.76159416f, 0, 0.96402758f}, {1, 4}));
   expect_near(f("silu"), t({-0.07194484f, -0.26894142f, 0, 1.76159416f}, {1, 4}));
   expect_near(f("gelu"), t({-0.00012668f, -0.15865525f, 0, 1.95449974f}, {1, 4}));
+  expect_near(f("gelu_tanh"), t({-0.00007025f, -0.15880801f, 0, 1.95459769f}, {1, 4}));
   expect_near(f("hard_swish"), t({0, -1.f / 3, 0, 5.f / 3}, {1, 4}));
   expect_error(Code::config, "unknown; known: relu", [] { Activation("relo"); });
 }

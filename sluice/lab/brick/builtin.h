@@ -18,5 +18,14 @@ BrickPtr make_residual_block(const Json& attributes);
 BrickPtr make_gate(const Json& attributes);
 BrickPtr make_constant_mask(const Json& attributes);
 BrickPtr make_quant_linear(const Json& attributes);
+BrickPtr make_embedding(const Json& attributes);
+BrickPtr make_quant_embedding(const Json& attributes);
+BrickPtr make_rms_norm(const Json& attributes);
+BrickPtr make_layer_norm(const Json& attributes);
+BrickPtr make_attention(const Json& attributes);
+BrickPtr make_ffn(const Json& attributes);
+BrickPtr make_transformer_block(const Json& attributes);
+BrickPtr make_decoder(const Json& attributes);
+BrickPtr make_text_encoder(const Json& attributes);
 
 }  // namespace sluice::lab

@@ -34,6 +34,17 @@ class GateLog {
   std::vector<GateRecord> records_;
 };
 
+class Brick;
+
+/// Sees, and may replace, what bricks in slots give: recording, distillation, interventions.
+class SlotWatcher {
+ public:
+  virtual ~SlotWatcher() = default;
+  /// After the brick of the slot at `path` made `y` of `x`.
+  virtual void after(const std::string& path, const Brick& brick, const at::Tensor& x,
+                     at::Tensor& y) = 0;
+};
+
 class Context {
  public:
   GateLog* gate_log = nullptr;
@@ -44,6 +55,10 @@ class Context {
   /// Gates answer "open" for every unit without looking (warm-up); nothing is logged then. Constant
   /// masks stay.
   bool gates_forced_open = false;
+  /// [batch] int64: rows of each sample that count, of inputs padded to one length; undefined: all.
+  /// Attention does not look at the others, pooling leaves them out.
+  at::Tensor lengths;
+  SlotWatcher* watcher = nullptr;
 
   const std::string& path() const { return path_; }
 

@@ -96,7 +96,7 @@ class BatchNorm final : public Brick {
   double eps_, momentum_;
 };
 
-/// Elementwise: relu, gelu (erf), silu, sigmoid, tanh, hard_swish.
+/// Elementwise: relu, gelu (erf), silu, sigmoid, tanh, hard_swish, gelu_tanh.
 class Activation final : public Brick {
  public:
   explicit Activation(const std::string& function);
@@ -131,7 +131,7 @@ class Pool2d final : public Brick {
   int64_t kernel_, stride_, padding_;
 };
 
-/// "relu", "gelu", "silu", "sigmoid", "tanh", "hard_swish".
+/// "relu", "gelu", "silu", "sigmoid", "tanh", "hard_swish", "gelu_tanh".
 const std::vector<std::string>& activation_names();
 at::Tensor activate(const std::string& function, const at::Tensor& x);
 

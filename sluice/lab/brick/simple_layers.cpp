@@ -8,6 +8,7 @@
 #include "sluice/base/random.h"
 #include "sluice/lab/brick/attributes.h"
 #include "sluice/lab/brick/builtin.h"
+#include "sluice/lab/brick/embedding.h"
 #include "sluice/lab/brick/init.h"
 #include "sluice/lab/brick/layers.h"
 #include "sluice/lab/gate/gate.h"
@@ -26,14 +27,15 @@ thread_local int without_init_depth = 0;
 // ---- Activation ----
 
 const std::vector<std::string>& activation_names() {
-  static const std::vector<std::string> names = {"relu",    "gelu", "silu",
-                                                 "sigmoid", "tanh", "hard_swish"};
+  static const std::vector<std::string> names = {"relu", "gelu",       "silu",     "sigmoid",
+                                                 "tanh", "hard_swish", "gelu_tanh"};
   return names;
 }
 
 at::Tensor activate(const std::string& function, const at::Tensor& x) {
   if (function == "relu") return at::relu(x);
   if (function == "gelu") return at::gelu(x);
+  if (function == "gelu_tanh") return at::gelu(x, "tanh");
   if (function == "silu") return at::silu(x);
   if (function == "sigmoid") return at::sigmoid(x);
   if (function == "tanh") return at::tanh(x);
@@ -213,6 +215,8 @@ void fill_uniform(at::Tensor& tensor, double bound, uint64_t seed) {
 
 namespace {
 
+constexpr double kEmbeddingStd = 0.02;
+
 void initialize_layer(Brick& brick, const std::string& path, const std::string& scheme,
                       uint64_t seed) {
   at::Tensor weight, bias;
@@ -226,6 +230,9 @@ void initialize_layer(Brick& brick, const std::string& path, const std::string& 
     const auto area = static_cast<double>(weight.size(2) * weight.size(3));
     fan_in = area * static_cast<double>(weight.size(1));
     fan_out = area * static_cast<double>(weight.size(0) / conv->options().groups);
+  } else if (auto* table = dynamic_cast<Embedding*>(&brick)) {
+    fill_normal(table->weight, kEmbeddingStd, derive_seed(seed, join_path(path, "weight")));
+    return;
   } else {
     return;
   }

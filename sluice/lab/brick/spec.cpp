@@ -36,6 +36,15 @@ struct Registry {
       {"gate", make_gate},
       {"constant_mask", make_constant_mask},
       {"quant_linear", make_quant_linear},
+      {"embedding", make_embedding},
+      {"quant_embedding", make_quant_embedding},
+      {"rms_norm", make_rms_norm},
+      {"layer_norm", make_layer_norm},
+      {"attention", make_attention},
+      {"ffn", make_ffn},
+      {"transformer_block", make_transformer_block},
+      {"decoder", make_decoder},
+      {"text_encoder", make_text_encoder},
   };
 };
 

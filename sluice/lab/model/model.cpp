@@ -10,7 +10,7 @@
 #include "sluice/lab/brick/init.h"
 #include "sluice/lab/brick/layers.h"
 #include "sluice/lab/gate/gate.h"
-#include "sluice/lab/quant/quant_linear.h"
+#include "sluice/lab/quant/packed_weight.h"
 
 namespace sluice::lab {
 namespace {
@@ -37,7 +37,7 @@ void check_packed(const Model& model, const bundle::Bundle& bundle) {
   std::vector<std::pair<std::string, const Brick*>> bricks = {{"", model.root.get()}};
   for (const SlotRef& ref : walk(*model.root)) bricks.emplace_back(ref.path, ref.slot->get().get());
   for (const auto& [path, brick] : bricks) {
-    const auto* layer = dynamic_cast<const QuantLinear*>(brick);
+    const auto* layer = dynamic_cast<const PackedBrick*>(brick);
     if (layer == nullptr) continue;
     const std::string name = join_path(path, "weight");
     const auto spec = bundle.graph().tensors.find(name);
@@ -72,6 +72,36 @@ Model clone(const Model& model) {
   return copy;
 }
 
+at::Tensor probe_input(const Model& model, int64_t samples, uint64_t seed, int64_t tokens) {
+  const int64_t vocabulary = model.root->vocabulary();
+  std::vector<int64_t> sizes = {samples};
+  if (vocabulary > 0) {
+    sizes.push_back(std::min(model.input_shape[0], tokens));
+    at::Tensor ids = at::empty(sizes);
+    fill_uniform(ids, 1.0, seed);  // -1 .. 1
+    ids = ((ids + 1) / 2 * static_cast<double>(vocabulary)).floor().clamp(0, vocabulary - 1);
+    return ids.to(device_of(*model.root));
+  }
+  sizes.insert(sizes.end(), model.input_shape.begin(), model.input_shape.end());
+  at::Tensor x = at::empty(sizes);
+  fill_normal(x, 1.0, seed);
+  return as_input(x, model);
+}
+
+c10::Device device_of(const Brick& brick) {
+  const auto state = named_state(brick);
+  return state.empty() ? c10::Device(c10::kCPU) : state.front().second.device();
+}
+
+at::Tensor as_input(const at::Tensor& x, const Model& model) {
+  if (model.root->vocabulary() == 0) {
+    for (const auto& [path, tensor] : named_state(*model.root)) {
+      if (tensor.is_floating_point()) return x.to(tensor.options().requires_grad(false));
+    }
+  }
+  return x.to(device_of(*model.root));
+}
+
 std::vector<std::pair<std::string, at::Tensor>> named_state(const Brick& brick) {
   std::vector<std::pair<std::string, at::Tensor>> result;
   for (const auto& item : brick.named_parameters()) result.emplace_back(item.key(), item.value());
@@ -101,7 +131,8 @@ void load_state(Brick& brick, const std::map<std::string, at::Tensor>& state) {
 
 void lower(const Model& model, bundle::Builder& builder) {
   require_root(model);
-  const bundle::Value input = builder.input("input", model.input_shape);
+  const bool text = model.root->vocabulary() > 0;
+  const bundle::Value input = builder.input(text ? "tokens" : "input", model.input_shape);
   builder.output(model.root->lower(builder, input, ""));
   // State that no node reads (a gate that is folded away in the graph) still belongs to the model.
   // Packed weights are no floats, and their own bricks have added them.
@@ -109,6 +140,7 @@ void lower(const Model& model, bundle::Builder& builder) {
     if (tensor.is_floating_point()) add_tensor(builder, path, tensor);
   }
   builder.set_task(model.task);
+  if (!model.tokenizer.empty()) builder.set_tokenizer(model.tokenizer);
   builder.set_model_json(describe(model).dump());
   builder.set_provenance_json(model.provenance.dump());
 }
@@ -136,6 +168,7 @@ Model load_model(const bundle::Bundle& bundle) {
   Model model;
   model.input_shape = json_get<std::vector<int64_t>>(description, "input_shape", place);
   model.task = bundle.task();
+  model.tokenizer = bundle.tokenizer_json();
   model.provenance = parse_json(bundle.provenance_json(), what + ": sluice.provenance");
   if (!model.provenance.is_array()) {
     fail(Code::format, "{}: sluice.provenance: expected a list of steps", what);
@@ -190,6 +223,7 @@ Model load_model(const bundle::Bundle& bundle) {
       checked_mask(channels->mask, fmt::format("{}: {}", what, ref.path));
     }
   }
+  if (!model.task.tokenizer.empty()) known.insert(model.task.tokenizer);
   for (const bundle::TensorView& view : bundle.file().tensors()) {
     if (!known.contains(view.name)) {
       fail(Code::format,

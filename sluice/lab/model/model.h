@@ -1,5 +1,7 @@
 // A model: the root brick with what is needed to use it and to know where it came from.
 #pragma once
+#include <c10/core/Device.h>
+
 #include "sluice/bundle/bundle.h"
 #include "sluice/data/dataset.h"
 #include "sluice/lab/brick/brick.h"
@@ -10,6 +12,7 @@ struct Model {
   BrickPtr root;
   Shape input_shape;  ///< per sample
   bundle::Task task;
+  std::string tokenizer = {};       ///< text of tokenizer.json; "" when there is none
   Json provenance = Json::array();  ///< steps in order; append with add_step
 
   Cost cost() const { return root->cost(input_shape); }
@@ -31,6 +34,14 @@ void lower(const Model& model, bundle::Builder& builder);
 Model load_model(const std::string& path);
 Model load_model(const bundle::Bundle& bundle);
 
+c10::Device device_of(const Brick& brick);
+/// `x` on the device and of the type of the model's first parameter that is no packed one; token
+/// ids keep their type.
+at::Tensor as_input(const at::Tensor& x, const Model& model);
+/// Samples that depend on `seed` and the model's kind of input only: normal numbers, or for a text
+/// model token ids [samples, T] with T up to `tokens`. On the model's device.
+at::Tensor probe_input(const Model& model, int64_t samples, uint64_t seed, int64_t tokens = 32);
+
 /// Parameters and buffers by dotted path.
 std::vector<std::pair<std::string, at::Tensor>> named_state(const Brick& brick);
 /// Copies values in, from any device; throws Error{missing|shape} naming the first tensor that does
@@ -48,5 +59,20 @@ void load_state(Brick& brick, const std::map<std::string, at::Tensor>& state);
 Model make_model(const std::string& name, const Json& options, const data::ImageSet& data,
                  uint64_t seed);
 std::vector<std::string> model_names();
+
+/// Transformers for text by name (docs/architecture.md has their paths), with their options:
+///   decoder  {vocab, layers = 4, width = 128, heads = 4, kv_heads = heads, head_dim = width /
+///   heads, ffn, context = 256, block = min(128, context), tied = true, gated = true, activation =
+///   "silu", norm = "rms" | "layer", norm_eps = 1e-5, order = "pre" | "post", positions = "rope" |
+///   "learned" | "none", rope_base = 10000, window = 0, qk_norm = false, bias = false, cache_type =
+///   "f32"} encoder  the same without tied, window and cache_type, but gated = false, activation =
+///   "gelu", norm = "layer", order = "post", positions = "learned", bias = true, block = context,
+///   and pooling = "mean" | "first" | "last", normalize = true
+/// and for both  init_std = 0.02: weights are normal with this deviation, those that add to the
+/// residual stream divided by sqrt(2 layers) (Radford et al. 2019). `ffn` neurons: by default 4
+/// width, gated 8/3 width rounded up to a multiple of 32. input_shape is [block]: the most tokens
+/// of one run of the engine; forwards take any T <= context.
+Model make_model(const std::string& name, const Json& options, uint64_t seed);
+std::vector<std::string> text_model_names();
 
 }  // namespace sluice::lab

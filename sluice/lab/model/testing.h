@@ -53,6 +53,7 @@ inline Model small_model(const std::string& name, uint64_t seed, Json options = 
 }
 
 inline at::Tensor random_input(const Model& model, int64_t batch, uint64_t seed) {
+  if (model.root->vocabulary() > 0) return probe_input(model, batch, seed, model.input_shape[0]);
   std::vector<int64_t> sizes = {batch};
   sizes.insert(sizes.end(), model.input_shape.begin(), model.input_shape.end());
   return random_tensor(sizes, seed);

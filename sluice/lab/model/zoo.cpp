@@ -1,4 +1,4 @@
-// Reference networks.
+// Reference networks for pictures.
 #include <algorithm>
 #include <map>
 

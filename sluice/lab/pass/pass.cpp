@@ -39,28 +39,37 @@ std::vector<PassEntry> builtin_passes() {
       {{"slice-channels", "removes what constant masks close from the tensors", "(no options)",
         false, true},
        slice_channels},
-      {{"fold-norm", "folds batch norms into the layer before them", "(no options)", false, true},
+      {{"fold-norm",
+        "folds batch norms into the layer before them, scales of other norms into those behind",
+        "(no options)", false, true},
        fold_norm},
-      {{"prune", "zeroes weights, or masks channels, of least score",
-        "rate=0.5              share of the surviving weights or channels that goes\n"
-        "score=magnitude       or 'random'\n"
+      {{"prune", "zeroes weights, or masks channels, neurons or heads, of least score",
+        "rate=0.5              share of the surviving weights, channels, ... that goes\n"
+        "score=magnitude       or 'random'; 'activation': by what calibration inputs make of them\n"
         "scope=layer           'layer': the share of each; 'global': of all together\n"
-        "granularity=weight    or 'channel': masks that slice-channels removes\n"
+        "granularity=weight    or 'channel', 'neuron' (of feed-forward networks), 'head' (key "
+        "heads\n"
+        "                      with their query heads): masks that slice-channels removes\n"
         "slots=**              layers (blocks, for channels), by path pattern\n"
         "seed=0                of score=random",
         false, false},
        prune},
-      {{"quantize", "stores the weights of linear layers in few bits",
+      {{"quantize", "stores the weights of linear layers and embeddings in few bits",
         "format=i8             bf16, i8, i8-32, i4-32, i4-32-min, ternary, binary, binary-2 or "
         "mixed\n"
         "activations=f32       'bf16', or 'i8': inputs of these layers are rounded to it\n"
         "slots=**              layers, by path pattern\n"
-        "skip=[]               layers that stay as they are, by path patterns: the last one, say",
+        "skip=[]               layers that stay as they are, by path patterns: the last one, say\n"
+        "embeddings=true       tables of embeddings, too; false where a weight gets less than 4 "
+        "bits",
         false, false},
        quantize},
       {{"dequantize", "ordinary linear layers of the values that packed ones stand for",
         "slots=**              layers, by path pattern", false, false},
        dequantize},
+      {{"rotate-residual", "turns a decoder's residual stream so that no column is an outlier",
+        "seed=0                of the random orthogonal matrix", false, true},
+       rotate_residual},
       {{"reestimate-norm", "batch-norm statistics anew from calibration data", "(no options)", true,
         false},
        reestimate_norm},
@@ -80,28 +89,11 @@ Registry& registry() {
   return instance;
 }
 
-// On the device and of the type of the model's first parameter that is no packed one.
-at::Tensor as_input(const at::Tensor& x, const Model& model) {
-  for (const auto& [path, tensor] : named_state(*model.root)) {
-    if (tensor.is_floating_point()) return x.to(tensor.options().requires_grad(false));
-  }
-  return x.to(device_of(*model.root));
-}
-
-// Four samples that depend on nothing but the input's shape.
-at::Tensor probe_input(const Model& model) {
-  std::vector<int64_t> sizes = {4};
-  sizes.insert(sizes.end(), model.input_shape.begin(), model.input_shape.end());
-  at::Tensor x = at::empty(sizes);
-  fill_normal(x, 1.0, derive_seed(0, "run_pass"));
-  return as_input(x, model);
-}
-
 at::Tensor probe(const Model& model) {
   const at::NoGradGuard no_grad;
   const EvaluationMode evaluation(*model.root);
   Context context;
-  return model.root->forward(probe_input(model), context);
+  return model.root->forward(probe_input(model, 4, derive_seed(0, "run_pass")), context);
 }
 
 // A pass that promises equal outputs is held to it on every model, not only on those of the tests.
@@ -179,20 +171,17 @@ EvaluationMode::~EvaluationMode() {
   }
 }
 
-c10::Device device_of(const Brick& brick) {
-  const auto state = named_state(brick);
-  return state.empty() ? c10::Device(c10::kCPU) : state.front().second.device();
-}
-
 void for_each_calibration_batch(const Model& model, const PassInput& input, const std::string& pass,
                                 const std::function<void(const at::Tensor& x)>& visit) {
   const at::Tensor& data = input.calibration;
   if (!data.defined() || data.dim() == 0 || data.size(0) == 0) {
     fail(Code::usage, "pass {} needs calibration data, and none was given", pass);
   }
-  if (Shape(data.sizes().begin() + 1, data.sizes().end()) != model.input_shape) {
+  const Shape sample(data.sizes().begin() + 1, data.sizes().end());
+  const bool text = model.root->vocabulary() > 0;  // of any length
+  if (text ? sample.size() != 1 : sample != model.input_shape) {
     fail(Code::shape, "pass {}: calibration samples: expected {}, found {}", pass,
-         to_string(model.input_shape), to_string(data.sizes().slice(1)));
+         text ? "token ids [T]" : to_string(model.input_shape), to_string(sample));
   }
   if (input.batch < 1) fail(Code::usage, "pass {}: batch {}; at least 1", pass, input.batch);
   const at::NoGradGuard no_grad;

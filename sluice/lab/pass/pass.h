@@ -59,21 +59,28 @@ Json freeze_gates(Model& model, const PassInput& input);
 /// carriers and consumers; blocks whose block gate is closed become Identity (their final
 /// activation kept when it matters). Equal outputs.
 Json slice_channels(Model& model, const PassInput& input);
-/// fold-norm {}: batch norms into the layer before them (evaluation-mode equal outputs).
+/// fold-norm {}: batch norms into the layer before them, scale and shift of RMS and layer norms
+/// into the linear layers that alone read them (evaluation-mode equal outputs).
 Json fold_norm(Model& model, const PassInput& input);
-/// prune {rate=0.5, score="magnitude"|"random", scope="layer"|"global",
-/// granularity="weight"|"channel", slots="**", seed=0}: weights: zeroes the lowest `rate` of
-/// surviving weights of matching layers; channels: constant masks over channel groups.
+/// prune {rate=0.5, score="magnitude"|"random"|"activation", scope="layer"|"global",
+/// granularity="weight"|"channel"|"neuron"|"head", slots="**", seed=0}: weights: zeroes the lowest
+/// `rate` of surviving weights of matching layers; else: constant masks over channel groups of that
+/// unit. Score activation needs calibration inputs.
 Json prune(Model& model, const PassInput& input);
-/// quantize {format="i8", activations="f32"|"bf16"|"i8", slots="**", skip=[]}: linear layers become
-/// QuantLinear; one whose packed bytes would not be fewer stays. With calibration inputs the format
-/// mixed keeps those columns in 8 bits whose signs alone would cost the output most. Report:
-/// quantized, relative_rms (of all their weights), bytes_before, bytes_after, convolution_bytes
-/// (convolutions stay f32), layers {path: {rows, columns, bytes_before, bytes_after,
-/// relative_rms}}, left {path: why}.
+/// quantize {format="i8", activations="f32"|"bf16"|"i8", slots="**", skip=[], embeddings=true for
+/// formats of 4 bits and more}: linear layers become QuantLinear, tables QuantEmbedding; one whose
+/// packed bytes would not be fewer stays. With calibration inputs the format mixed keeps those
+/// columns in 8 bits whose signs alone would cost the output most. Report: quantized, relative_rms
+/// (of all their weights), bytes_before, bytes_after, convolution_bytes (convolutions stay f32),
+/// layers {path: {rows, columns, bytes_before, bytes_after, relative_rms}}, left {path: why}.
 Json quantize(Model& model, const PassInput& input);
 /// dequantize {slots="**"}: the way back, to the values that the codes stand for. Report: layers.
 Json dequantize(Model& model, const PassInput& input);
+/// rotate-residual {seed=0}: turns the residual stream of a decoder by a random orthogonal matrix,
+/// which spreads outliers over all columns before weights are quantized (QuaRot: Ashkboos et al.
+/// 2024; SliceGPT has the algebra). Folds norms first and unties the head where the last norm has a
+/// scale. Equal outputs. Report: width, folded, untied.
+Json rotate_residual(Model& model, const PassInput& input);
 /// reestimate-norm {}: batch-norm statistics anew from calibration data.
 Json reestimate_norm(Model& model, const PassInput& input);
 

@@ -1,6 +1,10 @@
 // prune: zeroes weights (they stay zero in the tensors) or masks channels (slice-channels then
 // removes them).
+#include <fmt/ranges.h>  // fmt::join, from fmt 11 on
+
+#include <algorithm>
 #include <cmath>
+#include <map>
 
 #include "sluice/base/json.h"
 #include "sluice/base/path_pattern.h"
@@ -8,6 +12,7 @@
 #include "sluice/lab/brick/init.h"
 #include "sluice/lab/brick/layers.h"
 #include "sluice/lab/gate/gate.h"
+#include "sluice/lab/inspect/recorder.h"
 #include "sluice/lab/pass/mask.h"
 #include "sluice/lab/pass/steps.h"
 
@@ -18,19 +23,20 @@ const std::string kWhat = "pass prune";
 
 struct PruneOptions {
   double rate;
-  bool random, global, channels;
+  std::string score, granularity;
+  bool random, global;
   std::string slots;
   uint64_t seed;
 };
 
-bool second_of(const Json& options, const char* key, const std::string& first,
-               const std::string& second) {
-  const auto value = json_get_or<std::string>(options, key, first, kWhat);
-  if (value != first && value != second) {
-    fail(Code::config, "{}: {}: expected '{}' or '{}', found '{}'", kWhat, key, first, second,
+std::string one_of(const Json& options, const char* key,
+                   std::initializer_list<std::string_view> known) {
+  auto value = json_get_or<std::string>(options, key, std::string(*known.begin()), kWhat);
+  if (std::find(known.begin(), known.end(), value) == known.end()) {
+    fail(Code::config, "{}: {}: expected '{}', found '{}'", kWhat, key, fmt::join(known, "' or '"),
          value.substr(0, 60));
   }
-  return value == second;
+  return value;
 }
 
 PruneOptions read_options(const Json& options) {
@@ -41,9 +47,16 @@ PruneOptions read_options(const Json& options) {
   if (!(result.rate >= 0 && result.rate <= 1)) {
     fail(Code::config, "{}: rate: expected 0 to 1, found {}", kWhat, result.rate);
   }
-  result.random = second_of(options, "score", "magnitude", "random");
-  result.global = second_of(options, "scope", "layer", "global");
-  result.channels = second_of(options, "granularity", "weight", "channel");
+  result.score = one_of(options, "score", {"magnitude", "random", "activation"});
+  result.random = result.score == "random";
+  result.global = one_of(options, "scope", {"layer", "global"}) == "global";
+  result.granularity = one_of(options, "granularity", {"weight", "channel", "neuron", "head"});
+  if (result.score == "activation" && result.granularity == "weight") {
+    fail(Code::config,
+         "{}: score: activation ranks channels, neurons and heads; for weights use "
+         "magnitude",
+         kWhat);
+  }
   result.slots = json_get_or<std::string>(options, "slots", "**", kWhat);
   result.seed = static_cast<uint64_t>(json_get_or<int64_t>(options, "seed", 0, kWhat));
   return result;
@@ -89,10 +102,86 @@ struct Group {
   at::Tensor score;  ///< [channels] double, CPU
 };
 
-std::vector<Group> find_groups(Model& model, const PruneOptions& options) {
+/// [channels]: sums over the consecutive `columns` of each.
+at::Tensor by_unit(const at::Tensor& values, int64_t channels) {
+  return values.to(at::kCPU, at::kDouble).reshape({channels, -1}).sum(1);
+}
+
+/// Mean |w| of a channel in the producers, so that layers of different fan-in compare. Of neurons
+/// and heads, which act through a product, times that in what reads them; of the producers of a
+/// head only the values count: queries and keys choose, they do not carry.
+at::Tensor magnitude(const Brick& owner, const ChannelGroup& group) {
+  const auto mean_size = [&](const std::string& name, bool inputs) {
+    const Slot& slot = owner.slot(name);
+    const at::Tensor weight = slot->named_parameters(/*recurse=*/false)["weight"].detach();
+    const at::Tensor sizes = inputs ? weight.abs().sum(0) : slot.as<Sliceable>().output_norms(1);
+    return by_unit(sizes, group.channels) * static_cast<double>(group.channels) /
+           static_cast<double>(weight.numel());
+  };
+  at::Tensor score;
+  if (group.unit == "channel") {
+    score = at::zeros({group.channels}, at::kDouble);
+    for (const std::string& name : group.producers) score += mean_size(name, false);
+    return score;
+  }
+  score = at::ones({group.channels}, at::kDouble);
+  for (const std::string& name : group.producers) {
+    if (group.unit != "head" || name == "v") score *= mean_size(name, false);
+  }
+  for (const std::string& name : group.consumers) score *= mean_size(name, true);
+  return score;
+}
+
+/// What a channel adds to the layer that reads it, by calibration inputs: root of its mean square
+/// times the norm of its columns there (structured Wanda: Sun et al. 2024).
+at::Tensor activation(const Group& group, const std::map<std::string, at::Tensor>& squares) {
+  at::Tensor score = at::zeros({group.group.channels}, at::kDouble);
+  for (const std::string& name : group.group.consumers) {
+    const at::Tensor& mean = squares.at(join_path(group.owner.path, name));
+    const at::Tensor weight = group.owner.brick->slot(name).as<Linear>().weight.detach();
+    const at::Tensor columns = weight.to(at::kCPU, at::kDouble).square().sum(0);
+    score += by_unit(mean * columns, group.group.channels);
+  }
+  return score.sqrt();
+}
+
+/// Mean squares of the inputs of the groups' readers, column by column.
+std::map<std::string, at::Tensor> input_squares(Model& model, const PassInput& input,
+                                                const std::vector<Group>& groups) {
+  std::vector<std::string> paths;
+  for (const Group& group : groups) {
+    for (const std::string& name : group.group.consumers) {
+      group.owner.brick->slot(name).as<Linear>();
+      paths.push_back(join_path(group.owner.path, name));
+    }
+  }
+  std::map<std::string, at::Tensor> sums;
+  int64_t rows = 0;
+  const EvaluationMode evaluation(*model.root);
+  for_each_calibration_batch(model, input, "prune", [&](const at::Tensor& x) {
+    Recorder recorder(paths, Recorder::What::inputs);
+    Context context;
+    context.watcher = &recorder;
+    model.root->forward(x, context);
+    int64_t here = 0;
+    for (const auto& [path, value] : recorder.records()) {
+      const at::Tensor flat = value.reshape({-1, value.size(-1)}).to(at::kDouble);
+      const at::Tensor sum = flat.square().sum(0).cpu();
+      const auto found = sums.find(path);
+      sums[path] = found == sums.end() ? sum : found->second + sum;
+      here = flat.size(0);
+    }
+    rows += here;
+  });
+  for (auto& [path, sum] : sums) sum = sum / static_cast<double>(std::max<int64_t>(1, rows));
+  return sums;
+}
+
+std::vector<Group> find_groups(Model& model, const PruneOptions& options, const PassInput& input) {
   std::vector<Group> result;
   for (const BrickRef& ref : all_bricks(model)) {
     for (const ChannelGroup& group : ref.brick->channel_groups()) {
+      if (group.unit != options.granularity) continue;
       if (!matches_any(options.slots, ref.path, group.producers)) continue;
       const std::string path = join_path(ref.path, group.name);
       const at::Tensor mask = ref.brick->channel_mask(group);
@@ -104,25 +193,22 @@ std::vector<Group> find_groups(Model& model, const PruneOptions& options) {
       if (options.random) {
         found.score = at::empty({group.channels}, at::kDouble);
         fill_uniform(found.score, 1.0, derive_seed(options.seed, path));
-      } else {
-        found.score = at::zeros({group.channels}, at::kDouble);
-        for (const std::string& name : group.producers) {
-          const Slot& slot = ref.brick->slot(name);
-          const at::Tensor norms = slot.as<Sliceable>().output_norms(1).to(at::kCPU, at::kDouble);
-          // Mean |w| of a channel, so that layers of different fan-in compare.
-          const at::Tensor weight = slot->named_parameters(/*recurse=*/false)["weight"];
-          found.score +=
-              norms * static_cast<double>(group.channels) / static_cast<double>(weight.numel());
-        }
+      } else if (options.score == "magnitude") {
+        found.score = magnitude(*ref.brick, group);
       }
       result.push_back(std::move(found));
     }
   }
   if (result.empty()) {
     fail(Code::usage,
-         "{}: no channel group under '{}'; groups are the hidden channels of residual "
-         "blocks and layers that feed the next through norms, activations and pools",
-         kWhat, options.slots);
+         "{}: no group of {}s under '{}'; channels are the hidden ones of residual blocks and of "
+         "layers that feed the next through norms, activations and pools; neurons and heads those "
+         "of transformer blocks whose layers are not packed",
+         kWhat, options.granularity, options.slots);
+  }
+  if (options.score == "activation") {
+    const auto squares = input_squares(model, input, result);
+    for (Group& group : result) group.score = activation(group, squares);
   }
   return result;
 }
@@ -158,8 +244,8 @@ void close_lowest(std::vector<Group*> groups, double rate) {
   }
 }
 
-Json prune_channels(Model& model, const PruneOptions& options) {
-  std::vector<Group> groups = find_groups(model, options);
+Json prune_channels(Model& model, const PruneOptions& options, const PassInput& input) {
+  std::vector<Group> groups = find_groups(model, options, input);
   std::vector<Group*> all;
   for (Group& group : groups) all.push_back(&group);
   if (options.global) {
@@ -179,7 +265,7 @@ Json prune_channels(Model& model, const PruneOptions& options) {
     owner.set_channel_mask(
         group.group, group.open.to(at::TensorOptions(device_of(*model.root)).dtype(at::kFloat)));
   }
-  return {{"granularity", "channel"},
+  return {{"granularity", options.granularity},
           {"density", static_cast<double>(open) / static_cast<double>(channels)},
           {"groups", std::move(kept)}};
 }
@@ -188,7 +274,8 @@ Json prune_channels(Model& model, const PruneOptions& options) {
 
 Json prune(Model& model, const PassInput& input) {
   const PruneOptions options = read_options(input.options);
-  return options.channels ? prune_channels(model, options) : prune_weights(model, options);
+  return options.granularity == "weight" ? prune_weights(model, options)
+                                         : prune_channels(model, options, input);
 }
 
 }  // namespace sluice::lab

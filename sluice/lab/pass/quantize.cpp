@@ -1,10 +1,11 @@
-// quantize, dequantize: linear layers to packed weights and back.
+// quantize, dequantize: linear layers and tables of embeddings to packed weights and back.
 #include <cmath>
 #include <map>
 
 #include "sluice/base/json.h"
 #include "sluice/base/path_pattern.h"
 #include "sluice/lab/pass/steps.h"
+#include "sluice/lab/quant/quant_embedding.h"
 #include "sluice/lab/quant/quant_linear.h"
 
 namespace sluice::lab {
@@ -17,6 +18,7 @@ struct QuantizeOptions {
   ActivationFormat activations;
   std::string slots;
   std::vector<std::string> skip;
+  bool embeddings;
 };
 
 std::vector<std::string> patterns(const Json& options, const char* key) {
@@ -26,7 +28,7 @@ std::vector<std::string> patterns(const Json& options, const char* key) {
 }
 
 QuantizeOptions read_options(const Json& options) {
-  json_require_known_keys(options, {"format", "activations", "slots", "skip"}, kWhat);
+  json_require_known_keys(options, {"format", "activations", "slots", "skip", "embeddings"}, kWhat);
   QuantizeOptions result;
   result.format =
       weight_format(json_get_or<std::string>(options, "format", "i8", kWhat), kWhat + ": format");
@@ -37,12 +39,19 @@ QuantizeOptions read_options(const Json& options) {
       activation_format(json_get_or<std::string>(options, "activations", "f32", kWhat), kWhat);
   result.slots = json_get_or<std::string>(options, "slots", "**", kWhat);
   result.skip = patterns(options, "skip");
+  // Of a row that is looked up, not summed over, one or two bits leave too little.
+  using bundle::Format;
+  const bool fine = result.format != Format::ternary && result.format != Format::binary &&
+                    result.format != Format::binary2 && result.format != Format::mixed;
+  result.embeddings = json_get_or<bool>(options, "embeddings", fine, kWhat);
   return result;
 }
 
 struct Target {
   SlotRef ref;
-  std::shared_ptr<Linear> layer;
+  std::shared_ptr<Linear> layer;     ///< this,
+  std::shared_ptr<Embedding> table;  ///< or this
+  const at::Tensor& weight() const { return layer ? layer->weight : table->weight; }
 };
 
 /// Stands in a layer's slot and adds up the squares of its inputs, column by column.
@@ -85,7 +94,9 @@ std::map<std::string, std::vector<float>> column_saliency(Model& model, const Pa
   if (!input.calibration.defined()) return result;
   std::vector<std::shared_ptr<InputProbe>> probes;
   for (const Target& target : targets) {
-    probes.push_back(std::make_shared<InputProbe>(target.layer));
+    probes.push_back(nullptr);
+    if (!target.layer) continue;
+    probes.back() = std::make_shared<InputProbe>(target.layer);
     probes.back()->train(target.layer->is_training());
     target.ref.slot->exchange(probes.back());
   }
@@ -97,6 +108,7 @@ std::map<std::string, std::vector<float>> column_saliency(Model& model, const Pa
     });
   }
   for (size_t i = 0; i < targets.size(); ++i) {
+    if (!targets[i].layer) continue;
     targets[i].ref.slot->exchange(targets[i].layer);
     const at::Tensor squares = probes[i]->mean_square();
     if (!squares.defined()) continue;  // a closed gate hid the layer from every sample
@@ -110,12 +122,24 @@ std::map<std::string, std::vector<float>> column_saliency(Model& model, const Pa
   return result;
 }
 
-std::shared_ptr<QuantLinear> packed(const Target& target, const QuantizeOptions& options,
-                                    std::span<const float> saliency) {
+/// What takes the target's place, with the values it stands for.
+struct Packed {
+  BrickPtr brick;
+  at::Tensor values;
+  int64_t bytes;
+};
+
+Packed packed(const Target& target, const QuantizeOptions& options,
+              std::span<const float> saliency) {
   try {
+    if (target.table) {
+      auto table = QuantEmbedding::pack(*target.table, options.format);
+      return {table, table->values(), table->weight.numel()};
+    }
     bundle::PackOptions pack;
     if (options.format == bundle::Format::mixed) pack.saliency = saliency;
-    return QuantLinear::pack(*target.layer, options.format, options.activations, pack);
+    auto layer = QuantLinear::pack(*target.layer, options.format, options.activations, pack);
+    return {layer, layer->values(), layer->weight.numel()};
   } catch (const Error& error) {
     throw Error(error.code(), fmt::format("{}: {}: {}", kWhat, target.ref.path, error.what()));
   }
@@ -160,17 +184,21 @@ Json quantize(Model& model, const PassInput& input) {
   std::vector<Target> targets;
   Json left = Json::object();
   for (const SlotRef& ref : walk(*model.root, options.slots)) {
-    auto layer = std::dynamic_pointer_cast<Linear>(ref.slot->get());
-    if (layer == nullptr) continue;
-    const int64_t bytes = bundle::stored_bytes(options.format, {layer->outputs(), layer->inputs()});
+    Target target{ref, std::dynamic_pointer_cast<Linear>(ref.slot->get()),
+                  std::dynamic_pointer_cast<Embedding>(ref.slot->get())};
+    if (!target.layer && !target.table) continue;
+    const at::Tensor weight = target.weight();
+    const int64_t bytes = bundle::stored_bytes(options.format, {weight.size(0), weight.size(1)});
     if (std::any_of(options.skip.begin(), options.skip.end(),
                     [&](const std::string& pattern) { return path_matches(pattern, ref.path); })) {
       left[ref.path] = "skipped";
-    } else if (bytes >= 4 * layer->weight.numel()) {
-      left[ref.path] = fmt::format("too small: {} bytes packed, {} as they are", bytes,
-                                   4 * layer->weight.numel());
+    } else if (target.table && !options.embeddings) {
+      left[ref.path] = "a table of embeddings; embeddings=true packs it";
+    } else if (bytes >= 4 * weight.numel()) {
+      left[ref.path] =
+          fmt::format("too small: {} bytes packed, {} as they are", bytes, 4 * weight.numel());
     } else {
-      targets.push_back({ref, std::move(layer)});
+      targets.push_back(std::move(target));
     }
   }
   if (targets.empty()) {
@@ -185,19 +213,20 @@ Json quantize(Model& model, const PassInput& input) {
   SquareError total;
   int64_t before = 0, after = 0;
   for (const Target& target : targets) {
-    const auto layer = packed(target, options, saliency[target.ref.path]);
-    const SquareError error = compare(layer->values(), target.layer->weight);
+    const Packed result = packed(target, options, saliency[target.ref.path]);
+    const at::Tensor weight = target.weight();
+    const SquareError error = compare(result.values, weight);
     total.error += error.error;
     total.reference += error.reference;
-    const int64_t plain = 4 * target.layer->weight.numel();
+    const int64_t plain = 4 * weight.numel();
     before += plain;
-    after += layer->weight.numel();
-    layers[target.ref.path] = {{"rows", layer->outputs()},
-                               {"columns", layer->inputs()},
+    after += result.bytes;
+    layers[target.ref.path] = {{"rows", weight.size(0)},
+                               {"columns", weight.size(1)},
                                {"bytes_before", plain},
-                               {"bytes_after", layer->weight.numel()},
+                               {"bytes_after", result.bytes},
                                {"relative_rms", error.relative()}};
-    target.ref.slot->exchange(layer);
+    target.ref.slot->exchange(result.brick);
   }
   return {{"format", std::string(bundle::format_name(options.format))},
           {"activations", std::string(activation_format_name(options.activations))},
@@ -217,9 +246,15 @@ Json dequantize(Model& model, const PassInput& input) {
   const auto pattern = json_get_or<std::string>(input.options, "slots", "**", what);
   Json layers = Json::array();
   for (const SlotRef& ref : walk(*model.root, pattern)) {
-    const auto layer = std::dynamic_pointer_cast<QuantLinear>(ref.slot->get());
-    if (layer == nullptr) continue;
-    ref.slot->exchange(layer->unpacked());
+    BrickPtr unpacked;
+    if (const auto layer = std::dynamic_pointer_cast<QuantLinear>(ref.slot->get())) {
+      unpacked = layer->unpacked();
+    } else if (const auto table = std::dynamic_pointer_cast<QuantEmbedding>(ref.slot->get())) {
+      unpacked = table->unpacked();
+    } else {
+      continue;
+    }
+    ref.slot->exchange(std::move(unpacked));
     layers.push_back(ref.path);
   }
   if (layers.empty()) fail(Code::usage, "{}: no packed layer under '{}'", what, pattern);

@@ -7,7 +7,7 @@
 #include "sluice/lab/brick/init.h"
 #include "sluice/lab/brick/layers.h"
 #include "sluice/lab/gate/gate.h"
-#include "sluice/lab/pass/steps.h"
+#include "sluice/lab/pass/stream.h"
 
 namespace sluice::lab {
 namespace {
@@ -16,18 +16,25 @@ Json change(int64_t before, int64_t after) { return {{"before", before}, {"after
 
 // ---- slice-channels ----
 
+// The columns of the channels `keep`, where each has `columns` consecutive ones.
+at::Tensor columns_of(const at::Tensor& keep, const std::vector<int64_t>& columns, size_t index) {
+  const int64_t count = columns.empty() ? 1 : columns[index];
+  if (count == 1) return keep;
+  return (keep.unsqueeze(1) * count + at::arange(count, keep.options())).flatten();
+}
+
 void slice_group(Brick& owner, const ChannelGroup& group, const at::Tensor& keep) {
-  for (const std::string& name : group.producers) {
-    Slot& slot = owner.slot(name);
-    slot.exchange(slot.as<Sliceable>().slice_outputs(keep));
+  for (size_t i = 0; i < group.producers.size(); ++i) {
+    Slot& slot = owner.slot(group.producers[i]);
+    slot.exchange(slot.as<Sliceable>().slice_outputs(columns_of(keep, group.producer_columns, i)));
   }
   for (const std::string& name : group.carriers) {
     Slot& slot = owner.slot(name);
     slot.exchange(slot.as<BatchNorm>().slice_channels(keep));
   }
-  for (const std::string& name : group.consumers) {
-    Slot& slot = owner.slot(name);
-    slot.exchange(slot.as<Sliceable>().slice_inputs(keep));
+  for (size_t i = 0; i < group.consumers.size(); ++i) {
+    Slot& slot = owner.slot(group.consumers[i]);
+    slot.exchange(slot.as<Sliceable>().slice_inputs(columns_of(keep, group.consumer_columns, i)));
   }
 }
 
@@ -189,7 +196,7 @@ Json slice_channels(Model& model, const PassInput& input) {
 
 Json fold_norm(Model& model, const PassInput& input) {
   json_require_known_keys(input.options, {}, "pass fold-norm");
-  Json paths = Json::array();
+  Json paths = fold_norm_readers(model);
   for (const BrickRef& ref : all_bricks(model)) {
     for (const FoldPair& pair : ref.brick->fold_pairs()) {
       Slot& producer = ref.brick->slot(pair.producer);

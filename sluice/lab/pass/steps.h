@@ -1,7 +1,5 @@
 // Internal: what several passes do.
 #pragma once
-#include <c10/core/Device.h>
-
 #include "sluice/lab/pass/pass.h"
 
 namespace sluice::lab {
@@ -19,8 +17,6 @@ class EvaluationMode {
   bool training_;
   std::vector<std::pair<std::shared_ptr<torch::nn::Module>, bool>> modes_;
 };
-
-c10::Device device_of(const Brick& brick);
 
 /// Calls `visit` for the calibration inputs batch by batch, on the model's device, without
 /// gradients. Throws Error{usage} naming `pass` when there are none, Error{shape} when they do not

@@ -1,9 +1,6 @@
 #include "sluice/lab/quant/quant_linear.h"
 
-#include <c10/core/InferenceMode.h>
 #include <fmt/ranges.h>  // fmt::join, from fmt 11 on
-
-#include <cstring>
 
 #include "sluice/base/path_pattern.h"
 #include "sluice/lab/brick/attributes.h"
@@ -15,16 +12,6 @@ namespace {
 
 int64_t bytes_of(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.numel() * static_cast<int64_t>(tensor.element_size()) : 0;
-}
-
-at::Tensor byte_tensor(std::span<const std::byte> bytes) {
-  at::Tensor tensor = at::empty({static_cast<int64_t>(bytes.size())}, at::kByte);
-  std::memcpy(tensor.data_ptr(), bytes.data(), bytes.size());
-  return tensor;
-}
-
-std::span<const float> floats(const at::Tensor& tensor) {
-  return {tensor.data_ptr<float>(), static_cast<size_t>(tensor.numel())};
 }
 
 at::Tensor rounded_to_i8(const at::Tensor& x) {
@@ -82,9 +69,7 @@ QuantLinear::QuantLinear(bundle::Format format, int64_t inputs, int64_t outputs,
   if (WithoutInit::active()) {
     weight = register_buffer("weight", at::empty({size}, at::kByte));
   } else {
-    const at::Tensor zeros = at::zeros({outputs, inputs});
-    weight = register_buffer("weight",
-                             byte_tensor(bundle::pack(format, floats(zeros), outputs, inputs)));
+    weight = register_buffer("weight", packed_bytes(at::zeros({outputs, inputs}), format));
   }
   if (with_bias) bias = register_parameter("bias", at::zeros({outputs}));
 }
@@ -95,10 +80,7 @@ std::shared_ptr<QuantLinear> QuantLinear::pack(const Linear& layer, bundle::Form
   const WithoutInit without_init;
   auto result = std::make_shared<QuantLinear>(format, layer.inputs(), layer.outputs(),
                                               layer.bias.defined(), activations);
-  const at::Tensor values = layer.weight.detach().to(at::kCPU, at::kFloat).contiguous();
-  const std::vector<std::byte> packed =
-      bundle::pack(format, floats(values), layer.outputs(), layer.inputs(), options);
-  result->weight.set_data(byte_tensor(packed).to(layer.weight.device()));
+  result->weight.set_data(packed_bytes(layer.weight, format, options));
   if (layer.bias.defined()) {
     result->bias.set_data(layer.bias.detach().clone());
     result->bias.set_requires_grad(layer.bias.requires_grad());
@@ -136,32 +118,14 @@ bundle::Format weight_format(const std::string& name, std::string_view what) {
        near.empty() ? "" : fmt::format(", did you mean '{}'?", near), fmt::join(known, ", "));
 }
 
-std::span<const std::byte> QuantLinear::bytes() const {
-  return {static_cast<const std::byte*>(weight.data_ptr()), static_cast<size_t>(weight.numel())};
-}
+std::span<const std::byte> QuantLinear::bytes() const { return bytes_view(weight); }
 
 void QuantLinear::check_bytes(const std::string& what) const {
   bundle::view_packed(format_, outputs_, inputs_, bytes(), what);
 }
 
 const at::Tensor& QuantLinear::values() const {
-  const uint32_t version = weight.is_inference() ? 0 : weight._version();
-  if (values_.defined() && unpacked_from_ == weight.data_ptr() && unpacked_version_ == version) {
-    return values_;
-  }
-  const c10::InferenceMode normal(
-      false);  // the values outlive this call: others may want gradients
-  const at::Tensor host = weight.cpu().contiguous();
-  at::Tensor result = at::empty({outputs_, inputs_});
-  const bundle::PackedMatrix matrix = bundle::view_packed(
-      format_, outputs_, inputs_,
-      {static_cast<const std::byte*>(host.data_ptr()), static_cast<size_t>(host.numel())},
-      "quant_linear", /*trusted=*/true);
-  bundle::unpack(matrix, {result.data_ptr<float>(), static_cast<size_t>(result.numel())});
-  values_ = result.to(weight.device());
-  unpacked_from_ = weight.data_ptr();
-  unpacked_version_ = version;
-  return values_;
+  return values_.of(weight, format_, outputs_, inputs_);
 }
 
 std::shared_ptr<Linear> QuantLinear::unpacked() const {

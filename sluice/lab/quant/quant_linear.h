@@ -6,6 +6,7 @@
 
 #include "sluice/bundle/packed.h"
 #include "sluice/lab/brick/layers.h"
+#include "sluice/lab/quant/packed_weight.h"
 
 namespace sluice::lab {
 
@@ -26,7 +27,7 @@ std::string_view activation_format_name(ActivationFormat format);
 at::Tensor fake_quantized(const at::Tensor& x, ActivationFormat format);
 
 /// y = unpack(W) x + b over the last dimension.
-class QuantLinear final : public Brick {
+class QuantLinear final : public Brick, public PackedBrick {
  public:
   QuantLinear(bundle::Format format, int64_t inputs, int64_t outputs, bool bias,
               ActivationFormat activations);
@@ -49,10 +50,10 @@ class QuantLinear final : public Brick {
   /// An ordinary layer of these values: the same function where activations are f32.
   std::shared_ptr<Linear> unpacked() const;
   /// Throws Error{shape|format|numeric} naming `what` when the bytes are no such matrix.
-  void check_bytes(const std::string& what) const;
+  void check_bytes(const std::string& what) const override;
   std::span<const std::byte> bytes() const;  ///< of weights on the CPU
 
-  bundle::Format format() const { return format_; }
+  bundle::Format format() const override { return format_; }
   ActivationFormat activations() const { return activations_; }
   int64_t inputs() const { return inputs_; }
   int64_t outputs() const { return outputs_; }
@@ -64,9 +65,7 @@ class QuantLinear final : public Brick {
   bundle::Format format_;
   int64_t inputs_, outputs_;
   ActivationFormat activations_;
-  mutable at::Tensor values_;
-  mutable const void* unpacked_from_ = nullptr;
-  mutable uint32_t unpacked_version_ = 0;
+  mutable UnpackedValues values_;
 };
 
 }  // namespace sluice::lab

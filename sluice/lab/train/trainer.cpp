@@ -26,11 +26,6 @@ NamedParameters trainable_parameters(const Brick& root) {
   return out;
 }
 
-c10::Device device_of(const Brick& root) {
-  for (const auto& parameter : root.parameters()) return parameter.device();
-  return c10::kCPU;
-}
-
 at::Generator make_step_generator(c10::Device device, uint64_t seed) {
   if (device.is_cpu()) return at::make_generator<at::CPUGeneratorImpl>(seed);
   auto generator = at::globalContext().defaultGenerator(device).clone();

@@ -1,0 +1,304 @@
+#include "sluice/lab/brick/transformer.h"
+
+#include "sluice/base/path_pattern.h"
+#include "sluice/lab/brick/attributes.h"
+#include "sluice/lab/brick/builtin.h"
+#include "sluice/lab/brick/embedding.h"
+#include "sluice/lab/brick/steps.h"
+
+namespace sluice::lab {
+namespace {
+
+constexpr int64_t kMaxContext = int64_t{1} << 24;
+
+at::Tensor through(const Slot& slot, const at::Tensor& x, Context& context) {
+  return slot.empty() ? x : slot.forward(x, context);
+}
+
+Shape shape_through(const Slot& slot, const Shape& input) {
+  return slot.empty() ? input : slot.output_shape(input);
+}
+
+Cost cost_through(const Slot& slot, const Shape& input) {
+  return slot.empty() ? Cost{} : slot.cost(input);
+}
+
+bundle::Value lower_through(const Slot& slot, bundle::Builder& builder, const bundle::Value& x,
+                            const std::string& path) {
+  return slot.empty() ? x : slot.lower(builder, x, path);
+}
+
+}  // namespace
+
+// ---- TransformerBlock ----
+
+TransformerBlock::TransformerBlock(bool post_norm) : post_norm_(post_norm) {
+  const auto branch = [this](const char* norm, const char* body, const char* add) {
+    Slot* first = &add_slot(norm, nullptr);
+    return Branch{first, &add_slot(body, nullptr), add};
+  };
+  branches_[0] = branch("attn_norm", "attn", "add_attn");
+  branches_[1] = branch("ffn_norm", "ffn", "add_ffn");
+}
+
+Json TransformerBlock::attributes() const { return {{"norm", post_norm_ ? "post" : "pre"}}; }
+
+BrickPtr make_transformer_block(const Json& attributes) {
+  const AttributeReader read(attributes, "transformer_block", {"norm"});
+  const std::string norm = read.text("norm", "pre");
+  if (norm != "pre" && norm != "post") {
+    fail(Code::config, "norm of transformer_block: expected pre or post, found '{}'",
+         norm.substr(0, 60));
+  }
+  return std::make_shared<TransformerBlock>(norm == "post");
+}
+
+at::Tensor TransformerBlock::forward(const at::Tensor& x, Context& context) {
+  at::Tensor y = x;
+  for (const Branch& branch : branches_) {
+    if (post_norm_) {
+      if (!branch.body->empty()) y = y + branch.body->forward(y, context);
+      y = through(*branch.norm, y, context);
+    } else if (!branch.body->empty()) {
+      y = y + branch.body->forward(through(*branch.norm, y, context), context);
+    }
+  }
+  return y;
+}
+
+Shape TransformerBlock::output_shape(const Shape& input) const {
+  for (const Branch& branch : branches_) {
+    shape_through(*branch.norm, input);
+    if (branch.body->empty()) continue;
+    const Shape output = branch.body->output_shape(input);
+    if (output != input) {
+      fail(Code::shape, "transformer_block: {} makes {} of {}; they are added", branch.body->name(),
+           to_string(output), to_string(input));
+    }
+  }
+  return input;
+}
+
+Cost TransformerBlock::cost(const Shape& input) const {
+  Cost total;
+  for (const Branch& branch : branches_) {
+    total += cost_through(*branch.body, input);
+    if (post_norm_ || !branch.body->empty()) total += cost_through(*branch.norm, input);
+  }
+  return total;
+}
+
+bundle::Value TransformerBlock::lower(bundle::Builder& builder, const bundle::Value& x,
+                                      const std::string& path) const {
+  bundle::Value y = x;
+  for (const Branch& branch : branches_) {
+    if (!branch.body->empty()) {
+      const bundle::Value in = post_norm_ ? y : lower_through(*branch.norm, builder, y, path);
+      y = builder.node("add", join_path(path, branch.add),
+                       {y, branch.body->lower(builder, in, path)});
+    }
+    if (post_norm_) y = lower_through(*branch.norm, builder, y, path);
+  }
+  return y;
+}
+
+std::vector<NormReaders> TransformerBlock::norm_readers() const {
+  if (post_norm_) return {};  // what comes out goes on along the stream, too
+  std::vector<NormReaders> result;
+  for (const Branch& branch : branches_) {
+    if (branch.norm->empty() || branch.body->empty()) continue;
+    NormReaders entry{branch.norm->name(), {}};
+    for (const char* name : {"q", "k", "v", "gate", "up"}) {
+      const Brick& body = **branch.body;
+      if (body.has_slot(name) && !body.slot(name).empty()) {
+        entry.readers.push_back(join_path(branch.body->name(), name));
+      }
+    }
+    const std::string kind = (**branch.body).kind();
+    if (kind == "attention" || kind == "ffn") result.push_back(std::move(entry));
+  }
+  return result;
+}
+
+// ---- TextRoot ----
+
+TextRoot::TextRoot(int64_t context)
+    : context_(require_range(context, 1, kMaxContext, "context", "text model")) {
+  embed_ = &add_slot("embed", nullptr);
+  positions_ = &add_slot("positions", nullptr);
+  embed_norm_ = &add_slot("embed_norm", nullptr);
+  blocks_ = &add_slot("blocks", nullptr);
+  norm_ = &add_slot("norm", nullptr);
+}
+
+int64_t TextRoot::vocabulary() const { return embed_->as<TokenTable>().rows(); }
+
+void TextRoot::check_slots() const {
+  if (embed_->empty()) fail(Code::config, "embed: must be filled");
+  if (blocks_->empty()) fail(Code::config, "blocks: must be filled");
+  embed_->as<TokenTable>();
+  if (!positions_->empty() && positions_->as<TokenTable>().rows() < context_) {
+    fail(Code::config, "positions: expected a row for each of {} positions, found {}", context_,
+         positions_->as<TokenTable>().rows());
+  }
+}
+
+at::Tensor TextRoot::rows(const at::Tensor& ids, Context& context) const {
+  if (ids.dim() != 2) {
+    fail(Code::shape, "{}: expected token ids [batch, T], found {}", kind(),
+         to_string(ids.sizes()));
+  }
+  if (ids.size(1) > context_) {
+    fail(Code::limit, "{}: {} tokens; its context is {}", kind(), ids.size(1), context_);
+  }
+  at::Tensor x = embed_->forward(ids, context);
+  if (!positions_->empty()) {
+    x = x + positions_->forward(
+                at::arange(ids.size(1), ids.options().dtype(at::kLong)).unsqueeze(0), context);
+  }
+  x = blocks_->forward(through(*embed_norm_, x, context), context);
+  return through(*norm_, x, context);
+}
+
+Shape TextRoot::rows_shape(const Shape& input) const {
+  const Shape x = embed_->output_shape(input);
+  if (input[0] > context_) {
+    fail(Code::shape, "{}: runs of {} tokens in a context of {}", kind(), input[0], context_);
+  }
+  if (!positions_->empty() && positions_->output_shape(input) != x) {
+    fail(Code::shape, "{}: positions give {}, embed {}", kind(),
+         to_string(positions_->output_shape(input)), to_string(x));
+  }
+  return shape_through(*norm_, blocks_->output_shape(shape_through(*embed_norm_, x)));
+}
+
+Cost TextRoot::rows_cost(const Shape& input) const {
+  const Shape x = embed_->output_shape(input);
+  return embed_->cost(input) + cost_through(*positions_, input) + cost_through(*embed_norm_, x) +
+         blocks_->cost(x) + cost_through(*norm_, blocks_->output_shape(x));
+}
+
+bundle::Value TextRoot::lower_rows(bundle::Builder& builder, const bundle::Value& ids,
+                                   const std::string& path) const {
+  bundle::Value x = embed_->lower(builder, ids, path);
+  if (!positions_->empty()) {
+    const bundle::Value at = builder.node("positions", join_path(path, "positions.index"), {ids});
+    x = builder.node("add", join_path(path, "add_positions"),
+                     {x, positions_->lower(builder, at, path)});
+  }
+  x = blocks_->lower(builder, lower_through(*embed_norm_, builder, x, path), path);
+  return lower_through(*norm_, builder, x, path);
+}
+
+// ---- Decoder ----
+
+Decoder::Decoder(int64_t context) : TextRoot(context) { head_ = &add_slot("head", nullptr); }
+
+Json Decoder::attributes() const { return {{"context", context_length()}}; }
+
+BrickPtr make_decoder(const Json& attributes) {
+  const AttributeReader read(attributes, "decoder", {"context"});
+  return std::make_shared<Decoder>(read.integer("context"));
+}
+
+at::Tensor Decoder::forward(const at::Tensor& ids, Context& context) {
+  return logits(rows(ids, context), context);
+}
+
+at::Tensor Decoder::logits(const at::Tensor& rows, Context& context) const {
+  if (!head_->empty()) return head_->forward(rows, context);
+  const auto& table = embed_->as<TokenTable>();
+  at::Tensor y = at::linear(rows, table.values());
+  if (context.meter != nullptr) {
+    context.meter->add(join_path(context.path(), "head"), y.numel() * table.width(),
+                       tensor_bytes(rows) + table.weight_bytes() + tensor_bytes(y));
+  }
+  return y;
+}
+
+Shape Decoder::output_shape(const Shape& input) const {
+  const Shape rows = rows_shape(input);
+  if (!head_->empty()) return head_->output_shape(rows);
+  const auto& table = embed_->as<TokenTable>();
+  if (rows.back() != table.width()) {
+    fail(Code::shape, "decoder: a tied head of width {} on rows of {}", table.width(), rows.back());
+  }
+  return {rows[0], table.rows()};
+}
+
+Cost Decoder::cost(const Shape& input) const {
+  Cost total = rows_cost(input);
+  if (!head_->empty()) return total + head_->cost(rows_shape(input));
+  const auto& table = embed_->as<TokenTable>();
+  total.macs += checked_mul(input[0], checked_mul(table.rows(), table.width(), "MACs of head"),
+                            "MACs of head");
+  return total;
+}
+
+std::vector<NormReaders> Decoder::norm_readers() const {
+  if (tied() || norm_->empty()) return {};  // embeddings are read without the norm
+  return {{norm_->name(), {head_->name()}}};
+}
+
+bundle::Value Decoder::lower(bundle::Builder& builder, const bundle::Value& x,
+                             const std::string& path) const {
+  const bundle::Value rows = lower_rows(builder, x, path);
+  if (!head_->empty()) return head_->lower(builder, rows, path);
+  const std::string weight =
+      embed_->as<TokenTable>().add_weight(builder, join_path(path, embed_->name()));
+  return builder.node("linear", join_path(path, "head"), {rows}, {}, {{"weight", weight}});
+}
+
+// ---- TextEncoder ----
+
+TextEncoder::TextEncoder(int64_t context, const std::string& pooling, bool normalize)
+    : TextRoot(context), pooling_(pooling), normalize_(normalize) {
+  if (pooling != "mean" && pooling != "first" && pooling != "last") {
+    fail(Code::config, "pooling of text_encoder: expected mean, first or last, found '{}'",
+         pooling.substr(0, 60));
+  }
+}
+
+Json TextEncoder::attributes() const {
+  return {{"context", context_length()}, {"pooling", pooling_}, {"normalize", normalize_}};
+}
+
+BrickPtr make_text_encoder(const Json& attributes) {
+  const AttributeReader read(attributes, "text_encoder", {"context", "pooling", "normalize"});
+  return std::make_shared<TextEncoder>(read.integer("context"), read.text("pooling"),
+                                       read.boolean("normalize", false));
+}
+
+at::Tensor TextEncoder::forward(const at::Tensor& ids, Context& context) {
+  const at::Tensor x = rows(ids, context);
+  const int64_t tokens = x.size(1);
+  at::Tensor y;
+  if (pooling_ == "first") {
+    y = x.select(1, 0);
+  } else if (!context.lengths.defined()) {
+    y = pooling_ == "mean" ? x.mean(1) : x.select(1, tokens - 1);
+  } else {
+    const at::Tensor lengths = context.lengths.to(x.device());
+    const at::Tensor index = at::arange(tokens, lengths.options()).unsqueeze(0);
+    const at::Tensor taken =
+        pooling_ == "mean" ? index < lengths.unsqueeze(1) : index == lengths.unsqueeze(1) - 1;
+    const at::Tensor weights = taken.to(x.scalar_type()).unsqueeze(-1);
+    y = (x * weights).sum(1) / weights.sum(1).clamp_min(1);
+  }
+  if (!normalize_) return y;
+  return y / y.norm(2, -1, /*keepdim=*/true).clamp_min(1e-12);
+}
+
+Shape TextEncoder::output_shape(const Shape& input) const { return {rows_shape(input).back()}; }
+
+Cost TextEncoder::cost(const Shape& input) const { return rows_cost(input); }
+
+bundle::Value TextEncoder::lower(bundle::Builder& builder, const bundle::Value& x,
+                                 const std::string& path) const {
+  bundle::Value y = builder.node("pool_rows", join_path(path, "pooling"),
+                                 {lower_rows(builder, x, path)}, {{"kind", pooling_}});
+  if (normalize_) y = builder.node("l2_normalize", join_path(path, "normalize"), {y});
+  return y;
+}
+
+}  // namespace sluice::lab

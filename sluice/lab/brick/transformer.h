@@ -1,0 +1,95 @@
+// Transformers for text: the block, and the two roots. docs/architecture.md lists the paths.
+#pragma once
+#include "sluice/lab/brick/brick.h"
+
+namespace sluice::lab {
+
+/// Norm before the branches: y = x + attn(attn_norm(x)), z = y + ffn(ffn_norm(y)); or after the
+/// additions ("post"): y = attn_norm(x + attn(x)), z = ffn_norm(y + ffn(y)). Slots: attn_norm,
+/// attn, ffn_norm, ffn; an empty branch adds nothing, an empty norm passes its input.
+class TransformerBlock final : public Brick {
+ public:
+  explicit TransformerBlock(bool post_norm = false);
+  std::string kind() const override { return "transformer_block"; }
+  Json attributes() const override;
+  at::Tensor forward(const at::Tensor& x, Context& context) override;
+  Shape output_shape(const Shape& input) const override;
+  Cost cost(const Shape& input) const override;
+  bundle::Value lower(bundle::Builder& builder, const bundle::Value& x,
+                      const std::string& path) const override;
+  std::vector<NormReaders> norm_readers() const override;
+  bool post_norm() const { return post_norm_; }
+
+ private:
+  struct Branch {
+    Slot *norm, *body;
+    const char* add;  ///< path of the addition
+  };
+  bool post_norm_;
+  Branch branches_[2];
+};
+
+/// Base of the roots: token ids [B, T], T <= context, to rows [B, T, D]. Slots: embed, positions
+/// (empty, or a table of `context` rows that is added), embed_norm, blocks, norm (may be empty).
+class TextRoot : public Brick {
+ public:
+  explicit TextRoot(int64_t context);
+  int64_t vocabulary() const override;
+  int64_t context_length() const { return context_; }
+  /// What the last norm gives [B, T, D]. Throws Error{limit} for more than `context` tokens.
+  at::Tensor rows(const at::Tensor& ids, Context& context) const;
+  void check_slots() const override;
+
+ protected:
+  Shape rows_shape(const Shape& input) const;
+  Cost rows_cost(const Shape& input) const;
+  bundle::Value lower_rows(bundle::Builder& builder, const bundle::Value& x,
+                           const std::string& path) const;
+
+  Slot *embed_, *positions_, *embed_norm_, *blocks_, *norm_;
+
+ private:
+  int64_t context_;
+};
+
+/// Logits [B, T, V]: row t are those of token t + 1. One more slot, head; when it is empty the
+/// table in embed is the head's matrix too: one parameter, wherever it is cloned, stored or
+/// trained.
+class Decoder final : public TextRoot {
+ public:
+  explicit Decoder(int64_t context);
+  std::string kind() const override { return "decoder"; }
+  Json attributes() const override;
+  at::Tensor forward(const at::Tensor& ids, Context& context) override;
+  /// Logits of rows() [.., D].
+  at::Tensor logits(const at::Tensor& rows, Context& context) const;
+  Shape output_shape(const Shape& input) const override;
+  Cost cost(const Shape& input) const override;
+  bundle::Value lower(bundle::Builder& builder, const bundle::Value& x,
+                      const std::string& path) const override;
+  std::vector<NormReaders> norm_readers() const override;
+  bool tied() const { return head_->empty(); }
+
+ private:
+  Slot* head_;
+};
+
+/// One vector per text [B, D]: `pooling` of its rows ("mean", "first", "last"), of length 1 with
+/// `normalize`. context.lengths says where samples end.
+class TextEncoder final : public TextRoot {
+ public:
+  TextEncoder(int64_t context, const std::string& pooling, bool normalize);
+  std::string kind() const override { return "text_encoder"; }
+  Json attributes() const override;
+  at::Tensor forward(const at::Tensor& ids, Context& context) override;
+  Shape output_shape(const Shape& input) const override;
+  Cost cost(const Shape& input) const override;
+  bundle::Value lower(bundle::Builder& builder, const bundle::Value& x,
+                      const std::string& path) const override;
+
+ private:
+  std::string pooling_;
+  bool normalize_;
+};
+
+}  // namespace sluice::lab
