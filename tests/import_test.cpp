@@ -111,5 +111,35 @@ TEST_F(ImportVerb, RunSaysWhatAModelOfTextTakes) {
 }
 #endif
 
+#if SLUICE_WITH_LAB
+TEST_F(ImportVerb, TransformAndTuneTakeImportedModels) {
+  ASSERT_EQ(
+      sluice({"import", source, "-o", model, "--pooling", "mean", "--context", "8"}).exit_code, 0);
+  std::string text;
+  for (int i = 0; i < 60; ++i) text += i % 3 == 0 ? "a b c a\n" : i % 3 == 1 ? "c\n" : "b b a\n";
+  const std::string corpus = directory / "corpus.txt", small = directory / "small.safetensors",
+                    tuned = directory / "tuned.safetensors";
+  write_bytes(corpus, text);
+  const Json cut =
+      json_of(sluice({"transform", model, "-o", small, "--calibrate", corpus, "--pass",
+                      "prune:granularity=neuron,score=activation", "--pass",
+                      "prune:granularity=head,rate=0.25", "--pass", "slice-channels", "--json"}));
+  EXPECT_LT(cut["passes"][2]["macs"]["after"], cut["passes"][2]["macs"]["before"]);
+  const Json tune =
+      json_of(sluice({"tune", small, "--teacher", model, "--text", corpus, "-o", tuned, "--steps",
+                      "20", "--batch", "8", "--rate", "0.003", "--json"}));
+  EXPECT_EQ(tune["steps"], 20);
+  EXPECT_LT(tune["loss"]["output"]["after"], tune["loss"]["output"]["before"]);
+  EXPECT_THAT(bundle::Bundle::open(tuned).provenance_json(), HasSubstr("\"tune\""));
+#if SLUICE_WITH_ENGINE
+  EXPECT_EQ(json_of(sluice({"run", tuned, "--text", "a b", "--json"}))["results"].size(), 1u);
+#endif
+  const Finished pictures =
+      sluice({"tune", small, "--teacher", model, "--text", directory / "none.txt", "-o", tuned});
+  EXPECT_EQ(pictures.exit_code, 1);
+  EXPECT_THAT(pictures.err, HasSubstr("none.txt"));
+}
+#endif
+
 }  // namespace
 }  // namespace sluice::test

@@ -2,6 +2,7 @@
 #include <CLI/CLI.hpp>
 
 #include "cli/lab/lab_verb.h"
+#include "cli/lab/text_samples.h"
 #include "cli/output.h"
 #include "sluice/base/config.h"
 #include "sluice/base/error.h"
@@ -15,7 +16,8 @@ namespace sluice::cli {
 namespace {
 
 constexpr int64_t kCalibrationSamples = 1000;
-constexpr int64_t kProbeSamples = 64;
+constexpr int64_t kProbeSamples = 64, kProbeTexts = 4;
+constexpr int64_t kCalibrationTexts = 64;  // of the most tokens of one run
 
 struct Options {
   std::string input, output, calibrate, format, layers;
@@ -80,7 +82,7 @@ void add_option(std::vector<PassCall>& calls, const std::string& flag, const std
 
 struct Calibration {
   std::string data;  ///< "": what the model was trained on
-  int64_t samples = kCalibrationSamples;
+  int64_t samples = 0;
 };
 
 /// DATASET, DATASET:SAMPLES or SAMPLES of the model's own.
@@ -104,6 +106,11 @@ Calibration parse_calibration(const std::string& text) {
 }
 
 at::Tensor load_inputs(const Calibration& calibration, const lab::Model& model) {
+  if (model.root->vocabulary() > 0) {
+    return load_runs(calibration.data, model, calibration.samples, model.input_shape[0],
+                     "--calibrate")
+        .ids;
+  }
   data::LoadOptions load;
   load.train_limit = calibration.samples;
   load.test_limit = 1;
@@ -121,10 +128,8 @@ at::Tensor probe_inputs(const lab::Model& model, const at::Tensor& calibration) 
   if (calibration.defined()) {
     return calibration.narrow(0, 0, std::min<int64_t>(kProbeSamples, calibration.size(0)));
   }
-  std::vector<int64_t> sizes{kProbeSamples};
-  sizes.insert(sizes.end(), model.input_shape.begin(), model.input_shape.end());
-  at::Generator generator = at::detail::createCPUGenerator(1);
-  return torch::randn(sizes, generator);
+  const bool text = model.root->vocabulary() > 0;
+  return lab::probe_input(model, text ? kProbeTexts : kProbeSamples, 1);
 }
 
 at::Tensor outputs(lab::Model& model, const at::Tensor& inputs) {
@@ -232,6 +237,10 @@ int transform(const Options& options, const Globals& globals) {
     calibration = parse_calibration(options.calibrate);
   }
   lab::Model model = lab::load_model(options.input);
+  const bool of_text = model.root->vocabulary() > 0;
+  if (calibration && calibration->samples == 0) {
+    calibration->samples = of_text ? kCalibrationTexts : kCalibrationSamples;
+  }
   prepare_output(options.output);
   if (calibration && calibration->data.empty()) {
     calibration->data = model.task.data;
@@ -240,8 +249,8 @@ int transform(const Options& options, const Globals& globals) {
            options.calibrate, options.input);
     }
   }
-  if (!calibration && needs_calibration && !model.task.data.empty()) {
-    calibration.emplace().data = model.task.data;
+  if (!calibration && needs_calibration && !of_text && !model.task.data.empty()) {
+    calibration = Calibration{model.task.data, of_text ? kCalibrationTexts : kCalibrationSamples};
     log_line(
         fmt::format("calibrating on {} training pictures of {}, which the model was trained "
                     "on; choose others with --calibrate",
@@ -296,15 +305,16 @@ int transform(const Options& options, const Globals& globals) {
 
 Action setup(CLI::App& app) {
   auto options = std::make_shared<Options>();
-  app.add_option("IN", options->input, "A bundle written by sluice train or transform");
+  app.add_option("IN", options->input, "A bundle written by sluice train, import or transform");
   app.add_option("-o,--output", options->output, "Bundle to write")->type_name("FILE");
   app.add_option("--pass", options->passes, "What to do; repeatable, in order")
       ->allow_extra_args(false)
       ->type_name("NAME[:key=value,...]");
   app.add_option("--calibrate", options->calibrate,
                  "Training pictures for passes that look at activations; a number alone: of the "
-                 "data set that the model was trained on")
-      ->type_name("DATASET[:N]|N");
+                 "data set that the model was trained on. For models of text: a text file, and how "
+                 "many runs of it")
+      ->type_name("DATASET[:N]|FILE[:N]|N");
   app.add_option("--format", options->format, "Weight format for quantize: i8, i4-32, binary, ...")
       ->type_name("FORMAT");
   app.add_option("--layers", options->layers, "Layers that the passes act on (their slots=)")
@@ -315,16 +325,16 @@ Action setup(CLI::App& app) {
   };
 }
 
-const bool registered =
-    register_verb({"transform", "Change a trained network: prune, slice, fold, gate",
-                   "sluice transform model.safetensors -o small.safetensors --pass slice-channels "
-                   "--pass fold-norm\n"
-                   "sluice transform model.safetensors -o half.safetensors --pass "
-                   "prune:rate=0.5,granularity=channel\n"
-                   "sluice transform model.safetensors -o packed.safetensors --pass quantize "
-                   "--format i4-32 --layers 'fc*'\n"
-                   "sluice transform --list",
-                   setup});
+const bool registered = register_verb(
+    {"transform", "Change a network, trained here or imported: prune, slice, fold, gate, quantize",
+     "sluice transform model.safetensors -o small.safetensors --pass slice-channels "
+     "--pass fold-norm\n"
+     "sluice transform model.safetensors -o half.safetensors --pass "
+     "prune:rate=0.5,granularity=channel\n"
+     "sluice transform model.safetensors -o packed.safetensors --pass quantize "
+     "--format i4-32 --layers 'fc*'\n"
+     "sluice transform --list",
+     setup});
 
 }  // namespace
 }  // namespace sluice::cli

@@ -1,0 +1,202 @@
+// sluice tune: a network that surgery has hurt learns from the one it came from.
+#include <CLI/CLI.hpp>
+#include <cmath>
+
+#include "cli/lab/lab_verb.h"
+#include "cli/lab/text_samples.h"
+#include "cli/output.h"
+#include "sluice/base/error.h"
+#include "sluice/base/json.h"
+#include "sluice/base/random.h"
+#include "sluice/base/table.h"
+#include "sluice/lab/pass/mask.h"
+#include "sluice/lab/pass/steps.h"
+#include "sluice/lab/train/distill.h"
+
+namespace sluice::cli {
+namespace {
+
+struct Options {
+  std::string input, output, teacher, text, device = "cpu";
+  std::vector<std::string> features = {"blocks.*"};
+  int64_t steps = 500, batch = 16, tokens = 64, lines = 100000;
+  double rate = 1e-4, temperature = 1;
+  uint64_t seed = 1;
+};
+
+/// Rows of the samples as a batch, no longer than its longest.
+lab::DistillBatch pick(const TextSamples& samples, const at::Tensor& rows, c10::Device device) {
+  lab::DistillBatch batch{samples.ids.index_select(0, rows), {}};
+  if (samples.lengths.defined()) {
+    batch.lengths = samples.lengths.index_select(0, rows);
+    batch.x = batch.x.narrow(1, 0, batch.lengths.max().item<int64_t>());
+    batch.lengths = batch.lengths.to(device);
+  }
+  batch.x = batch.x.to(device);
+  return batch;
+}
+
+/// Weights that pruning has made zero stay zero: layers with more than a twentieth of zeros.
+lab::MaskSet zeros_of(const lab::Model& model) {
+  lab::MaskSet masks;
+  for (const auto& item : model.root->named_parameters()) {
+    const at::Tensor weight = item.value().detach();
+    if (weight.dim() < 2) continue;
+    const at::Tensor mask = (weight != 0).to(weight.scalar_type());
+    if (mask.mean().item<double>() < 0.95) masks.set(item.key(), mask);
+  }
+  return masks;
+}
+
+/// Means over the samples, in evaluation mode.
+lab::DistillLoss held_out(lab::Model& student, lab::Distiller& distiller,
+                          const TextSamples& samples, int64_t first, int64_t batch,
+                          c10::Device device) {
+  const torch::NoGradGuard no_grad;
+  const lab::EvaluationMode evaluation(*student.root);
+  lab::DistillLoss sum;
+  const int64_t count = samples.ids.size(0);
+  for (int64_t at = first; at < count; at += batch) {
+    const at::Tensor rows = at::arange(at, std::min(count, at + batch), at::kLong);
+    const lab::DistillLoss loss = distiller.loss(student, pick(samples, rows, device));
+    const double share = double(rows.numel()) / double(count - first);
+    sum.output += loss.output * share;
+    sum.features += loss.features * share;
+  }
+  return sum;
+}
+
+int tune(const Options& options, const Globals& globals) {
+  const c10::Device device = parse_device(options.device);
+  lab::Model student = lab::load_model(options.input);
+  lab::Model teacher = lab::load_model(options.teacher);
+  if (student.root->vocabulary() == 0) {
+    fail(Code::unsupported, "{}: tune is for models of text; train takes those for pictures",
+         options.input);
+  }
+  if (student.root->vocabulary() != teacher.root->vocabulary()) {
+    fail(Code::shape, "{} has {} tokens, --teacher {} has {}", options.input,
+         student.root->vocabulary(), options.teacher, teacher.root->vocabulary());
+  }
+  prepare_output(options.output);
+  const bool encoder = student.task.kind == "embed";
+  const int64_t tokens = std::min(options.tokens, student.input_shape[0]);
+  const TextSamples samples =
+      encoder ? load_lines(options.text, student, options.lines, tokens, "--text")
+              : load_runs(options.text, student, options.lines, tokens, "--text");
+  const int64_t count = samples.ids.size(0);
+  const int64_t kept = std::clamp<int64_t>(count / 20, 1, 256), trained = count - kept;
+  if (trained < options.batch) {
+    fail(Code::usage, "--text {}: {} samples; {} are held out, and a batch takes {}", options.text,
+         count, kept, options.batch);
+  }
+  student.root->to(device);
+  teacher.root->to(device);
+  lab::DistillOptions distill;
+  distill.temperature = options.temperature;
+  for (const std::string& pattern : options.features) {
+    if (!pattern.empty()) distill.features.push_back({pattern});
+  }
+  lab::Distiller distiller(teacher, distill);
+  const lab::DistillLoss before =
+      held_out(student, distiller, samples, trained, options.batch, device);
+  const lab::MaskSet masks = zeros_of(student);
+  lab::TuneOptions tune_options;
+  tune_options.steps = options.steps;
+  tune_options.optimizer.rate = options.rate;
+  tune_options.title = globals.json ? "" : "tune";
+  tune_options.after_step = [&](int64_t) { masks.apply(*student.root); };
+  const lab::TuneResult result = lab::tune(
+      student, distiller,
+      [&](int64_t step) {
+        const auto generator = at::make_generator<at::CPUGeneratorImpl>(
+            derive_seed(options.seed, "tune", static_cast<uint64_t>(step)));
+        return pick(samples, at::randint(0, trained, {options.batch}, generator, at::kLong),
+                    device);
+      },
+      tune_options);
+  const lab::DistillLoss after =
+      held_out(student, distiller, samples, trained, options.batch, device);
+  const Json losses = {{"held_out", kept},
+                       {"output", {{"before", before.output}, {"after", after.output}}},
+                       {"features", {{"before", before.features}, {"after", after.features}}}};
+  student.add_step({{"step", "tune"},
+                    {"steps", options.steps},
+                    {"rate", options.rate},
+                    {"batch", options.batch},
+                    {"tokens", tokens},
+                    {"samples", trained},
+                    {"seed", options.seed},
+                    {"features", options.features},
+                    {"report", losses}});
+  lab::save_bundle(student, options.output);
+  if (globals.json) {
+    Json json = {{"input", options.input},   {"teacher", options.teacher},
+                 {"output", options.output}, {"steps", options.steps},
+                 {"samples", trained},       {"seconds", result.seconds}};
+    json["loss"] = losses;
+    print_json(json);
+    return kSuccess;
+  }
+  Table table({"difference to the teacher", "before", "after"});
+  table.row({encoder ? "output: 1 - cosine" : "output: KL divergence, nats",
+             fmt::format("{:.4g}", before.output), fmt::format("{:.4g}", after.output)});
+  if (!distill.features.empty()) {
+    table.row({"features, relative squares", fmt::format("{:.4g}", before.features),
+               fmt::format("{:.4g}", after.features)});
+  }
+  print(fmt::format("{} steps of {} samples in {}; on {} samples held out\n\n{}\nwrote {}\n",
+                    options.steps, options.batch, format_seconds(result.seconds), kept,
+                    table.text(), options.output));
+  return kSuccess;
+}
+
+Action setup(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  app.add_option("IN", options->input, "The network to tune")->required();
+  app.add_option("--teacher", options->teacher, "The network it came from")
+      ->required()
+      ->type_name("FILE");
+  app.add_option(
+         "--text", options->text,
+         "Text to learn on; of an encoder, a sample is a line, of a decoder a run of tokens")
+      ->required()
+      ->type_name("FILE");
+  app.add_option("-o,--output", options->output, "Bundle to write")->required()->type_name("FILE");
+  app.add_option("--steps", options->steps, "Updates")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--batch", options->batch, "Samples an update")
+      ->check(CLI::Range(1, 1 << 16))
+      ->capture_default_str();
+  app.add_option("--tokens", options->tokens, "Most tokens of a sample")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--limit", options->lines, "First N samples of the text only")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--rate", options->rate, "Highest rate of AdamW")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--features", options->features,
+                 "Slots whose outputs are drawn to the teacher's, too; '' for none")
+      ->type_name("PATTERN")
+      ->capture_default_str();
+  app.add_option("--temperature", options->temperature, "Of a decoder's distributions")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--seed", options->seed, "Of the choice of samples")->capture_default_str();
+  app.add_option("--device", options->device, "cpu or cuda")->capture_default_str();
+  return [options](const Globals& globals) {
+    return with_libtorch(globals, [&] { return tune(*options, globals); });
+  };
+}
+
+const bool registered =
+    register_verb({"tune", "Recover quality after surgery: learn from the original network",
+                   "sluice tune half.safetensors --teacher model.safetensors --text corpus.txt -o "
+                   "tuned.safetensors",
+                   setup});
+
+}  // namespace
+}  // namespace sluice::cli

@@ -1,0 +1,159 @@
+#include "sluice/lab/train/distill.h"
+
+#include <torch/nn/utils/clip_grad.h>
+
+#include <chrono>
+#include <cmath>
+
+#include "sluice/base/progress.h"
+#include "sluice/lab/inspect/recorder.h"
+#include "sluice/lab/pass/steps.h"
+#include "sluice/lab/train/optimizer.h"
+
+namespace sluice::lab {
+namespace {
+
+std::string output_loss(const DistillOptions& options, const Model& teacher) {
+  std::string kind = options.output;
+  if (kind.empty()) kind = teacher.task.kind == "embed" ? "cosine" : "kl";
+  if (kind != "kl" && kind != "mse" && kind != "cosine") {
+    fail(Code::config, "distillation: output: expected kl, mse or cosine, found '{}'",
+         kind.substr(0, 60));
+  }
+  return kind;
+}
+
+at::Tensor relative_square(const at::Tensor& student, const at::Tensor& teacher) {
+  return (student - teacher).square().mean() / teacher.square().mean().clamp_min(1e-12);
+}
+
+at::Tensor compare(const std::string& kind, double temperature, const at::Tensor& student,
+                   const at::Tensor& teacher) {
+  if (student.sizes() != teacher.sizes()) {
+    fail(Code::shape, "distillation: the student gives {}, the teacher {}",
+         to_string(student.sizes()), to_string(teacher.sizes()));
+  }
+  if (kind == "mse") return relative_square(student, teacher);
+  if (kind == "cosine") return 1 - at::cosine_similarity(student, teacher, -1).mean();
+  const at::Tensor expected = at::log_softmax(teacher / temperature, -1);
+  const at::Tensor found = at::log_softmax(student / temperature, -1);
+  return (expected.exp() * (expected - found)).sum(-1).mean() * temperature * temperature;
+}
+
+/// Outputs of slots whose paths match, in the order of the paths.
+std::vector<std::pair<std::string, at::Tensor>> matching(const Recorder& recorder) {
+  return {recorder.records().begin(), recorder.records().end()};
+}
+
+}  // namespace
+
+Distiller::Distiller(const Model& teacher, DistillOptions options)
+    : teacher_(teacher), options_(std::move(options)), output_(output_loss(options_, teacher)) {
+  if (!(options_.temperature > 0)) {
+    fail(Code::config, "distillation: temperature: expected above 0, found {}",
+         options_.temperature);
+  }
+}
+
+DistillLoss Distiller::loss(Model& student, const DistillBatch& batch) {
+  std::vector<Recorder> taught, learnt;
+  /// One recorder per pair, all fed by one watcher.
+  struct Fan final : SlotWatcher {
+    std::vector<Recorder>* recorders;
+    void after(const std::string& path, const Brick& brick, const at::Tensor& x,
+               at::Tensor& y) override {
+      for (Recorder& each : *recorders) each.after(path, brick, x, y);
+    }
+  };
+  for (const FeaturePair& pair : options_.features) {
+    learnt.emplace_back(std::vector{pair.student});
+    taught.emplace_back(std::vector{pair.teacher.empty() ? pair.student : pair.teacher});
+  }
+  const auto run = [&](Model& model, std::vector<Recorder>& recorders) {
+    Fan fan;
+    fan.recorders = &recorders;
+    Context context;
+    context.lengths = batch.lengths;
+    if (!recorders.empty()) context.watcher = &fan;
+    return model.forward(batch.x, context);
+  };
+  at::Tensor expected;
+  {
+    const at::NoGradGuard no_grad;
+    const EvaluationMode evaluation(*teacher_.root);
+    expected = run(teacher_, taught);
+  }
+  const at::Tensor found = run(student, learnt);
+  DistillLoss result;
+  const at::Tensor output = compare(output_, options_.temperature, found, expected);
+  result.total = output * options_.output_weight;
+  result.output = output.item<double>();
+  for (size_t i = 0; i < options_.features.size(); ++i) {
+    const FeaturePair& pair = options_.features[i];
+    const auto a = matching(learnt[i]), b = matching(taught[i]);
+    if (a.empty() || a.size() != b.size()) {
+      fail(Code::usage, "distillation: '{}' names {} slots of the student, '{}' {} of the teacher",
+           pair.student, a.size(), pair.teacher.empty() ? pair.student : pair.teacher, b.size());
+    }
+    at::Tensor sum;
+    for (size_t j = 0; j < a.size(); ++j) {
+      if (a[j].second.sizes() != b[j].second.sizes()) {
+        fail(Code::shape, "distillation: {} of the student gives {}, {} of the teacher {}",
+             a[j].first, to_string(a[j].second.sizes()), b[j].first,
+             to_string(b[j].second.sizes()));
+      }
+      const at::Tensor one = relative_square(a[j].second, b[j].second);
+      sum = sum.defined() ? sum + one : one;
+    }
+    sum = sum / static_cast<double>(a.size());
+    result.features += sum.item<double>();
+    result.total = result.total + sum * pair.weight;
+  }
+  return result;
+}
+
+TuneResult tune(Model& student, Distiller& distiller,
+                const std::function<DistillBatch(int64_t step)>& batches,
+                const TuneOptions& options) {
+  if (options.steps < 1) fail(Code::config, "tune: steps: at least 1, found {}", options.steps);
+  NamedParameters parameters;
+  std::vector<at::Tensor> tensors;
+  for (const auto& item : student.root->named_parameters()) {
+    if (!item.value().requires_grad()) continue;
+    parameters.emplace_back(item.key(), item.value());
+    tensors.push_back(item.value());
+  }
+  if (parameters.empty()) {
+    fail(Code::usage, "tune: the network has no weights to train; dequantize it first");
+  }
+  auto optimizer = make_optimizer(options.optimizer, parameters);
+  Progress progress(options.title, options.title.empty() ? 0 : options.steps);
+  const auto begin = std::chrono::steady_clock::now();
+  const int64_t window = std::max<int64_t>(1, options.steps / 10);
+  TuneResult result;
+  student.root->train();
+  for (int64_t step = 0; step < options.steps; ++step) {
+    set_rate(*optimizer,
+             options.optimizer.rate * schedule_factor(options.schedule, step, options.steps));
+    optimizer->zero_grad();
+    const DistillLoss loss = distiller.loss(student, batches(step));
+    const double value = loss.total.item<double>();
+    if (!std::isfinite(value)) {
+      fail(Code::numeric, "tune: the loss of step {} is {}; try a lower rate than {}", step, value,
+           options.optimizer.rate);
+    }
+    loss.total.backward();
+    if (options.clip > 0) torch::nn::utils::clip_grad_norm_(tensors, options.clip);
+    optimizer->step();
+    if (options.after_step) options.after_step(step);
+    if (step < window) result.first_loss += value / static_cast<double>(window);
+    if (step >= options.steps - window) result.last_loss += value / static_cast<double>(window);
+    if (!options.title.empty()) progress.update(step + 1, fmt::format("loss {:.4g}", value));
+  }
+  student.root->eval();
+  result.steps = options.steps;
+  result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  return result;
+}
+
+}  // namespace sluice::lab

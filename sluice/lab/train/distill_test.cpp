@@ -1,0 +1,91 @@
+#include "sluice/lab/train/distill.h"
+
+#include "sluice/base/random.h"
+#include "sluice/lab/inspect/recorder.h"
+#include "sluice/lab/model/testing.h"
+
+namespace sluice::lab {
+namespace {
+
+using namespace testing;  // NOLINT: test helpers
+
+Model text_model(const std::string& name) {
+  Model model = make_model(name,
+                           {{"vocab", 30},
+                            {"layers", 2},
+                            {"width", 16},
+                            {"heads", 2},
+                            {"ffn", 24},
+                            {"context", 12},
+                            {"init_std", 0.3}},
+                           3);
+  model.root->eval();
+  return model;
+}
+
+TEST(Recorder, KeepsWhatMatchingSlotsGiveAndTake) {
+  Model model = text_model("decoder");
+  const at::Tensor x = random_input(model, 2, 1);
+  Recorder outputs({"blocks.*.ffn", "norm"});
+  Recorder inputs({"blocks.1.ffn.down"}, Recorder::What::inputs);
+  Context context;
+  context.watcher = &outputs;
+  model.forward(x, context);
+  ASSERT_EQ(outputs.records().size(), 3U);
+  EXPECT_EQ(to_string(outputs.records().at("blocks.1.ffn").sizes()), "2 x 12 x 16");
+  context.watcher = &inputs;
+  model.forward(x, context);
+  Context plain;
+  expect_near(model.root->slot("blocks")->slot("1")->slot("ffn")->slot("down")->forward(
+                  inputs.records().at("blocks.1.ffn.down"), plain),
+              outputs.records().at("blocks.1.ffn"));
+}
+
+TEST(Distiller, LossIsZeroForTheTeacherItselfAndNamesWhatDoesNotFit) {
+  for (const char* name : {"decoder", "encoder"}) {
+    const Model teacher = text_model(name);
+    Model student = clone(teacher);
+    Distiller distiller(teacher, {.features = {{"blocks.*"}, {"blocks.1.attn", "", 0.5}}});
+    const DistillBatch batch{random_input(teacher, 2, 4), {}};
+    const DistillLoss same = distiller.loss(student, batch);
+    EXPECT_NEAR(same.total.item<double>(), 0, 1e-6);
+    const at::NoGradGuard no_grad;
+    student.root->slot("blocks")->slot("0")->slot("ffn")->slot("up").as<Linear>().weight *= 0.5;
+    const DistillLoss changed = distiller.loss(student, batch);
+    EXPECT_GT(changed.features, 1e-4);
+    EXPECT_GT(changed.output, 1e-6);
+  }
+  const Model teacher = text_model("decoder");
+  Model student = clone(teacher);
+  const DistillBatch batch{random_input(teacher, 2, 4), {}};
+  expect_error(Code::usage, "'blocks.*' names 2 slots of the student, 'blocks.0' 1", [&] {
+    Distiller(teacher, {.features = {{"blocks.*", "blocks.0"}}}).loss(student, batch);
+  });
+  expect_error(Code::shape, "blocks.0.ffn.up", [&] {
+    Distiller(teacher, {.features = {{"blocks.0.ffn.up", "blocks.0.ffn"}}}).loss(student, batch);
+  });
+  expect_error(Code::config, "kl, mse or cosine", [&] { Distiller(teacher, {.output = "l1"}); });
+}
+
+TEST(Tune, DrawsADamagedStudentBackToItsTeacher) {
+  for (const char* name : {"decoder", "encoder"}) {
+    const Model teacher = text_model(name);
+    Model student = run_pass(teacher, "prune", with({{"granularity", "neuron"}, {"rate", 0.5}}));
+    student = run_pass(student, "slice-channels", {});
+    Distiller distiller(teacher, {.features = {{"blocks.*"}}});
+    TuneOptions options;
+    options.steps = 40;
+    options.optimizer.rate = 5e-3;
+    const TuneResult result = tune(
+        student, distiller,
+        [&](int64_t step) {
+          return DistillBatch{probe_input(teacher, 8, derive_seed(1, "batch", uint64_t(step)), 12),
+                              {}};
+        },
+        options);
+    EXPECT_LT(result.last_loss, 0.6 * result.first_loss) << name;
+  }
+}
+
+}  // namespace
+}  // namespace sluice::lab
