@@ -126,16 +126,16 @@ TuneResult tune(Model& student, Distiller& distiller,
   if (parameters.empty()) {
     fail(Code::usage, "tune: the network has no weights to train; dequantize it first");
   }
-  auto optimizer = make_optimizer(options.optimizer, parameters);
+  const auto optimizer = build_optimizer(options.optimizer, parameters);
   Progress progress(options.title, options.title.empty() ? 0 : options.steps);
   const auto begin = std::chrono::steady_clock::now();
   const int64_t window = std::max<int64_t>(1, options.steps / 10);
   TuneResult result;
   student.root->train();
   for (int64_t step = 0; step < options.steps; ++step) {
-    set_rate(*optimizer,
-             options.optimizer.rate * schedule_factor(options.schedule, step, options.steps));
-    optimizer->zero_grad();
+    optimizer->set_rate(options.optimizer.rate *
+                        schedule_factor(options.schedule, step, options.steps));
+    student.root->zero_grad();
     const DistillLoss loss = distiller.loss(student, batches(step));
     const double value = loss.total.item<double>();
     if (!std::isfinite(value)) {

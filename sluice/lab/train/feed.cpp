@@ -19,10 +19,14 @@ Feed::Feed(const data::Split& split, double mean, double std, c10::Device device
   labels_ = labels_.to(device);
 }
 
-Batch Feed::at_step(int64_t step, int64_t batch, uint64_t seed) {
+void Feed::check_batch(int64_t batch) const {
   if (batch < 1 || batch > count())
     fail(Code::config, "batch of {} samples from a split of {}: choose a batch between 1 and {}",
          batch, count(), count());
+}
+
+Batch Feed::at_step(int64_t step, int64_t batch, uint64_t seed, int64_t first, int64_t samples) {
+  check_batch(batch);
   const int64_t per_epoch = batches_per_epoch(batch);
   const int64_t epoch = step / per_epoch;
   if (epoch != order_epoch_ || seed != order_seed_ || !order_.defined()) {
@@ -33,7 +37,7 @@ Batch Feed::at_step(int64_t step, int64_t batch, uint64_t seed) {
     order_epoch_ = epoch;
     order_seed_ = seed;
   }
-  const auto pick = order_.narrow(0, step % per_epoch * batch, batch);
+  const auto pick = order_.narrow(0, step % per_epoch * batch + first, samples);
   return {inputs_.index_select(0, pick), labels_.index_select(0, pick)};
 }
 

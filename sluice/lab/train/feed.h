@@ -9,19 +9,39 @@
 namespace sluice::lab {
 
 struct Batch {
-  at::Tensor inputs;  ///< [batch, channels, height, width], normalised
-  at::Tensor labels;  ///< [batch] int64
+  at::Tensor inputs;  ///< [batch, channels, height, width], normalised; or ids [batch, T] int64
+  at::Tensor labels;  ///< [batch], or [batch, T]: the next ids; int64
 };
 
-class Feed {
+/// Where a Trainer gets its batches.
+class BatchSource {
+ public:
+  virtual ~BatchSource() = default;
+  virtual int64_t count() const = 0;  ///< samples of an epoch
+  /// Samples [first, first + samples) of the batch of `batch` samples that step `step` takes. A
+  /// function of its arguments.
+  virtual Batch at_step(int64_t step, int64_t batch, uint64_t seed, int64_t first,
+                        int64_t samples) = 0;
+  /// The whole batch.
+  Batch at_step(int64_t step, int64_t batch, uint64_t seed) {
+    return at_step(step, batch, seed, 0, batch);
+  }
+  /// Throws Error{config} when batches of that size cannot be had.
+  virtual void check_batch(int64_t batch) const = 0;
+};
+
+class Feed : public BatchSource {
  public:
   Feed(const data::Split& split, double mean, double std, c10::Device device);
-  int64_t count() const { return labels_.size(0); }
+  int64_t count() const override { return labels_.size(0); }
   int64_t batches_per_epoch(int64_t batch) const {
     return count() / batch;
   }  ///< the last partial batch is dropped
-  /// Batch number `step` of an endless stream of epochs, each shuffled by (seed, epoch).
-  Batch at_step(int64_t step, int64_t batch, uint64_t seed);
+  using BatchSource::at_step;
+  /// Of an endless stream of epochs, each shuffled by (seed, epoch).
+  Batch at_step(int64_t step, int64_t batch, uint64_t seed, int64_t first,
+                int64_t samples) override;
+  void check_batch(int64_t batch) const override;
   /// In order, for evaluation; the last may be smaller.
   Batch range(int64_t first, int64_t count) const;
 

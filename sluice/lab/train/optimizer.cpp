@@ -5,6 +5,7 @@
 
 #include "sluice/base/error.h"
 #include "sluice/base/path_pattern.h"
+#include "sluice/lab/train/muon.h"
 
 namespace sluice::lab {
 namespace {
@@ -15,8 +16,8 @@ Kind kind_of(const OptimizerOptions& options) {
   if (options.kind == "sgd") return Kind::sgd;
   if (options.kind == "adam") return Kind::adam;
   if (options.kind == "adamw") return Kind::adamw;
-  const std::string near = nearest_name(options.kind, {"sgd", "adam", "adamw"});
-  fail(Code::config, "optimizer '{}': known are sgd, adam, adamw{}", options.kind,
+  const std::string near = nearest_name(options.kind, {"sgd", "adam", "adamw", "muon"});
+  fail(Code::config, "optimizer '{}': known are sgd, adam, adamw, muon{}", options.kind,
        near.empty() ? "" : "; did you mean " + near + "?");
 }
 
@@ -41,6 +42,16 @@ ParamState* find_state(Map& state, const Key& key) {
   return found == state.end() ? nullptr : static_cast<ParamState*>(found->second.get());
 }
 
+void check_options(const OptimizerOptions& options) {
+  if (!(options.rate > 0)) fail(Code::config, "learning rate {}: must be > 0", options.rate);
+  if (!(options.weight_decay >= 0))
+    fail(Code::config, "weight decay {}: must be >= 0", options.weight_decay);
+  if (!(options.momentum >= 0 && options.momentum < 1))
+    fail(Code::config, "momentum {}: must be in [0, 1)", options.momentum);
+  if (!(options.beta2 >= 0 && options.beta2 < 1))
+    fail(Code::config, "beta2 {}: must be in [0, 1)", options.beta2);
+}
+
 template <class ParamState>
 void save_adam(std::map<std::string, at::Tensor>& out, const std::string& name,
                const ParamState& state) {
@@ -54,11 +65,7 @@ void save_adam(std::map<std::string, at::Tensor>& out, const std::string& name,
 std::unique_ptr<torch::optim::Optimizer> make_optimizer(const OptimizerOptions& options,
                                                         const NamedParameters& parameters) {
   const Kind kind = kind_of(options);
-  if (!(options.rate > 0)) fail(Code::config, "learning rate {}: must be > 0", options.rate);
-  if (!(options.weight_decay >= 0))
-    fail(Code::config, "weight decay {}: must be >= 0", options.weight_decay);
-  if (!(options.momentum >= 0 && options.momentum < 1))
-    fail(Code::config, "momentum {}: must be in [0, 1)", options.momentum);
+  check_options(options);
   std::vector<at::Tensor> decayed, plain;
   for (const auto& [name, tensor] : parameters)
     (tensor.dim() >= 2 || options.decay_all ? decayed : plain).push_back(tensor);
@@ -80,15 +87,15 @@ std::unique_ptr<torch::optim::Optimizer> make_optimizer(const OptimizerOptions& 
                                                      .momentum(options.momentum)
                                                      .nesterov(options.momentum > 0));
     case Kind::adam:
-      return build.operator()<torch::optim::Adam>(torch::optim::AdamOptions(options.rate));
+      return build.operator()<torch::optim::Adam>(
+          torch::optim::AdamOptions(options.rate).betas({0.9, options.beta2}));
     default:
-      return build.operator()<torch::optim::AdamW>(torch::optim::AdamWOptions(options.rate));
+      return build.operator()<torch::optim::AdamW>(
+          torch::optim::AdamWOptions(options.rate).betas({0.9, options.beta2}));
   }
 }
 
-void set_rate(torch::optim::Optimizer& optimizer, double rate) {
-  for (auto& group : optimizer.param_groups()) group.options().set_lr(rate);
-}
+namespace {
 
 std::map<std::string, at::Tensor> optimizer_state(const torch::optim::Optimizer& optimizer,
                                                   const OptimizerOptions& options,
@@ -164,6 +171,95 @@ void load_optimizer_state(torch::optim::Optimizer& optimizer, const OptimizerOpt
   if (used != state.size())
     fail(Code::format, "{}: {} of {} optimizer tensors belong to no parameter of the model", what,
          state.size() - used, state.size());
+}
+
+/// LibTorch's own.
+class Packaged : public Optimizer {
+ public:
+  Packaged(const OptimizerOptions& options, const NamedParameters& parameters)
+      : options_(options),
+        parameters_(parameters),
+        optimizer_(make_optimizer(options, parameters)) {}
+  void set_rate(double rate) override {
+    for (auto& group : optimizer_->param_groups()) group.options().set_lr(rate);
+  }
+  void step() override { optimizer_->step(); }
+  std::map<std::string, at::Tensor> state() const override {
+    return optimizer_state(*optimizer_, options_, parameters_);
+  }
+  void load_state(const std::map<std::string, at::Tensor>& state,
+                  const std::string& what) override {
+    load_optimizer_state(*optimizer_, options_, parameters_, state, what);
+  }
+
+ private:
+  OptimizerOptions options_;
+  NamedParameters parameters_;
+  std::unique_ptr<torch::optim::Optimizer> optimizer_;
+};
+
+/// Muon for the hidden matrices, AdamW for the rest; one rate for both.
+class MuonAndAdamW : public Optimizer {
+ public:
+  MuonAndAdamW(const OptimizerOptions& options, const NamedParameters& parameters) {
+    check_options(options);
+    NamedParameters hidden, rest;
+    for (const auto& entry : parameters)
+      (is_hidden_matrix(entry.first, entry.second) ? hidden : rest).push_back(entry);
+    if (hidden.empty())
+      fail(Code::config,
+           "optimizer 'muon': the model has no hidden matrices (2-D weights apart from "
+           "embeddings and the head); use adamw");
+    for (const auto& [name, tensor] : hidden) hidden_names_.push_back(name);
+    muon_ = std::make_unique<Muon>(
+        hidden, MuonOptions{options.rate, options.momentum, options.weight_decay});
+    if (!rest.empty()) {
+      OptimizerOptions adamw = options;
+      adamw.kind = "adamw";
+      rest_ = std::make_unique<Packaged>(adamw, rest);
+    }
+  }
+  void set_rate(double rate) override {
+    muon_->set_rate(rate);
+    if (rest_) rest_->set_rate(rate);
+  }
+  void step() override {
+    muon_->step();
+    if (rest_) rest_->step();
+  }
+  std::map<std::string, at::Tensor> state() const override {
+    auto all = rest_ ? rest_->state() : std::map<std::string, at::Tensor>();
+    all.merge(muon_->state());
+    return all;
+  }
+  void load_state(const std::map<std::string, at::Tensor>& state,
+                  const std::string& what) override {
+    std::map<std::string, at::Tensor> mine, others = state;
+    for (const std::string& name : hidden_names_) {
+      const auto found = others.find(name + kMomentumSuffix);
+      if (found != others.end()) mine.insert(others.extract(found));
+    }
+    muon_->load_state(mine, what);
+    if (rest_) {
+      rest_->load_state(others, what);
+    } else if (!others.empty()) {
+      fail(Code::format, "{}: optimizer tensor '{}' belongs to no parameter of the model", what,
+           others.begin()->first);
+    }
+  }
+
+ private:
+  std::vector<std::string> hidden_names_;
+  std::unique_ptr<Muon> muon_;
+  std::unique_ptr<Packaged> rest_;
+};
+
+}  // namespace
+
+std::unique_ptr<Optimizer> build_optimizer(const OptimizerOptions& options,
+                                           const NamedParameters& parameters) {
+  if (options.kind == "muon") return std::make_unique<MuonAndAdamW>(options, parameters);
+  return std::make_unique<Packaged>(options, parameters);
 }
 
 }  // namespace sluice::lab

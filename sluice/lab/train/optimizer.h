@@ -9,20 +9,26 @@ namespace sluice::lab {
 
 using NamedParameters = std::vector<std::pair<std::string, at::Tensor>>;
 
-/// Two parameter groups: with weight decay (matrices and kernels, or all), and without. Throws
-/// Error{config}.
+/// Changes parameters by their gradients. State moves in and out by parameter name.
+class Optimizer {
+ public:
+  virtual ~Optimizer() = default;
+  virtual void set_rate(double rate) = 0;
+  virtual void step() = 0;
+  /// "<parameter>.momentum_buffer", or ".exp_avg", ".exp_avg_sq", ".step".
+  virtual std::map<std::string, at::Tensor> state() const = 0;
+  /// Throws Error{format} naming the tensor that is missing, misshapen or unknown.
+  virtual void load_state(const std::map<std::string, at::Tensor>& state,
+                          const std::string& what) = 0;
+};
+
+/// Any kind, over `parameters`. Throws Error{config}.
+std::unique_ptr<Optimizer> build_optimizer(const OptimizerOptions& options,
+                                           const NamedParameters& parameters);
+
+/// LibTorch's sgd, adam and adamw: two parameter groups, with weight decay (matrices and kernels,
+/// or all), and without. Throws Error{config}.
 std::unique_ptr<torch::optim::Optimizer> make_optimizer(const OptimizerOptions& options,
                                                         const NamedParameters& parameters);
-
-void set_rate(torch::optim::Optimizer& optimizer, double rate);
-
-/// "<parameter>.momentum_buffer", or ".exp_avg", ".exp_avg_sq", ".step".
-std::map<std::string, at::Tensor> optimizer_state(const torch::optim::Optimizer& optimizer,
-                                                  const OptimizerOptions& options,
-                                                  const NamedParameters& parameters);
-/// Throws Error{format} naming the tensor that is missing, misshapen or unknown.
-void load_optimizer_state(torch::optim::Optimizer& optimizer, const OptimizerOptions& options,
-                          const NamedParameters& parameters,
-                          const std::map<std::string, at::Tensor>& state, const std::string& what);
 
 }  // namespace sluice::lab

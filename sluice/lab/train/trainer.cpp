@@ -2,22 +2,18 @@
 
 #include <torch/torch.h>
 
-#include <chrono>
 #include <cmath>
 #include <numbers>
 
-#include "sluice/base/json.h"
+#include "sluice/base/file.h"
 #include "sluice/base/path_pattern.h"
-#include "sluice/base/progress.h"
 #include "sluice/base/random.h"
-#include "sluice/lab/train/optimizer.h"
-#include "sluice/lab/train/state_file.h"
+#include "sluice/base/table.h"
+#include "sluice/lab/train/precision.h"
+#include "sluice/lab/train/trainer_state.h"
 
 namespace sluice::lab {
 namespace {
-
-constexpr int kCheckpointVersion = 1;
-constexpr const char* kCheckpointKey = "sluice.checkpoint";
 
 NamedParameters trainable_parameters(const Brick& root) {
   NamedParameters out;
@@ -31,43 +27,6 @@ at::Generator make_step_generator(c10::Device device, uint64_t seed) {
   auto generator = at::globalContext().defaultGenerator(device).clone();
   generator.set_current_seed(seed);
   return generator;
-}
-
-/// Everything that shapes the result; a checkpoint continues only under the same.
-Json shaping_options(const TrainOptions& o, int64_t samples) {
-  return {{"steps", o.steps},
-          {"batch", o.batch},
-          {"seed", o.seed},
-          {"samples", samples},
-          {"optimizer",
-           {{"kind", o.optimizer.kind},
-            {"rate", o.optimizer.rate},
-            {"momentum", o.optimizer.momentum},
-            {"weight_decay", o.optimizer.weight_decay},
-            {"decay_all", o.optimizer.decay_all}}},
-          {"schedule",
-           {{"kind", o.schedule.kind}, {"warmup", o.schedule.warmup}, {"floor", o.schedule.floor}}},
-          {"label_smoothing", o.label_smoothing},
-          {"clip", o.clip},
-          {"log_every", o.log_every}};
-}
-
-void require_same_options(const Json& stored, const Json& present, const std::string& path,
-                          const std::string& prefix = "") {
-  for (const auto& [key, value] : present.items()) {
-    const std::string name = prefix + key;
-    if (!stored.is_object() || !stored.contains(key))
-      fail(Code::format, "{}: the checkpoint's options lack '{}'", path, name);
-    if (value.is_object()) {
-      require_same_options(stored.at(key), value, path, name + ".");
-    } else if (stored.at(key) != value) {
-      fail(Code::config,
-           "{}: the checkpoint was made with {} = {}, this run has {}. Continue with the same "
-           "options or start anew "
-           "without the checkpoint.",
-           path, name, stored.at(key).dump(), value.dump());
-    }
-  }
 }
 
 /// Global norm clipping without waiting for the device.
@@ -103,40 +62,31 @@ double schedule_factor(const ScheduleOptions& options, int64_t step, int64_t ste
        near.empty() ? "" : "; did you mean " + near + "?");
 }
 
-struct Trainer::State {
-  Model& model;
-  Feed& feed;
-  TrainOptions options;
-  TrainHooks hooks;
-  NamedParameters parameters;
-  std::unique_ptr<torch::optim::Optimizer> optimizer;
-  int64_t step = 0;
-  double seconds = 0;
-  std::vector<CurvePoint> curve;
-  /// Of the steps since the last curve point; read only at the next one, so that a GPU is never
-  /// waited for.
-  std::vector<at::Tensor> losses, correct;
-  /// Lives across the calls of run() that make up one training.
-  std::unique_ptr<Progress> progress;
-  std::string note;
-
-  void take_step();
-  void log_point();
-  void require_finite(double value, int64_t at) const;
-};
-
-Trainer::Trainer(Model& model, Feed& feed, TrainOptions options, TrainHooks hooks)
-    : state_(new State{
-          model, feed, std::move(options), std::move(hooks), {}, {}, 0, 0, {}, {}, {}, {}, {}}) {
+Trainer::Trainer(Model& model, BatchSource& feed, TrainOptions options, TrainHooks hooks)
+    : state_(new State{model, feed, std::move(options), std::move(hooks)}) {
   const auto& o = state_->options;
   if (o.steps < 1) fail(Code::config, "training steps {}: at least 1", o.steps);
-  if (o.batch < 1 || o.batch > feed.count())
-    fail(Code::config, "batch {}: between 1 and the {} training samples", o.batch, feed.count());
+  feed.check_batch(o.batch);
+  const int64_t processes = state_->process_count();
+  if (o.batch % processes != 0)
+    fail(Code::config, "batch {}: has to be a multiple of the {} processes", o.batch, processes);
+  if (o.micro_batch < 0) fail(Code::config, "micro_batch {}: at least 0", o.micro_batch);
   if (o.log_every < 1) fail(Code::config, "log_every {}: at least 1", o.log_every);
+  if (o.validate_every < 0) fail(Code::config, "validate_every {}: at least 0", o.validate_every);
   if (!(o.label_smoothing >= 0 && o.label_smoothing < 1))
     fail(Code::config, "label smoothing {}: in [0, 1)", o.label_smoothing);
+  if (o.bf16 && !device_of(*model.root).is_cuda())
+    fail(Code::config, "bf16 training needs a CUDA device; on the CPU use f32");
   schedule_factor(o.schedule, 0, o.steps);
   reset_optimizer();
+  if (o.processes) {
+    const torch::NoGradGuard no_grad;
+    for (auto& [name, tensor] : named_state(*model.root)) {
+      auto same = tensor.detach().contiguous();
+      o.processes->broadcast(same);
+      if (!same.is_same(tensor)) tensor.detach().copy_(same);
+    }
+  }
 }
 
 Trainer::~Trainer() = default;
@@ -145,50 +95,134 @@ int64_t Trainer::step() const { return state_->step; }
 
 void Trainer::reset_optimizer() {
   state_->parameters = trainable_parameters(*state_->model.root);
-  state_->optimizer = make_optimizer(state_->options.optimizer, state_->parameters);
+  state_->optimizer = build_optimizer(state_->options.optimizer, state_->parameters);
+}
+
+std::pair<at::Tensor, at::Tensor> Trainer::State::run_part() {
+  auto& root = *model.root;
+  const int64_t part = options.batch / process_count();
+  const int64_t begin = options.processes ? part * options.processes->rank() : 0;
+  const Batch batch = feed.at_step(step, options.batch, options.seed, begin, part);
+  labels_per_sample = double(batch.labels.numel()) / double(part);
+  uint64_t noise = derive_seed(options.seed, "noise", uint64_t(step));
+  if (begin > 0) noise = derive_seed(noise, "process", uint64_t(begin));
+  const auto generator = make_step_generator(device_of(root), noise);
+  const int64_t micro = options.micro_batch > 0 ? std::min(options.micro_batch, part) : part;
+  at::Tensor total, hits;
+  for (int64_t first = 0; first < part; first += micro) {
+    const int64_t rows = std::min(micro, part - first);
+    const auto labels = batch.labels.narrow(0, first, rows).flatten();
+    GateLog log;
+    Context context;
+    context.generator = generator;
+    if (hooks.extra_loss) context.gate_log = &log;
+    if (hooks.before_step) hooks.before_step(step, context);
+    at::Tensor logits;
+    {
+      const Autocast cast(options.bf16);
+      logits = model.forward(batch.inputs.narrow(0, first, rows), context);
+    }
+    if (logits.dim() == 3) logits = logits.flatten(0, 1);  // [batch, T, V]
+    namespace F = torch::nn::functional;
+    auto loss =
+        F::cross_entropy(options.bf16 ? logits.to(torch::kFloat) : logits, labels,
+                         F::CrossEntropyFuncOptions().label_smoothing(options.label_smoothing));
+    if (hooks.extra_loss) {
+      const auto extra = hooks.extra_loss(log, step);
+      if (extra.defined()) loss = loss + extra;
+    }
+    if (rows != options.batch) loss = loss * (double(rows) / double(options.batch));
+    if (loss.is_cpu() && process_count() == 1) require_finite(loss.item<double>(), step);
+    loss.backward();
+    const auto right = (logits.detach().argmax(1) == labels).sum();
+    total = total.defined() ? total + loss.detach() : loss.detach();
+    hits = hits.defined() ? hits + right : right;
+  }
+  return {total, hits};
+}
+
+void Trainer::State::sum_over_processes(at::Tensor& loss, at::Tensor& hits) {
+  // One message: everything in one run of numbers.
+  std::vector<at::Tensor> parts{loss.reshape(1), hits.to(loss.scalar_type()).reshape(1)};
+  for (const auto& [name, p] : parameters)
+    parts.push_back(p.grad().defined() ? p.grad().reshape(-1)
+                                       : torch::zeros({p.numel()}, p.options()));
+  const torch::NoGradGuard no_grad;
+  auto all = torch::cat(parts);
+  options.processes->sum(all);
+  loss = all[0].clone();
+  hits = all[1].to(torch::kInt64);
+  int64_t at = 2;
+  for (const auto& [name, p] : parameters) {
+    if (p.grad().defined())
+      p.grad().copy_(all.narrow(0, at, p.numel()).view(p.sizes()));
+    else
+      p.mutable_grad() = all.narrow(0, at, p.numel()).view(p.sizes()).clone();
+    at += p.numel();
+  }
+  if (loss.is_cpu()) require_finite(loss.item<double>(), step);
 }
 
 void Trainer::State::take_step() {
-  auto& root = *model.root;
-  root.train();
-  GateLog log;
-  Context context;
-  context.generator =
-      make_step_generator(device_of(root), derive_seed(options.seed, "noise", uint64_t(step)));
-  if (hooks.extra_loss) context.gate_log = &log;
-  if (hooks.before_step) hooks.before_step(step, context);
-  set_rate(*optimizer,
-           options.optimizer.rate * schedule_factor(options.schedule, step, options.steps));
+  model.root->train();
+  optimizer->set_rate(options.optimizer.rate *
+                      schedule_factor(options.schedule, step, options.steps));
   for (const auto& [name, p] : parameters)
     if (p.grad().defined()) p.mutable_grad() = at::Tensor();
-
-  const Batch batch = feed.at_step(step, options.batch, options.seed);
-  const auto logits = model.forward(batch.inputs, context);
-  namespace F = torch::nn::functional;
-  auto loss = F::cross_entropy(
-      logits, batch.labels, F::CrossEntropyFuncOptions().label_smoothing(options.label_smoothing));
-  if (hooks.extra_loss) {
-    const auto extra = hooks.extra_loss(log, step);
-    if (extra.defined()) loss = loss + extra;
-  }
-  if (loss.is_cpu()) require_finite(loss.item<double>(), step);
-  loss.backward();
+  auto [loss, hits] = run_part();
+  if (process_count() > 1) sum_over_processes(loss, hits);
   if (hooks.after_backward) hooks.after_backward(step);
   if (options.clip > 0) clip_gradients(parameters, options.clip);
   optimizer->step();
   if (hooks.after_step) hooks.after_step(step);
-  losses.push_back(loss.detach());
-  correct.push_back((logits.detach().argmax(1) == batch.labels).sum());
+  losses.push_back(loss);
+  correct.push_back(hits);
   ++step;
+}
+
+std::string Trainer::State::culprit() const {
+  const auto finite = [](const at::Tensor& t) { return at::isfinite(t).all().item<bool>(); };
+  double largest = 0;
+  std::string name_of_largest;
+  for (const auto& [name, p] : parameters) {
+    const auto values = p.detach();
+    if (!finite(values)) return fmt::format("parameter {} is not finite", name);
+    const double most = values.numel() == 0 ? 0 : values.abs().max().item<double>();
+    if (most >= largest) {
+      largest = most;
+      name_of_largest = name;
+    }
+  }
+  for (const auto& [name, p] : parameters)
+    if (p.grad().defined() && !finite(p.grad()))
+      return fmt::format("the gradient of {} is not finite", name);
+  return fmt::format("all parameters are finite, the largest value is {:.3g} in {}", largest,
+                     name_of_largest);
 }
 
 void Trainer::State::require_finite(double value, int64_t at) const {
   if (std::isfinite(value)) return;
+  const std::string kept = options.checkpoint.empty() || !file_exists(options.checkpoint)
+                               ? ""
+                               : fmt::format(" {} keeps the last good state.", options.checkpoint);
   fail(Code::numeric,
-       "{}: the loss is {} at step {} of {}. Lower the rate ({}), set clip, or look at the inputs "
-       "for values that are "
-       "not finite.",
-       options.title, value, at, options.steps, options.optimizer.rate);
+       "{}: the loss is {} at step {} of {}; {}.{} Lower the rate ({}), set clip, or look at the "
+       "inputs for values that are not finite.",
+       options.title.empty() ? "training" : options.title, value, at, options.steps, culprit(),
+       kept, options.optimizer.rate);
+}
+
+void Trainer::State::require_finite_state() const {
+  if (!losses.empty()) {
+    const auto values = torch::stack(losses).to(torch::kCPU, torch::kDouble);
+    for (int64_t i = 0; i < values.numel(); ++i)
+      require_finite(values[i].item<double>(), step - values.numel() + i);
+  }
+  std::vector<at::Tensor> finite;
+  for (const auto& [name, p] : parameters) finite.push_back(at::isfinite(p.detach()).all());
+  if (!torch::stack(finite).all().item<bool>())
+    fail(Code::numeric, "{}: after step {} of {} {}; no checkpoint of that is written",
+         options.title.empty() ? "training" : options.title, step - 1, options.steps, culprit());
 }
 
 void Trainer::State::log_point() {
@@ -201,159 +235,79 @@ void Trainer::State::log_point() {
   const double hits = torch::stack(correct).sum().item<double>();
   const auto n = static_cast<double>(values.size());
   curve.push_back(
-      {step, stacked.sum().item<double>() / n, hits / (n * double(options.batch)),
+      {step, stacked.sum().item<double>() / n,
+       hits / (n * double(options.batch) * labels_per_sample),
        options.optimizer.rate * schedule_factor(options.schedule, step - 1, options.steps)});
   losses.clear();
   correct.clear();
+
+  const auto now = std::chrono::steady_clock::now();
+  const CurvePoint& point = curve.back();
+  note = fmt::format("loss {:.4f}  accuracy {:.1f}%", point.loss, 100 * point.accuracy);
+  if (options.tokens_per_sample > 0) {
+    const double passed = std::chrono::duration<double>(now - point_time).count();
+    const auto tokens = double((step - point_step) * options.batch * options.tokens_per_sample);
+    tokens_per_second = passed > 0 ? tokens / passed : 0;
+    note = fmt::format("loss {:.4f}  {} tokens/s", point.loss,
+                       format_count(static_cast<int64_t>(tokens_per_second)));
+  }
+  if (!validation.empty()) note += fmt::format("  validation {:.4f}", validation.back().loss);
+  point_time = now;
+  point_step = step;
+  if (hooks.on_point && first_process()) hooks.on_point(point, tokens_per_second);
+}
+
+void Trainer::State::validate() {
+  if (!hooks.validate || !first_process()) return;
+  const auto start = std::chrono::steady_clock::now();
+  const bool training = model.root->is_training();
+  validation.push_back({step, hooks.validate()});
+  model.root->train(training);
+  if (hooks.on_validation) hooks.on_validation(validation.back());
+  point_time += std::chrono::steady_clock::now() - start;  // tokens per second are of training
 }
 
 TrainResult Trainer::run(int64_t until) {
   auto& s = *state_;
-  const int64_t end = until < 0 ? s.options.steps : std::min(until, s.options.steps);
-  const bool saves = !s.options.checkpoint.empty();
-  if (!s.progress && !s.options.title.empty())
-    s.progress = std::make_unique<Progress>(s.options.title, s.options.steps, "steps");
+  const auto& o = s.options;
+  const int64_t end = until < 0 ? o.steps : std::min(until, o.steps);
+  const bool saves = !o.checkpoint.empty() && s.first_process();
+  if (!s.progress && !o.title.empty() && s.first_process())
+    s.progress = std::make_unique<Progress>(o.title, o.steps, "steps");
   int64_t saved = -1;
   auto save = [&] {
-    save_checkpoint(s.options.checkpoint);
+    s.require_finite_state();
+    save_checkpoint(o.checkpoint);
     saved = s.step;
-    if (s.options.after_checkpoint) s.options.after_checkpoint(s.step);
+    if (o.after_checkpoint) o.after_checkpoint(s.step);
   };
+  s.point_time = std::chrono::steady_clock::now();
+  s.point_step = s.step;
   while (s.step < end) {
     const auto start = std::chrono::steady_clock::now();
-    s.take_step();
-    if (s.step % s.options.log_every == 0 || s.step == s.options.steps) {
-      s.log_point();
-      const auto& last = s.curve.back();
-      s.note = fmt::format("loss {:.4f}  accuracy {:.1f}%", last.loss, 100 * last.accuracy);
+    try {
+      s.take_step();
+    } catch (const Error& error) {
+      // The step changed nothing yet but perhaps running statistics.
+      if (error.code() != Code::io || s.process_count() == 1 || !saves ||
+          !s.model.root->buffers().empty())
+        throw;
+      save();
+      fail(Code::io, "{}. {} holds the state after step {} of {}: continue with --resume",
+           error.what(), o.checkpoint, s.step, o.steps);
     }
+    if (s.step % o.log_every == 0 || s.step == o.steps) s.log_point();
+    if (s.step == o.steps || (o.validate_every > 0 && s.step % o.validate_every == 0)) s.validate();
     s.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    if (saves && s.options.checkpoint_every > 0 && s.step % s.options.checkpoint_every == 0) save();
+    if (saves && o.checkpoint_every > 0 && s.step % o.checkpoint_every == 0) save();
     if (s.progress) s.progress->update(s.step, s.note);
   }
   if (saves && saved != s.step) save();
-  if (s.progress && s.step == s.options.steps) {
+  if (s.progress && s.step == o.steps) {
     s.progress->finish(s.note);
     s.progress.reset();
   }
-  return {s.curve, s.seconds, s.step};
-}
-
-void Trainer::save_checkpoint(const std::string& path) const {
-  const auto& s = *state_;
-  StateFile file;
-  const auto named = named_state(*s.model.root);
-  file.add_section("model.", {named.begin(), named.end()});
-  file.add_section("optimizer.", optimizer_state(*s.optimizer, s.options.optimizer, s.parameters));
-  if (s.hooks.save_extra) file.add_section("extra.", s.hooks.save_extra());
-  if (!s.losses.empty()) {
-    file.tensors["pending.loss"] = torch::stack(s.losses);
-    file.tensors["pending.correct"] = torch::stack(s.correct);
-  }
-  Json curve = Json::array();
-  for (const auto& p : s.curve) curve.push_back({p.step, p.loss, p.accuracy, p.rate});
-  file.document = {
-      {"version", kCheckpointVersion},  {"step", s.step},
-      {"seconds", s.seconds},           {"options", shaping_options(s.options, s.feed.count())},
-      {"spec", spec_of(*s.model.root)}, {"curve", curve}};
-  write_state_file(path, kCheckpointKey, file);
-}
-
-void Trainer::load_checkpoint(const std::string& path) {
-  auto& s = *state_;
-  const auto file = read_state_file(path, kCheckpointKey, "a checkpoint", kCheckpointVersion);
-  const auto& document = file.document;
-  require_same_options(json_get<Json>(document, "options", path),
-                       shaping_options(s.options, s.feed.count()), path);
-  const auto step = json_get<int64_t>(document, "step", path);
-  if (step < 0 || step > s.options.steps)
-    fail(Code::format, "{}: step {} of a run of {}", path, step, s.options.steps);
-  std::vector<CurvePoint> curve;
-  for (const auto& p : json_get<Json>(document, "curve", path)) {
-    if (!p.is_array() || p.size() != 4 || !p[0].is_number_integer() || !p[1].is_number() ||
-        !p[2].is_number() || !p[3].is_number())
-      fail(Code::format, "{}: curve: expected [step, loss, accuracy, rate], found {}", path,
-           p.dump());
-    curve.push_back(
-        {p[0].get<int64_t>(), p[1].get<double>(), p[2].get<double>(), p[3].get<double>()});
-  }
-
-  const auto device = device_of(*s.model.root);
-  const auto spec = json_get<Json>(document, "spec", path);
-  if (spec != spec_of(*s.model.root)) {
-    s.model.root = make_brick(spec);
-    s.model.root->to(device);
-  }
-  const auto stored = file.section("model.");
-  const auto present = named_state(*s.model.root);
-  if (stored.size() != present.size())
-    fail(Code::format, "{}: {} model tensors, the described model has {}", path, stored.size(),
-         present.size());
-  load_state(*s.model.root, stored);
-  reset_optimizer();
-  load_optimizer_state(*s.optimizer, s.options.optimizer, s.parameters, file.section("optimizer."),
-                       path);
-
-  const auto pending = file.section("pending.");
-  s.losses.clear();
-  s.correct.clear();
-  if (!pending.empty()) {
-    const auto loss = pending.find("loss"), correct = pending.find("correct");
-    if (loss == pending.end() || correct == pending.end() || loss->second.dim() != 1 ||
-        loss->second.sizes() != correct->second.sizes())
-      fail(Code::format,
-           "{}: tensors 'pending.loss' and 'pending.correct' must be two lists of equal length",
-           path);
-    for (int64_t i = 0; i < loss->second.size(0); ++i) {
-      s.losses.push_back(loss->second[i].to(device));
-      s.correct.push_back(correct->second[i].to(device));
-    }
-  }
-  s.step = step;
-  s.seconds = json_get<double>(document, "seconds", path);
-  s.curve = std::move(curve);
-  if (s.hooks.load_extra) s.hooks.load_extra(file.section("extra."));
-}
-
-LabEvaluation evaluate(Model& model, const Feed& feed, bool log_gates, int64_t batch) {
-  torch::NoGradGuard no_grad;
-  auto& root = *model.root;
-  const bool was_training = root.is_training();
-  root.eval();
-  LabEvaluation out;
-  std::vector<at::Tensor> predictions;
-  at::Tensor loss, hits;
-  std::map<std::string, at::Tensor> open;
-  for (int64_t first = 0; first < feed.count(); first += batch) {
-    const Batch part = feed.range(first, std::min(batch, feed.count() - first));
-    GateLog log;
-    Context context;
-    if (log_gates) context.gate_log = &log;
-    const auto logits = model.forward(part.inputs, context);
-    const auto best = logits.argmax(1);
-    predictions.push_back(best);
-    namespace F = torch::nn::functional;
-    const auto part_loss =
-        F::cross_entropy(logits, part.labels, F::CrossEntropyFuncOptions().reduction(torch::kSum))
-            .to(torch::kDouble);
-    const auto part_hits = (best == part.labels).sum();
-    loss = loss.defined() ? loss + part_loss : part_loss;
-    hits = hits.defined() ? hits + part_hits : part_hits;
-    for (const auto& record : log.records()) {
-      // A constant mask may log one row for the whole batch.
-      const auto rows = record.decision.expand({part.labels.size(0), record.decision.size(-1)});
-      auto& sum = open[record.path];
-      const auto part_sum = rows.sum(0).to(torch::kDouble);
-      sum = sum.defined() ? sum + part_sum : part_sum;
-    }
-  }
-  const auto n = static_cast<double>(feed.count());
-  out.loss = loss.item<double>() / n;
-  out.accuracy = hits.item<double>() / n;
-  out.predictions = torch::cat(predictions).to(torch::kCPU);
-  for (auto& [path, sum] : open) out.gate_means[path] = (sum / n).to(torch::kCPU, torch::kFloat);
-  root.train(was_training);
-  return out;
+  return {s.curve, s.validation, s.seconds, s.step};
 }
 
 }  // namespace sluice::lab

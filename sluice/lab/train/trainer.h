@@ -8,16 +8,18 @@
 #include <string>
 
 #include "sluice/lab/model/model.h"
+#include "sluice/lab/train/distributed.h"
 #include "sluice/lab/train/feed.h"
 
 namespace sluice::lab {
 
 struct OptimizerOptions {
-  std::string kind = "sgd";  ///< "sgd" (momentum, Nesterov), "adam", "adamw"
+  std::string kind = "sgd";  ///< "sgd" (momentum, Nesterov), "adam", "adamw", "muon" (muon.h)
   double rate = 0.1;
-  double momentum = 0.9;
+  double momentum = 0.9;       ///< of sgd and muon
   double weight_decay = 5e-4;  ///< not applied to 1-D parameters (biases, norms) unless decay_all
   bool decay_all = false;
+  double beta2 = 0.999;  ///< of adam, adamw and what muon leaves to adamw
 };
 
 struct ScheduleOptions {
@@ -31,7 +33,8 @@ double schedule_factor(const ScheduleOptions& options, int64_t step, int64_t ste
 
 struct TrainOptions {
   int64_t steps = 1000;
-  int64_t batch = 128;
+  int64_t batch = 128;      ///< samples of a step, over all processes
+  int64_t micro_batch = 0;  ///< samples of one forward of one process; 0: all of its part
   uint64_t seed = 1;
   OptimizerOptions optimizer;
   ScheduleOptions schedule;
@@ -42,11 +45,29 @@ struct TrainOptions {
   int64_t checkpoint_every = 0;  ///< steps; 0 only at the end of the run
   /// Called with the step once a checkpoint is safely on disk; an exception from it ends the run.
   std::function<void(int64_t step)> after_checkpoint;
-  int64_t log_every = 20;  ///< steps between curve points
+  int64_t log_every = 20;         ///< steps between curve points
+  int64_t validate_every = 0;     ///< steps between calls of hooks.validate; 0 only at the end
+  bool bf16 = false;              ///< matrix products in bf16 (CUDA only); weights stay f32
+  int64_t tokens_per_sample = 0;  ///< when not 0, progress also tells tokens per second
+  /// What else shapes the result (data, architecture); a checkpoint with another one is refused.
+  std::string fingerprint;
+  /// Other processes that train the same model; each must construct the Trainer alike. Process 0
+  /// writes checkpoints and calls on_point, on_validation and validate.
+  std::shared_ptr<ProcessGroup> processes;
 };
 
 /// State that goes into checkpoints besides model and optimizer.
 using ExtraState = std::map<std::string, at::Tensor>;
+
+struct CurvePoint {
+  int64_t step;
+  double loss, accuracy, rate;  ///< of the training batches since the last point
+};
+
+struct ValidationPoint {
+  int64_t step;
+  double loss;
+};
 
 struct TrainHooks {
   /// Added to the task loss; sees the batch's gate log. `step` counts from 0.
@@ -57,17 +78,18 @@ struct TrainHooks {
   std::function<void(int64_t step)> after_backward;
   /// After optimizer.step() of each step (apply masks, ...).
   std::function<void(int64_t step)> after_step;
+  /// Loss on held-out data of the model as it is.
+  std::function<double()> validate;
+  /// After each point of the curves; `tokens_per_second` is 0 without tokens_per_sample.
+  std::function<void(const CurvePoint& point, double tokens_per_second)> on_point;
+  std::function<void(const ValidationPoint& point)> on_validation;
   std::function<ExtraState()> save_extra;
   std::function<void(const ExtraState&)> load_extra;
 };
 
-struct CurvePoint {
-  int64_t step;
-  double loss, accuracy, rate;  ///< of the training batches since the last point
-};
-
 struct TrainResult {
   std::vector<CurvePoint> curve;
+  std::vector<ValidationPoint> validation;
   double seconds = 0;
   int64_t steps = 0;
 };
@@ -75,11 +97,13 @@ struct TrainResult {
 class Trainer {
  public:
   /// The model's bricks are trained in place, on the device they are on.
-  Trainer(Model& model, Feed& feed, TrainOptions options, TrainHooks hooks = {});
+  Trainer(Model& model, BatchSource& feed, TrainOptions options, TrainHooks hooks = {});
   ~Trainer();
 
-  /// Runs steps [current, until) (until < 0: all). Stops with Error{numeric} naming the step when
-  /// the loss is not finite.
+  /// Runs steps [current, until) (until < 0: all). Stops with Error{numeric} naming the step and
+  /// the first tensor that is not finite when the loss is not; the checkpoint stays the last one
+  /// whose values all were. Error{io} when another process is lost: process 0 then keeps a
+  /// checkpoint of the last whole step.
   TrainResult run(int64_t until = -1);
   int64_t step() const;
   /// Rebuilds the optimizer over the model's present parameters (after surgery); momentum starts

@@ -178,7 +178,7 @@ TEST(Trainer, RefusesOptionsThatCannotWork) {
                [&] { with([](auto& o) { o.optimizer.kind = "adamww"; }); });
   expect_error(Code::config, "learning rate", [&] { with([](auto& o) { o.optimizer.rate = 0; }); });
   expect_error(Code::config, "steps 0", [&] { with([](auto& o) { o.steps = 0; }); });
-  expect_error(Code::config, "batch 9999", [&] { with([](auto& o) { o.batch = 9999; }); });
+  expect_error(Code::config, "batch of 9999", [&] { with([](auto& o) { o.batch = 9999; }); });
   expect_error(Code::config, "label smoothing",
                [&] { with([](auto& o) { o.label_smoothing = 1; }); });
 }
