@@ -77,12 +77,48 @@ steps = 60
 batch = 20
 )";
 
+/// What docs/howto/train-a-decoder.md trains on, at the size of a test.
+void write_tiny_decoder(const TempDirectory& directory) {
+  make_directories(directory / "my-texts");
+  for (int file = 0; file < 12; ++file) {
+    std::string text;
+    for (int line = 0; line < 30; ++line) {
+      text += "the cat of house " + std::to_string(file * 7 + line) + " sat on the mat and saw " +
+              std::to_string(line) + " mice\n";
+    }
+    write_bytes(directory / ("my-texts/" + std::to_string(file) + ".txt"), text);
+  }
+  write_bytes(directory / "configs/decoder-tiny.toml", R"(
+[data]
+text = "my-texts"
+held_out = 0.3
+[tokenizer]
+vocab = 300
+[model]
+name = "decoder"
+layers = 2
+width = 32
+heads = 2
+ffn = 64
+context = 32
+[train]
+steps = 20
+batch = 8
+log_every = 5
+validate_every = 10
+[train.optimizer]
+kind = "muon"
+rate = 5e-3
+)");
+}
+
 class Howto : public testing::TestWithParam<fs::path> {};
 
 TEST_P(Howto, EveryCommandWorks) {
   const TempDirectory directory("howto");
   make_directories(directory / "configs");
   write_bytes(directory / "configs/lenet-fashion.toml", kTinyMlp);
+  write_tiny_decoder(directory);
   const std::vector<std::string> all = commands(GetParam());
   EXPECT_FALSE(all.empty());
   for (const std::string& command : all) {

@@ -38,6 +38,9 @@ constexpr std::chrono::seconds kLimit{120};
   if (options.programs) {
     ::setenv("PATH", options.programs->c_str(), 1);
   }
+  for (const auto& [name, value] : options.environment) {
+    ::setenv(name.c_str(), value.c_str(), 1);
+  }
   ::signal(SIGPIPE, SIG_DFL);
   ::execv(SLUICE_BINARY, argv.data());
   ::_exit(127);

@@ -5,6 +5,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "sluice/base/json_fwd.h"
@@ -23,6 +24,7 @@ struct ProcessOptions {
   std::optional<int64_t> file_size_limit{};  ///< RLIMIT_FSIZE, bytes: what a full disk looks like
   std::string stdout_path{};                 ///< instead of capturing
   std::optional<std::string> programs{};     ///< PATH of the process; as here when not given
+  std::vector<std::pair<std::string, std::string>> environment{};  ///< besides what is here
   /// Asked every few milliseconds while the process runs; once true, `send` goes to it.
   std::function<bool()> when{};
   int send = 0;

@@ -5,6 +5,7 @@
 
 #include "cli/lab/lab_verb.h"
 #include "cli/lab/train_config.h"
+#include "cli/lab/train_text.h"
 #include "cli/output.h"
 #include "sluice/base/config.h"
 #include "sluice/base/error.h"
@@ -22,9 +23,9 @@ namespace sluice::cli {
 namespace {
 
 struct Options {
-  std::string config, output, gated_output, device = "cpu";
+  std::string config, output, gated_output, device = "cpu", tokens, events, held_out_text;
   std::vector<std::string> assignments;
-  bool resume = false;
+  bool resume = false, pack_only = false;
 };
 
 struct Quality {
@@ -60,18 +61,6 @@ Json to_json(const Quality& quality) {
           {"loss", quality.loss},
           {"samples", quality.samples},
           {"by", quality.by}};
-}
-
-/// Where the checkpoint goes; true when the configuration did not say and it is ours to remove.
-bool place_checkpoint(TrainConfig& config, const std::string& output) {
-  const bool ours = config.train.checkpoint.empty();
-  if (ours) {
-    config.train.checkpoint = output + ".checkpoint";
-  }
-  if (config.train.checkpoint_every == 0) {
-    config.train.checkpoint_every = std::max<int64_t>(1, config.train.steps / 10);
-  }
-  return ours;
 }
 
 struct Trained {
@@ -123,12 +112,25 @@ int train(const Options& options, const Globals& globals) {
       document["train"].erase("steps");
     }
   }
-  TrainConfig config = parse_train_config(document, options.config);
-  const c10::Device device = parse_device(options.device);
   const std::string output =
       options.output.empty()
           ? std::filesystem::path(options.config).stem().string() + ".safetensors"
           : options.output;
+  if (is_text_config(document)) {
+    if (!options.gated_output.empty())
+      fail(Code::usage, "--gated: {} is of text, where nothing is gated", options.config);
+    return train_text({document, options.config, output, options.device, options.tokens,
+                       options.events, options.held_out_text, options.pack_only, options.resume},
+                      globals);
+  }
+  for (const auto& [name, given] : {std::pair("--tokens", !options.tokens.empty()),
+                                    std::pair("--events", !options.events.empty()),
+                                    std::pair("--held-out-text", !options.held_out_text.empty()),
+                                    std::pair("--pack-only", options.pack_only)}) {
+    if (given) fail(Code::usage, "{}: {} is not of text ([data] text)", name, options.config);
+  }
+  TrainConfig config = parse_train_config(document, options.config);
+  const c10::Device device = parse_device(options.device);
   prepare_output(output);
   if (!options.gated_output.empty()) {
     if (!config.gates) {
@@ -150,7 +152,7 @@ int train(const Options& options, const Globals& globals) {
     config.train.steps = std::max<int64_t>(1, std::llround(config.epochs * per_epoch));
   }
   config.train.title = config.model + " on " + config.data;
-  const bool remove_checkpoint = place_checkpoint(config, output);
+  const bool remove_checkpoint = place_checkpoint(config.train, output);
   prepare_output(config.train.checkpoint);
 
   lab::Model fresh = make_model(config, set, options.config);
@@ -234,6 +236,14 @@ Action setup(CLI::App& app) {
   app.add_option("--gated", options->gated_output,
                  "With [gates]: also write the gated network as it was before the freeze")
       ->type_name("FILE");
+  app.add_option("--tokens", options->tokens, "Text: train on this token file, without the text")
+      ->type_name("FILE");
+  app.add_flag("--pack-only", options->pack_only, "Text: write the token file and stop");
+  app.add_option("--held-out-text", options->held_out_text,
+                 "Text: also write the held-out documents there")
+      ->type_name("FILE");
+  app.add_option("--events", options->events, "Text: write curves for TensorBoard there")
+      ->type_name("FOLDER");
   app.add_option("--device", options->device, "cpu, cuda or cuda:N")
       ->type_name("DEVICE")
       ->capture_default_str();
@@ -245,7 +255,8 @@ Action setup(CLI::App& app) {
 const bool registered =
     register_verb({"train", "Train a network from a configuration",
                    "sluice train configs/blobs-tiny.toml -o tiny.safetensors\n"
-                   "sluice train configs/resnet-fashion.toml --set train.epochs=1 --resume",
+                   "sluice train configs/resnet-fashion.toml --set train.epochs=1 --resume\n"
+                   "sluice train configs/decoder-tiny.toml -o tiny.safetensors",
                    setup});
 
 }  // namespace

@@ -3,9 +3,9 @@
 //   [data]   name, directory, train_limit, test_limit, validation = 0.1, split_seed = 1
 //   [model]  name and the options of lab::make_model
 //   [train]  epochs or steps, batch, seed, label_smoothing, clip, checkpoint, checkpoint_every,
-//   log_every [train.optimizer]  kind, rate, momentum, weight_decay, decay_all [train.schedule]
-//   kind, warmup, floor [gates]  the fields of lab::ConsensusOptions; the table's presence turns
-//   one-pass gated training on
+//   log_every [train.optimizer]  kind, rate, momentum, beta2, weight_decay, decay_all
+//   [train.schedule] kind, warmup, floor [gates]  the fields of lab::ConsensusOptions; the table's
+//   presence turns one-pass gated training on
 #pragma once
 #include <optional>
 #include <string>
@@ -31,5 +31,22 @@ struct TrainConfig {
 /// Throws Error{config} naming `what`, the key, expected and found; unknown keys are refused with
 /// the nearest.
 TrainConfig parse_train_config(const Json& config, const std::string& what);
+
+/// Where the checkpoint goes, and how often; true when the configuration did not say where and the
+/// file is to be removed at the end.
+bool place_checkpoint(lab::TrainOptions& options, const std::string& output);
+
+/// The table [train]. `epochs` (may be null when the table cannot have it) gets what stands there
+/// instead of steps.
+void read_train_table(const Json& train, const std::string& what, lab::TrainOptions& options,
+                      double* epochs = nullptr);
+
+/// A table of the configuration; empty when absent. Error{config} for anything else.
+Json config_table(const Json& config, const std::string& key, const std::string& what);
+/// Values with their bounds.
+int64_t config_at_least(int64_t least, const Json& object, const char* key, int64_t fallback,
+                        const std::string& what);
+double config_between(double low, double high, const Json& object, const char* key, double fallback,
+                      const std::string& what);
 
 }  // namespace sluice::cli
