@@ -23,14 +23,22 @@ bool is_packed(const Bundle& bundle, const Node& node) {
          bundle::attr_string(node.attrs, "activations", "f32") != "f32";
 }
 
+/// A copy of the weight that may be changed.
+void own(Group& group) {
+  if (!group.folded.empty()) return;
+  group.folded.assign(group.weight.begin(), group.weight.end());
+  group.weight = group.folded;
+}
+
 /// Multiplies the rows of the weight (and the bias) by factor[c], then adds shift[c] to the bias.
 void fold(Group& group, std::span<const float> factor, std::span<const float> shift,
           size_t channels) {
-  const size_t row = group.weight.size() / channels;
+  own(group);
+  const size_t row = group.folded.size() / channels;
   if (group.bias.empty() && !shift.empty()) group.bias.assign(channels, 0.0f);
   for (size_t c = 0; c < channels; ++c) {
     const float f = factor.size() == 1 ? factor[0] : factor[c];
-    for (size_t i = 0; i < row; ++i) group.weight[c * row + i] *= f;
+    for (size_t i = 0; i < row; ++i) group.folded[c * row + i] *= f;
     if (!group.bias.empty()) group.bias[c] = group.bias[c] * f + (shift.empty() ? 0.0f : shift[c]);
   }
 }
@@ -72,8 +80,7 @@ class Grouper {
       group.bias.assign(bias.begin(), bias.end());
       group.packed = node.op == "linear" && is_packed(bundle_, node);
       if (!group.packed) {
-        const auto weight = values_of(bundle_, node, "weight");
-        group.weight.assign(weight.begin(), weight.end());
+        group.weight = values_of(bundle_, node, "weight");
       }
     }
     if (!fuse_) return group;
@@ -141,7 +148,8 @@ class Grouper {
     const size_t channels =
         factors.size() == 1 ? 1 : static_cast<size_t>(bundle_.info().shapes.at(group.output)[0]);
     if (channels == 1) {
-      for (float& w : group.weight) w *= factors[0];
+      own(group);
+      for (float& w : group.folded) w *= factors[0];
       for (float& b : group.bias) b *= factors[0];
     } else {
       fold(group, factors, {}, channels);

@@ -1,6 +1,7 @@
 // The first half of planning: which nodes run as one step, with batch norms and constant scales
 // folded into the weights.
 #pragma once
+#include <span>
 #include <string>
 #include <vector>
 
@@ -16,7 +17,10 @@ struct Group {
   std::vector<size_t> fused;        ///< nodes folded into it, in order
   std::vector<std::string> inputs;  ///< values
   std::string output;
-  std::vector<float> weight, bias;  ///< conv2d, linear: after folding; bias may be empty
+  /// conv2d, linear: after folding. The bundle's own bytes where nothing was folded in, otherwise
+  /// `folded`.
+  std::span<const float> weight;
+  std::vector<float> folded, bias;  ///< bias may be empty
   bool packed = false;  ///< a linear whose weight is packed or whose input is rounded: `weight` is
                         ///< empty, and nothing is folded into it
   bool adds = false;    ///< the last of `inputs` is added to a conv2d's or linear's result

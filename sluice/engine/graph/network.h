@@ -52,6 +52,11 @@ struct RunOptions {
   /// Which size of a nested network runs (the lists of its prefix_linear nodes); -1: the last, or
   /// with a budget the last one that stays inside. Switching copies and plans nothing.
   int64_t size = -1;
+  /// run_tokens() of a network that gives a row per token: how many of each sample's last rows are
+  /// wanted, from 0 to its tokens and to Options::last_rows; `output` holds only those. Operators
+  /// behind the last one that looks at several rows compute no others. Empty: all, or as many as
+  /// Options::last_rows.
+  std::span<const int64_t> last{};
 };
 
 /// One line of the plan, for `sluice bench --nodes` and docs.
@@ -74,6 +79,9 @@ class Session {
     /// The first dimension T of the input is time: run_tokens() takes up to T rows of each sample,
     /// and computes no more. The network must take rows apart but for attention.
     bool sequences = false;
+    /// With sequences: no run wants more than that many of a sample's last rows, and there is
+    /// memory for those only (a decoder's logits are its largest value). 0: all T.
+    int64_t last_rows = 0;
   };
   explicit Session(const Network& network) : Session(network, Options{}) {}
   Session(const Network& network, const Options& options);
@@ -96,9 +104,10 @@ class Session {
   // share its steps.
 
   /// Computes tokens[s] <= T rows of sample s; `input` holds them one sample after another, without
-  /// gaps. `output` likewise, or one row per sample (tokens.size() of them) where the network
-  /// pools. Throws Error{state} without Options::sequences, Error{limit} before anything is
-  /// computed when a sequence gets longer than capacity().
+  /// gaps. `output` likewise (the last rows that are wanted, see RunOptions::last), or one row per
+  /// sample (tokens.size() of them) where the network pools. Throws Error{state} without
+  /// Options::sequences, Error{limit} before anything is computed when a sequence gets longer than
+  /// capacity().
   void run_tokens(std::span<const float> input, std::span<float> output,
                   std::span<const int64_t> tokens, const RunOptions& options = {});
   /// Rows that sample s has seen since it was reset; 0 in a network without state.

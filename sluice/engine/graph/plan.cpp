@@ -82,13 +82,15 @@ Step Planner::named_step(const Group& group) const {
     step.info.fused.push_back(bundle_.graph().nodes[i].path);
     step.info.cost += bundle_.info().node_costs[i];
   }
-  step.info.cost.macs /= share_;
+  step.info.cost.macs /= graph_rows_;
   return step;
 }
 
 void Planner::finish(size_t index, Step step, Layout layout) {
   const Group& group = groups_[index];
-  const Shape& shape = bundle_.info().shapes.at(group.output);
+  Shape shape = bundle_.info().shapes.at(group.output);
+  if (made_rows_ > 0 && made_rows_ == plan_.last)
+    shape[0] = plan_.rows[static_cast<size_t>(plan_.last)].per_sample;
   if (shape.size() != 3) layout = Layout::plain;
   if (capture_) {
     capture_->step = std::move(step);
@@ -96,7 +98,7 @@ void Planner::finish(size_t index, Step step, Layout layout) {
     return;
   }
   step.info.cost.macs *= share_;
-  step.output = add_value(shape, layout, made_rows_);
+  step.output = add_value(std::move(shape), layout, made_rows_);
   define(group.output, step.output);
   finished_ = plan_.steps.size();
   add_step(std::move(step));
@@ -236,7 +238,11 @@ Plan Planner::run() {
   plan_.input = add_value(input.shape, Layout::plain, options_.sequences ? 1 : 0);
   define(input.name, plan_.input);
   plan_.cost = bundle_.info().total;
-  for (size_t g = 0; g < groups_.size(); ++g) plan_group(g);
+  const size_t last = last_rows_from();
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    if (g == last) drop_unwanted(g);
+    plan_group(g);
+  }
   rows_ = made_rows_ = 0;
   plan_.output = fetch(bundle_.graph().outputs[0], Layout::plain);
   place_values();

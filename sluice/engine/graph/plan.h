@@ -20,6 +20,9 @@ struct PlanOptions {
   bool fuse = true;
   bool sparse = true;      ///< compressed weights where they pay
   bool sequences = false;  ///< the input's rows are counted at run time
+  int64_t last_rows = 0;   ///< with sequences: of each sample, the most that are wanted; 0: all
+  /// Weights are read where they lie: no second copy in a layout that large products like better.
+  bool mapped = false;
 };
 
 /// Rows that are there together (LiveRows); each lane counts its own.
@@ -54,6 +57,7 @@ struct Plan {
   std::vector<PlanValue> values;
   std::vector<Step> steps;
   std::vector<PlanRows> rows;  ///< [0]: the samples; with sequences, [1]: their rows
+  int last = 0;  ///< of `rows`: those of [1] that the output is wanted of; 0: always all
   int input = 0, output = 0;
   std::vector<int64_t> offsets;  ///< by buffer
   int64_t arena_bytes = 0, scratch_bytes = 0, state_bytes = 0;

@@ -2,6 +2,7 @@
 // kernels for fewer rows.
 #include <algorithm>
 #include <cstring>
+#include <set>
 
 #include "sluice/base/error.h"
 #include "sluice/bundle/rows.h"
@@ -69,6 +70,15 @@ Kernel by_count(std::vector<int64_t> counts, std::vector<Kernel> kernels,
   return kernel;
 }
 
+/// The rows that are wanted, to the front; out may be in.
+void copy_rows(const float* in, const LiveRows& rows, size_t width, float* out) {
+  for (int64_t r = 0; r < rows.count; ++r) {
+    const float* from = in + static_cast<size_t>(rows.source[r]) * width;
+    float* to = out + static_cast<size_t>(r) * width;
+    if (from != to) std::memmove(to, from, width * sizeof(float));
+  }
+}
+
 }  // namespace
 
 int64_t Planner::all_rows(int rows) const {
@@ -124,6 +134,79 @@ int Planner::made_rows(size_t index, int rows) {
   return rows;
 }
 
+size_t Planner::last_rows_from() const {
+  const size_t none = groups_.size();
+  if (!options_.sequences) return none;
+  const auto& shapes = bundle_.info().shapes;
+  const auto rows_apart = [&](size_t n) {
+    return bundle::rows_rule(bundle_.graph().nodes[n], shapes, bundle_.graph().tensors) ==
+           Rows::apart;
+  };
+  const auto apart = [&](const Group& group) {
+    return rows_apart(group.main) && std::ranges::all_of(group.fused, rows_apart) &&
+           shapes.at(group.output).size() <= 2;
+  };
+  size_t first = none;
+  while (first > 0 && apart(groups_[first - 1])) --first;
+  return first;
+}
+
+void Planner::drop_unwanted(size_t first) {
+  std::vector<std::string> names;
+  std::vector<int> values, buffers;
+  std::set<std::string> made;
+  for (size_t g = first; g < groups_.size(); ++g) {
+    for (const std::string& name : groups_[g].inputs) {
+      if (made.contains(name) || std::ranges::count(names, name)) continue;
+      names.push_back(name);
+      values.push_back(fetch(name));
+      const PlanValue& value = plan_.values[static_cast<size_t>(values.back())];
+      // Whole samples, or rows that are not all there: the graph does something else here.
+      if (value.rows != 1 || value.shape.size() > 2 || std::ranges::count(buffers, value.buffer))
+        return;
+      buffers.push_back(value.buffer);
+    }
+    made.insert(groups_[g].output);
+  }
+  if (!made.contains(bundle_.graph().outputs[0])) return;
+  const int64_t tokens = plan_.rows[1].per_sample,
+                most = options_.last_rows > 0 ? std::min(options_.last_rows, tokens) : tokens;
+  plan_.last = static_cast<int>(plan_.rows.size());
+  plan_.rows.push_back({1, most, ""});
+  for (size_t i = 0; i < names.size(); ++i) {
+    Shape shape = plan_.values[static_cast<size_t>(values[i])].shape;
+    const size_t width = static_cast<size_t>(numel(shape) / shape[0]);
+    shape[0] = most;
+    Step step;
+    step.info.path = names[i] + ".last_rows";
+    step.info.op = "last_rows";
+    step.kernel.name = "sluice last_rows";
+    step.kernel.counts_rows = true;
+    step.kernel.in_place = 0;
+    step.kernel.bind = [width](const Binding& b) -> std::function<void()> {
+      SLUICE_CHECK(b.other);
+      return [=, in = b.inputs[0], all = b.rows, rows = b.other, out = b.output] {
+        if (in != out || rows->count < all->count) copy_rows(in, *rows, width, out);
+      };
+    };
+    step.inputs = {values[i]};
+    step.rows = 1;
+    step.other = step.metered_rows = plan_.last;
+    step.output = add_value(std::move(shape), Layout::plain, plan_.last);
+    names_[names[i]] = {{Layout::plain, step.output}};
+    add_step(std::move(step));
+  }
+  // What the graph counts for all rows.
+  for (size_t g = first; g < groups_.size(); ++g) {
+    std::vector<size_t> nodes{groups_[g].main};
+    nodes.insert(nodes.end(), groups_[g].fused.begin(), groups_[g].fused.end());
+    for (const size_t n : nodes) {
+      const int64_t macs = bundle_.info().node_costs[n].macs;
+      plan_.cost.macs -= macs - macs / tokens * most;
+    }
+  }
+}
+
 void Planner::plan_group(size_t index) {
   const bundle::Node& main = node(index);
   const PlanFunction plan = find_plan(main.op);
@@ -141,6 +224,7 @@ void Planner::plan_group(size_t index) {
       moves || rule == Rows::grouped || rule == Rows::pooled || rule == Rows::ordered;
   const bool counted = rows_ > 0 && !whole;
   share_ = counted ? plan_.rows[static_cast<size_t>(rows_)].per_sample : 1;
+  graph_rows_ = counted && rows_ == plan_.last ? plan_.rows[1].per_sample : share_;
   view_ = options_;
   if (counted) view_.samples = all_rows(rows_);
   most_ = view_.samples;
@@ -160,7 +244,7 @@ void Planner::plan_group(size_t index) {
     if (counted && !step.kernel.counts_rows) plan_fewer_rows(index, plan);
   }
   view_ = options_;
-  share_ = 1;
+  share_ = graph_rows_ = 1;
 }
 
 void Planner::plan_fewer_rows(size_t index, PlanFunction plan) {

@@ -195,7 +195,8 @@ Model block(int64_t tokens, int64_t width) {
 
 TEST(RowsThatLeave, TheMeterCountsTheRowsThatAreThere) {
   const int64_t tokens = 20, width = 16, batch = 5;
-  const Network network(block(tokens, width).bundle);
+  const Model model = block(tokens, width);
+  const Network network(model.bundle);
   for (const int threads : {1, 2}) {
     Session session(network, {.batch = batch, .threads = threads});
     NetworkBuilder random(1);
@@ -222,7 +223,8 @@ TEST(RowsThatLeave, TheMeterCountsTheRowsThatAreThere) {
 
 TEST(RowsThatLeave, GarbageInRowsThatLeftDoesNotComeBack) {
   const int64_t tokens = 24, width = 8;
-  const Network network(block(tokens, width).bundle);
+  const Model model = block(tokens, width);
+  const Network network(model.bundle);
   Session session(network, {.batch = 1, .threads = 1});
   NetworkBuilder random(2);
   auto x =
@@ -241,7 +243,8 @@ TEST(RowsThatLeave, GarbageInRowsThatLeftDoesNotComeBack) {
 }
 
 TEST(RowsThatLeave, TheBudgetIsThatOfAllRows) {
-  const Network network(block(10, 8).bundle);
+  const Model model = block(10, 8);
+  const Network network(model.bundle);
   Session session(network, {.batch = 1, .threads = 1});
   std::vector<float> x(90, -1.0f), out(80);
   Budget budget;

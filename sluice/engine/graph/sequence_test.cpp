@@ -88,6 +88,15 @@ void expect_rows(std::span<const float> found, std::span<const float> expected) 
     ASSERT_NEAR(found[i], expected[i], 2e-4 * (1 + std::abs(expected[i]))) << "element " << i;
 }
 
+Code code_of(const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const Error& e) {
+    return e.code();
+  }
+  return Code::internal;
+}
+
 class Sequences : public ::testing::TestWithParam<DecoderShape> {};
 
 TEST_P(Sequences, RaggedPiecesOfABatchMatchTheReference) {
@@ -147,6 +156,82 @@ INSTANTIATE_TEST_SUITE_P(
                       DecoderShape{.drop = true},
                       DecoderShape{.recurrent = false, .last = true, .drop = true}));
 
+TEST_P(Sequences, LastRowsAreThoseOfAllRows) {
+  constexpr int64_t kBatch = 3, kTokens = 7;
+  DecoderShape shape = GetParam();
+  if (shape.last) GTEST_SKIP() << "the network pools";
+  shape.tokens = kTokens;
+  const Model model = decoder(shape);
+  const Network network(model.bundle);
+  for (const int64_t most : {int64_t{0}, int64_t{1}, int64_t{3}}) {
+    Session all(network, {.batch = kBatch, .threads = 1, .sequences = true});
+    Session some(network, {.batch = kBatch, .threads = 2, .sequences = true, .last_rows = most});
+    NetworkBuilder random(7);
+    for (int step = 0; step < 8; ++step) {
+      std::vector<int64_t> tokens, last, first;
+      int64_t rows = 0, wanted = 0;
+      for (int64_t s = 0; s < kBatch; ++s) {
+        tokens.push_back(random.pick(0, random.coin() ? 1 : kTokens));
+        last.push_back(random.pick(0, std::min(tokens.back(), most > 0 ? most : kTokens)));
+        first.push_back(rows + tokens.back() - last.back());
+        rows += tokens.back();
+        wanted += last.back();
+      }
+      const auto ids = random_ids(uint64_t(step), rows);
+      std::vector<float> expected(size_t(rows * kWords)), found(size_t(wanted * kWords));
+      all.run_tokens(ids, expected, tokens);
+      some.run_tokens(ids, found, tokens, {.last = last});
+      size_t row = 0;
+      for (size_t s = 0; s < kBatch; ++s) {
+        expect_rows(
+            std::span(found).subspan(row * kWords, size_t(last[s]) * kWords),
+            std::span(expected).subspan(size_t(first[s]) * kWords, size_t(last[s]) * kWords));
+        row += size_t(last[s]);
+      }
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST(Sequence, RowsThatNobodyWantsAreNotComputed) {
+  const Model model = decoder({.tokens = 8, .recurrent = false});
+  const Network network(model.bundle);
+  Session last(network, {.batch = 2, .threads = 1, .sequences = true, .last_rows = 1});
+  const auto ids = random_ids(1, 11);
+  std::vector<float> out(2 * kWords);
+  Meter meter;
+  last.run_tokens(ids, out, std::vector<int64_t>{8, 3}, {.meter = &meter});
+  // Behind the last attention two rows go on; the keys and values of all are needed.
+  const int64_t before = (16 * 32 + 16 * 16 + 3 * 16 * 40 + 16) + 16 * 32,
+                attention = 2 * 4 * (4 + 4), behind = 16 * 16 + 3 * 16 * 40 + 16 + 16 * kWords;
+  EXPECT_EQ(meter.macs(), 11 * before + (36 + 6) * attention + 2 * behind);
+  meter.reset();
+  const std::vector<int64_t> none{0, 0};
+  last.run_tokens(ids, {}, std::vector<int64_t>{4, 4}, {.meter = &meter, .last = none});
+  EXPECT_EQ(meter.macs(), 8 * before + (9 + 10 + 11 + 12 + 4 + 5 + 6 + 7) * attention);
+}
+
+TEST(Sequence, RefusesLastRowsThatAreNotThere) {
+  const Model model = decoder({.tokens = 4}), pooled = decoder({.tokens = 4, .last = true});
+  const Network network(model.bundle), pools(pooled.bundle);
+  Session session(network, {.batch = 2, .sequences = true, .last_rows = 2});
+  const auto ids = random_ids(1, 8);
+  std::vector<float> out(8 * kWords);
+  const auto run = [&](Session& s, std::vector<int64_t> tokens, std::vector<int64_t> last) {
+    return code_of([&] { s.run_tokens(ids, out, tokens, {.last = last}); });
+  };
+  EXPECT_EQ(run(session, {4, 4}, {3, 1}), Code::shape);
+  EXPECT_EQ(run(session, {4, 1}, {1, 2}), Code::shape);
+  EXPECT_EQ(run(session, {4, 4}, {1, -1}), Code::shape);
+  EXPECT_EQ(run(session, {4, 4}, {1}), Code::shape);
+  EXPECT_EQ(session.position(0), 0);
+  EXPECT_EQ(code_of([&] { session.run(ids, out); }), Code::state);
+  Session plain(pools, {.batch = 2, .sequences = true});
+  EXPECT_EQ(run(plain, {4, 4}, {1, 1}), Code::usage);
+  EXPECT_EQ(code_of([&] { Session(network, {.last_rows = 1}); }), Code::usage);
+  EXPECT_EQ(code_of([&] { Session(pools, {.sequences = true, .last_rows = 1}); }), Code::usage);
+}
+
 TEST(Sequence, RunGoesOnWhereTheLastRunEnded) {
   const Model reference = decoder({.tokens = 12}), model = decoder({.tokens = 4});
   const Network network(model.bundle);
@@ -162,15 +247,6 @@ TEST(Sequence, RunGoesOnWhereTheLastRunEnded) {
   session.reset(0);
   session.run(std::span(ids).first(4), out);
   expect_rows(out, std::span(expected).first(4 * kWords));
-}
-
-Code code_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const Error& e) {
-    return e.code();
-  }
-  return Code::internal;
 }
 
 TEST(Sequence, RefusesToOutgrowItsCacheBeforeComputing) {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <exception>
+#include <numeric>
 
 #include "sluice/base/error.h"
 #include "sluice/base/machine.h"
@@ -67,6 +68,8 @@ struct Session::State {
   bool failed = false;            ///< in the middle: the states are out of step
   std::vector<int64_t> position;  ///< [batch], of sequences
   std::vector<int64_t> whole;     ///< [batch] tokens of run()
+  std::vector<int64_t> wanted;    ///< [batch] last rows that run_tokens() gives
+  const int64_t last_rows;        ///< Options::last_rows; 0: all
   std::vector<size_t> meter_entries;
 
   State(const Network& n, const Options& options)
@@ -76,7 +79,12 @@ struct Session::State {
         output_elements(numel(n.output_shape())),
         threads(options.threads),
         stateful(keeps_state(n.bundle())),
-        sequences(options.sequences) {
+        sequences(options.sequences),
+        last_rows(options.last_rows) {
+    if (last_rows < 0 || (last_rows > 0 && !sequences)) {
+      fail(Code::usage, "session: last_rows {}; expected 0 (all), or with sequences 1 or more",
+           last_rows);
+    }
     if (batch < 1) fail(Code::usage, "session: batch {}; expected 1 or more", batch);
     if (threads < 0 || threads > kMaxThreads) {
       fail(Code::usage, "session: {} threads; expected 0 (all cores) to {}", threads, kMaxThreads);
@@ -96,9 +104,16 @@ struct Session::State {
     plan_options.fuse = options.fuse;
     plan_options.sparse = options.sparse == Sparse::automatic;
     plan_options.sequences = sequences;
+    plan_options.last_rows = last_rows;
+    plan_options.mapped = stateful && sequences;
     plan = make_plan(n.bundle(), plan_options, n.state_->packed);
     position.assign(static_cast<size_t>(one_chunk ? batch : 0), 0);
     whole.assign(static_cast<size_t>(sequences ? batch : 0), n.input_shape()[0]);
+    wanted.assign(whole.size(), 0);
+    if (last_rows > 0 && plan.values[static_cast<size_t>(plan.output)].rows == 0) {
+      fail(Code::usage, "{}: last_rows {}, but the network gives one row per sample",
+           n.bundle().path(), last_rows);
+    }
     lanes.resize(static_cast<size_t>(lane_count));
     for (Lane& lane : lanes) bind(lane);
     meter_entries.assign(plan.steps.size(), 0);
@@ -125,6 +140,23 @@ struct Session::State {
     for (int64_t s = 0; s < rows.samples; ++s) {
       rows.start[s] = rows.count;
       if (s < samples) rows.count += tokens.empty() ? 1 : tokens[static_cast<size_t>(s)];
+    }
+    rows.start[rows.samples] = rows.count;
+  }
+
+  /// Those of each sample's rows that are wanted.
+  void set_last(Lane& lane, std::span<const int64_t> last) const {
+    if (plan.last == 0) return;
+    const LiveRows& all = lane.rows[1];
+    LiveRows& rows = lane.rows[static_cast<size_t>(plan.last)];
+    rows.count = 0;
+    for (int64_t s = 0; s < rows.samples; ++s) {
+      rows.start[s] = rows.count;
+      const int64_t end = all.start[s + 1], there = end - all.start[s];
+      const int64_t keep = last.empty()           ? there
+                           : s < std::ssize(last) ? std::min(there, last[static_cast<size_t>(s)])
+                                                  : 0;
+      for (int64_t r = end - keep; r < end; ++r) rows.source[rows.count++] = r;
     }
     rows.start[rows.samples] = rows.count;
   }
@@ -165,6 +197,7 @@ struct Session::State {
     const int64_t first = index * chunk, samples = std::min(chunk, count - first);
     set_rows(lane.rows[0], {}, samples);
     if (sequences) set_rows(lane.rows[1], whole, samples);
+    set_last(lane, {});
     const size_t used = static_cast<size_t>(samples * input_elements);
     std::memcpy(lane.input, input.data() + first * input_elements, used * sizeof(float));
     std::memset(lane.input + used, 0,
@@ -197,9 +230,23 @@ struct Session::State {
     const int64_t samples = static_cast<int64_t>(tokens.size());
     set_rows(lane.rows[0], {}, samples);
     set_rows(lane.rows[1], tokens, samples);
+    set_last(lane, std::span(wanted).first(tokens.size()));
     std::memcpy(lane.input, input.data(), rows_bytes(lane, plan.input));
     compute(lane);
-    std::memcpy(output.data(), lane.output, rows_bytes(lane, plan.output));
+    if (plan.values[static_cast<size_t>(plan.output)].rows != 1) {
+      if (const size_t bytes = rows_bytes(lane, plan.output); bytes > 0)
+        std::memcpy(output.data(), lane.output, bytes);
+      return;
+    }
+    // The last operator looks at several rows: all were computed.
+    const int64_t width = numel(plan.values[static_cast<size_t>(plan.output)].row_shape);
+    float* to = output.data();
+    for (int64_t s = 0; s < samples; ++s) {
+      const int64_t count = wanted[static_cast<size_t>(s)] * width;
+      std::memcpy(to, lane.output + lane.rows[1].start[s + 1] * width - count,
+                  static_cast<size_t>(count) * sizeof(float));
+      to += count;
+    }
   }
 
   /// Of a value's rows that are there.
@@ -236,8 +283,28 @@ struct Session::State {
           tokens.empty() ? network.input_shape()[0] : tokens[static_cast<size_t>(s)];
   }
 
+  /// Fills `wanted`.
+  void choose_rows(std::span<const int64_t> tokens, std::span<const int64_t> last) {
+    if (!last.empty() && plan.values[static_cast<size_t>(plan.output)].rows == 0) {
+      fail(Code::usage, "{}: the network gives one row per sample, there are no last rows",
+           network.bundle().path());
+    }
+    if (!last.empty() && last.size() != tokens.size()) {
+      fail(Code::shape, "session: last rows of {} samples; expected {}, as of tokens", last.size(),
+           tokens.size());
+    }
+    for (size_t s = 0; s < tokens.size(); ++s) {
+      const int64_t most = last_rows > 0 ? std::min(tokens[s], last_rows) : tokens[s];
+      wanted[s] = last.empty() ? most : last[s];
+      if (wanted[s] < 0 || wanted[s] > most) {
+        fail(Code::shape, "session: the last {} rows of sample {}; expected 0 to {}", wanted[s], s,
+             most);
+      }
+    }
+  }
+
   void check_tokens(std::span<const float> input, std::span<float> output,
-                    std::span<const int64_t> tokens) const {
+                    std::span<const int64_t> tokens, std::span<const int64_t> last) {
     if (!sequences) {
       fail(Code::state, "{}: the session was opened without sequences; set Options::sequences",
            network.bundle().path());
@@ -259,9 +326,14 @@ struct Session::State {
       }
       rows += tokens[s];
     }
+    choose_rows(tokens, last);
+    const int64_t asked =
+        std::accumulate(wanted.begin(), wanted.begin() + std::ssize(tokens), int64_t{0});
     const auto check = [&](const char* what, size_t found, int value) {
       const PlanValue& v = plan.values[static_cast<size_t>(value)];
-      const int64_t count = v.rows == 1 ? rows : static_cast<int64_t>(tokens.size());
+      const int64_t count = v.rows == 0            ? static_cast<int64_t>(tokens.size())
+                            : value == plan.output ? asked
+                                                   : rows;
       if (static_cast<int64_t>(found) < count * numel(v.row_shape)) {
         fail(Code::shape, "session: {} holds {} numbers; {} rows of {} need {}", what, found, count,
              to_string(v.row_shape), count * numel(v.row_shape));
@@ -272,6 +344,10 @@ struct Session::State {
   }
 
   void check_spans(std::span<const float> input, std::span<float> output, int64_t count) const {
+    if (last_rows > 0) {
+      fail(Code::state, "{}: the session was opened for the last rows only; use run_tokens()",
+           network.bundle().path());
+    }
     if (count < 0 || count > batch) {
       fail(Code::shape, "session: {} samples; expected 0 to {}, the batch it was planned for",
            count, batch);
@@ -395,7 +471,7 @@ void Session::run_tokens(std::span<const float> input, std::span<float> output,
                          std::span<const int64_t> tokens, const RunOptions& options) {
   State& state = *state_;
   const int64_t samples = static_cast<int64_t>(tokens.size());
-  state.check_tokens(input, output, tokens);
+  state.check_tokens(input, output, tokens, options.last);
   state.check_state(tokens, samples);
   state.start(options);
   state.failed = state.stateful;

@@ -70,6 +70,11 @@ class Planner {
   void check_rows(size_t index, int rows) const;
   int made_rows(size_t index, int rows);
   int64_t all_rows(int rows) const;
+  /// The first group from which on all take rows apart, so that rows nobody wants need not be
+  /// computed; groups_.size(): there is none.
+  size_t last_rows_from() const;
+  /// The values that groups from `first` on read lose those rows.
+  void drop_unwanted(size_t first);
   /// Nothing after group `group` reads the value's memory.
   bool dies_here(const std::string& name, size_t group) const;
   void add_step(Step step);
@@ -79,7 +84,8 @@ class Planner {
   const PlanOptions options_;
   PlanOptions view_;
   int rows_ = 0, made_rows_ = 0;  ///< of the current group's inputs and output
-  int64_t share_ = 1;             ///< rows of a sample that the current step's cost is divided by
+  int64_t share_ = 1;             ///< rows of a sample, with which the current step's cost grows
+  int64_t graph_rows_ = 1;        ///< rows of a sample in the graph's cost of it
   int64_t most_ = 1;              ///< view_.samples without Capture
   size_t finished_ = 0;           ///< the current group's step
   /// A kernel for fewer rows, in the making: nothing is added to the plan.

@@ -93,7 +93,8 @@ void plan_blocks(Planner& planner, size_t index, Step step, int64_t rows, BlockS
   planner.finish(index, std::move(step), Layout::plain);
 }
 
-void plan_packed(Planner& planner, size_t index, Step step, int64_t rows) {
+/// From the bytes of the file, in any format.
+void plan_mapped(Planner& planner, size_t index, Step step, int64_t rows) {
   const Group& group = planner.group(index);
   const bundle::Node& node = planner.node(index);
   const std::string& name = node.tensors.at("weight");
@@ -123,7 +124,7 @@ void plan_linear(Planner& planner, size_t index, Step step) {
   const Shape& shape = planner.shape_of(step.inputs[0]);
   const int64_t in = shape.back(),
                 rows = planner.options().samples * (numel(shape) / std::max<int64_t>(in, 1));
-  if (group.packed) return plan_packed(planner, index, std::move(step), rows);
+  if (group.packed) return plan_mapped(planner, index, std::move(step), rows);
   const int64_t out = static_cast<int64_t>(group.weight.size()) / in;
   if (planner.options().sparse) {
     const SparseChoice choice = choose_sparse(group.weight, out, in, rows);
@@ -133,6 +134,8 @@ void plan_linear(Planner& planner, size_t index, Step step) {
                          choice == SparseChoice::tall ? BlockShape::tall : BlockShape::wide);
     }
   }
+  if (planner.options().mapped && group.folded.empty())
+    return plan_mapped(planner, index, std::move(step), rows);
   const onednn::Tail tail = planner.tail_of(index, Layout::plain, step);
   step.kernel = onednn::make_linear(rows, in, out, tail, group.weight, group.bias,
                                     planner.threads_for(step.info.cost.macs), planner.cache(),

@@ -121,6 +121,7 @@ void plan_embedding(Planner& planner, size_t index, Step step) {
   const std::string& name = node.tensors.at("weight");
   const bundle::TensorView& weight = planner.bundle().tensor(name);
   const bundle::TensorSpec& spec = planner.bundle().graph().tensors.at(name);
+  step.info.cost.weight_bytes = 0;  // of the table, rows like those of the output are read
   if (spec.format != "f32") {
     const auto table = bundle::view_packed(*bundle::format_from_name(spec.format), spec.shape[0],
                                            spec.shape[1], weight.bytes, "tensor '" + name + "'",

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -24,6 +25,8 @@ using bundle::PackedMatrix;
 // planes).
 constexpr int64_t kProductRows = 9, kUnpackedRows = 128, kUnpackedRowsEarly = 16;
 constexpr int64_t kTileRows = 9;
+// Less than this is done by one thread before two have met (some 10 us).
+constexpr int64_t kParallelMacs = 1 << 17;
 // A strip of packed weights beside eight rows of activations in the second-level cache.
 constexpr int64_t kDotStrip = 256 << 10;
 // A strip of unpacked weights that the f32 product packs once more; larger strips mean fewer calls.
@@ -41,20 +44,26 @@ struct Layer {
   Kernel product;  ///< oneDNN's
 };
 
-GemmPath choose(const PackedLinear& layer, int64_t rows) {
+bool whole_product(const PackedLinear& layer, int64_t rows) {
+  return rows >= kProductRows &&
+         ((layer.kind == DotKind::i8 && layer.weight.format == Format::i8) ||
+          (layer.kind == DotKind::bf16 && layer.weight.format == Format::bf16));
+}
+
+/// Rows from which unpacked strips are faster.
+int64_t unpacked_from(const PackedLinear& layer) {
   const Format format = layer.weight.format;
-  if (layer.kind == DotKind::i8 && rows >= kTileRows && tiles_apply(layer.weight) &&
-      tiles_usable()) {
-    return GemmPath::tiles;
-  }
-  if (rows >= kProductRows) {
-    if (layer.kind == DotKind::i8 && format == Format::i8) return GemmPath::integers;
-    if (layer.kind == DotKind::bf16 && format == Format::bf16) return GemmPath::bf16;
-  }
   const bool floats = format == Format::f32 || format == Format::bf16;
-  if (layer.kind == DotKind::i8 && !floats) return GemmPath::dot;
-  const bool early = format == Format::f32 || format == Format::binary2;
-  return rows < (early ? kUnpackedRowsEarly : kUnpackedRows) ? GemmPath::dot : GemmPath::unpacked;
+  if (layer.kind == DotKind::i8 && !floats) return std::numeric_limits<int64_t>::max();
+  return format == Format::f32 || format == Format::binary2 ? kUnpackedRowsEarly : kUnpackedRows;
+}
+
+/// f32 rows of the matrix as a product can read them where they lie.
+const float* plain_rows(const PackedMatrix& w) {
+  const bool plain = w.format == Format::f32 &&
+                     w.code_stride == w.columns * static_cast<int64_t>(sizeof(float)) &&
+                     reinterpret_cast<uintptr_t>(w.codes) % alignof(float) == 0;
+  return plain ? reinterpret_cast<const float*>(w.codes) : nullptr;
 }
 
 /// Bias, other addend and activation over rows x outputs.
@@ -99,12 +108,13 @@ void run_dot(const Layer& layer, const float* x, float* y, std::byte* scratch, i
     return prepare_dot(w, layer.kind, x + first * w.columns, w.columns, batch,
                        scratch + chunk * bytes);
   };
-  if (chunks == 1) return packed_dot(w, prepare(0), y, w.rows, layer.threads);
-#pragma omp parallel for num_threads(layer.threads) if (layer.threads > 1)
+  const int threads = rows * w.rows * w.columns < kParallelMacs ? 1 : layer.threads;
+  if (chunks == 1) return packed_dot(w, prepare(0), y, w.rows, threads);
+#pragma omp parallel for num_threads(threads) if (threads > 1)
   for (int64_t chunk = 0; chunk < chunks; ++chunk) prepare(chunk);
   DotInput shape = prepare_dot(w, layer.kind, x, w.columns, 0, scratch);
-  const int64_t strips = strips_of(w.rows, w.row_bytes(), kDotStrip, layer.threads);
-#pragma omp parallel for num_threads(layer.threads) schedule(static) if (layer.threads > 1)
+  const int64_t strips = strips_of(w.rows, w.row_bytes(), kDotStrip, threads);
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
   for (int64_t s = 0; s < strips; ++s) {
     const int64_t from = w.rows * s / strips, to = w.rows * (s + 1) / strips;
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
@@ -120,7 +130,6 @@ void run_dot(const Layer& layer, const float* x, float* y, std::byte* scratch, i
 // ---------------------------------------------------------------- tiles
 
 void run_tiles(const Layer& layer, const float* x, float* y, std::byte* scratch, int64_t rows) {
-  if (rows < kTileRows) return run_dot(layer, x, y, scratch, rows);
   multiply_tiles(layer.weight, x, rows, y, scratch, layer.threads);
 }
 
@@ -134,10 +143,12 @@ struct UnpackedPlan {
 UnpackedPlan unpacked_plan(const Layer& layer, int64_t rows) {
   const PackedMatrix& w = layer.weight;
   const int64_t row_bytes = checked_mul(w.columns, sizeof(float), "weights");
-  const int64_t strips = strips_of(w.rows, row_bytes, kUnpackedStrip, layer.threads);
+  const bool plain = plain_rows(w) != nullptr;
+  const int64_t strips = plain ? std::min<int64_t>(w.rows, layer.threads)
+                               : strips_of(w.rows, row_bytes, kUnpackedStrip, layer.threads);
   UnpackedPlan plan{};
   plan.strip_rows = (w.rows + strips - 1) / strips;
-  plan.strip_bytes = align_up(checked_mul(plan.strip_rows, row_bytes, "scratch"));
+  plan.strip_bytes = plain ? 0 : align_up(checked_mul(plan.strip_rows, row_bytes, "scratch"));
   const bool rounds = layer.kind != DotKind::f32;
   plan.x_bytes = rounds ? align_up(checked_mul(rows, row_bytes, "scratch")) : 0;
   plan.scale_bytes = layer.kind == DotKind::i8 ? align_up(4 * rows) : 0;
@@ -169,8 +180,14 @@ void run_unpacked(const Layer& layer, const float* x, float* y, std::byte* scrat
     float* strip = reinterpret_cast<float*>(buffers + lane * plan.strip_bytes);
     for (int64_t s = lane; s < strips; s += threads) {
       const int64_t first = s * plan.strip_rows, count = std::min(plan.strip_rows, w.rows - first);
-      unpack_rows(w, first, count, strip);
-      onednn::multiply_rows(x, strip, rows, w.columns, count, y + first, w.rows);
+      const float* values = plain_rows(w);
+      if (values) {
+        values += first * w.columns;
+      } else {
+        unpack_rows(w, first, count, strip);
+        values = strip;
+      }
+      onednn::multiply_rows(x, values, rows, w.columns, count, y + first, w.rows);
     }
   }
   if (layer.kind == DotKind::i8) {
@@ -253,7 +270,19 @@ Kernel make_packed_linear(const PackedLinear& from, int64_t samples, int64_t eac
   layer->samples = samples;
   layer->each = each;
   const int64_t rows = checked_mul(samples, each, "rows");
-  if (path == GemmPath::automatic) path = choose(from, rows);
+  int64_t many = unpacked_from(from);  // rows from which `path` is taken, fewer are dot's
+  if (path == GemmPath::dot) {
+    many = std::numeric_limits<int64_t>::max();
+  } else if (path == GemmPath::unpacked) {
+    many = 0;
+  } else if (path == GemmPath::automatic) {
+    if (from.kind == DotKind::i8 && tiles_apply(from.weight) && tiles_usable()) {
+      path = GemmPath::tiles;
+    } else if (whole_product(from, rows)) {
+      path = from.kind == DotKind::i8 ? GemmPath::integers : GemmPath::bf16;
+    }
+  }
+  if (path == GemmPath::tiles) many = kTileRows;
   if (path == GemmPath::integers || path == GemmPath::bf16) {
     const bool integers = path == GemmPath::integers;
     const PackedMatrix& w = layer->weight;
@@ -266,29 +295,30 @@ Kernel make_packed_linear(const PackedLinear& from, int64_t samples, int64_t eac
     }
     return product_kernel(layer, rows, integers);
   }
-  const auto run = path == GemmPath::tiles      ? run_tiles
-                   : path == GemmPath::unpacked ? run_unpacked
-                                                : run_dot;
-  const std::string_view how = path == GemmPath::tiles      ? "sluice gemm amx"
-                               : path == GemmPath::unpacked ? "sluice unpack + sgemm"
-                                                            : dot_name();
+  // The rows that are there decide, not those that were planned: a prompt and one token are both
+  // served by the kernel that suits them.
+  const bool tiles = path == GemmPath::tiles, plans_many = rows >= many;
+  const std::string_view how = !plans_many               ? dot_name()
+                               : tiles                   ? "sluice gemm amx"
+                               : plain_rows(from.weight) ? "sluice sgemm"
+                                                         : "sluice unpack + sgemm";
+  const int64_t dots = std::min(rows, std::max<int64_t>(many - 1, 0));
   Kernel kernel;
   kernel.name = fmt::format("{} {}{}", how, bundle::format_name(from.weight.format),
                             from.kind == DotKind::i8 ? " x i8" : "");
-  // Fewer rows than planned may be there: too few for tiles, they take the other way.
-  const int64_t dots = dot_scratch(*layer, (rows + kMaxDotBatch - 1) / kMaxDotBatch * kMaxDotBatch);
   kernel.scratch_bytes =
-      path == GemmPath::tiles
-          ? std::max(dots, tiles_scratch_bytes(layer->weight, rows, layer->threads))
-      : path == GemmPath::unpacked ? unpacked_plan(*layer, rows).total(layer->threads)
-                                   : dots;
+      std::max(dot_scratch(*layer, (dots + kMaxDotBatch - 1) / kMaxDotBatch * kMaxDotBatch),
+               !plans_many ? 0
+               : tiles     ? tiles_scratch_bytes(layer->weight, rows, layer->threads)
+                           : unpacked_plan(*layer, rows).total(layer->threads));
   kernel.counts_rows = true;
-  kernel.bind = [layer, run](const Binding& b) -> std::function<void()> {
+  kernel.bind = [layer, many, run_many = tiles ? run_tiles : run_unpacked](
+                    const Binding& b) -> std::function<void()> {
     const float* x = b.inputs[0];
     const float* other = layer->adds ? b.inputs[1] : nullptr;
     return [=, y = b.output, scratch = b.scratch, live = b.rows] {
       const int64_t count = (live ? live->count : layer->samples) * layer->each;
-      run(*layer, x, y, scratch, count);
+      (count >= many ? run_many : run_dot)(*layer, x, y, scratch, count);
       finish(*layer, y, other, count);
     };
   };
