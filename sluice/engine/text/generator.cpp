@@ -1,0 +1,277 @@
+#include "sluice/engine/text/generator.h"
+
+#include <algorithm>
+#include <chrono>
+#include <limits>
+#include <optional>
+
+#include "sluice/base/error.h"
+#include "sluice/engine/text/stop_strings.h"
+#include "sluice/engine/text/text_model.h"
+
+namespace sluice::engine {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+constexpr size_t kTokensBefore = 8;  // of the prompt, for the decoder of the text
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+}  // namespace
+
+std::string_view finish_name(Finish finish) {
+  switch (finish) {
+    case Finish::stop_token:
+      return "stop-token";
+    case Finish::stop_string:
+      return "stop-string";
+    case Finish::max_tokens:
+      return "max-tokens";
+    case Finish::context:
+      return "context";
+    case Finish::cancelled:
+      return "cancelled";
+  }
+  return "";
+}
+
+struct Generator::State {
+  /// A request on its way.
+  struct Place {
+    size_t request;
+    Sampler sampler;
+    StopStrings stop;
+    std::optional<text::DecodeStream> stream;
+    std::vector<int32_t> tokens;  ///< prompt and generated
+    int64_t prompt_tokens = 0;
+    int64_t computed = 0;  ///< of tokens
+    std::vector<int32_t> stop_tokens;
+  };
+
+  Network network;
+  std::optional<text::Tokenizer> tokenizer;
+  Budget budget;
+  Session session;
+  int64_t vocabulary, block, logits_width;
+  std::vector<std::optional<Place>> places;
+  std::vector<float> input, logits;
+  std::vector<int64_t> rows, wanted;
+  GenerationStatistics statistics;
+  Meter meter;
+
+  State(const Network& n, const text::Tokenizer* t, const Options& options)
+      : network(n),
+        budget(options.budget),
+        session(open(n, options)),
+        vocabulary(vocabulary_of(n)),
+        block(n.input_shape()[0]),
+        logits_width(n.output_shape()[1]) {
+    if (t) tokenizer = *t;
+    if (session.state_bytes() == 0) {
+      fail(Code::unsupported,
+           "{}: the network keeps nothing from run to run; export it with a cache to generate",
+           n.bundle().path());
+    }
+    if (logits_width > vocabulary) {
+      fail(Code::shape, "{}: {} logits, but the embedding has {} rows", n.bundle().path(),
+           logits_width, vocabulary);
+    }
+    places.resize(static_cast<size_t>(options.batch));
+    rows.resize(places.size());
+    wanted.resize(places.size());
+    logits.resize(static_cast<size_t>(options.batch * logits_width));
+  }
+
+  static Session open(const Network& n, const Options& options) {
+    const Shape& out = n.output_shape();
+    if (n.input_shape().size() != 1 || out.size() != 2 || out[0] != n.input_shape()[0]) {
+      fail(Code::unsupported,
+           "{}: expected a decoder, ids [T] in and logits [T,V] out, found {} and {}",
+           n.bundle().path(), to_string(n.input_shape()), to_string(out));
+    }
+    return Session(
+        n, {.batch = options.batch, .threads = options.threads, .sequences = true, .last_rows = 1});
+  }
+
+  void check(const GenerationRequest& r, size_t index, size_t count) const {
+    const std::string which = count > 1 ? fmt::format("prompt {}", index + 1) : "the prompt";
+    const int64_t length = std::ssize(r.prompt);
+    if (length == 0) fail(Code::usage, "{} is empty; give at least one token", which);
+    if (length > session.capacity()) {
+      fail(Code::limit,
+           "{} has {} tokens; the context of {} is {}. Shorten it, or import the model with a "
+           "larger --context",
+           which, length, network.bundle().path(), session.capacity());
+    }
+    for (const int32_t id : r.prompt) {
+      if (id < 0 || id >= vocabulary) {
+        fail(Code::shape, "{}: token {}; {} takes 0 to {}", which, id, network.bundle().path(),
+             vocabulary - 1);
+      }
+    }
+    if (r.max_tokens < 1)
+      fail(Code::usage, "{}: at most {} tokens; expected 1 or more", which, r.max_tokens);
+    if (!r.stop.empty() && !tokenizer)
+      fail(Code::usage, "{}: stop strings need a tokenizer", which);
+    check_sampling(r.sampling);
+    StopStrings{r.stop};
+  }
+
+  void start(size_t place, const GenerationRequest& r, size_t index) {
+    session.reset(static_cast<int64_t>(place));
+    Place p{index,
+            Sampler(r.sampling),
+            StopStrings(r.stop),
+            std::nullopt,
+            r.prompt,
+            std::ssize(r.prompt),
+            0,
+            r.stop_tokens};
+    for (const int64_t id : network.bundle().task().stop_tokens)
+      p.stop_tokens.push_back(static_cast<int32_t>(id));
+    if (tokenizer) {
+      p.stream = tokenizer->stream();
+      // The text goes on where the prompt ends: a space before the first word stays.
+      const size_t from = r.prompt.size() - std::min(r.prompt.size(), kTokensBefore);
+      for (size_t i = from; i < r.prompt.size(); ++i) p.stream->push(r.prompt[i]);
+    }
+    places[place] = std::move(p);
+  }
+
+  /// One run of the network: the next block of each prompt, the next token of the others.
+  void compute() {
+    input.clear();
+    for (size_t s = 0; s < places.size(); ++s) {
+      rows[s] = wanted[s] = 0;
+      if (!places[s]) continue;
+      const Place& p = *places[s];
+      const int64_t left = std::ssize(p.tokens) - p.computed;
+      rows[s] = std::min(left, block);
+      wanted[s] = rows[s] == left ? 1 : 0;
+      const auto from = p.tokens.begin() + p.computed;
+      input.insert(input.end(), from, from + rows[s]);
+    }
+    session.run_tokens(input, logits, rows, {.meter = &meter, .budget = &budget, .last = wanted});
+  }
+
+  void emit(Place& p, Generated& result, int32_t token, const std::string& text,
+            const OnPiece& on_piece, std::optional<Finish>& finish) {
+    result.text += text;
+    if ((token >= 0 || !text.empty()) && on_piece && !on_piece({p.request, text, token}))
+      finish = Finish::cancelled;
+  }
+
+  int32_t choose(Place& p, std::span<const float> row) const {
+    try {
+      return p.sampler.next(row, p.tokens);
+    } catch (const Error& e) {
+      throw Error(e.code(),
+                  fmt::format("{}: behind token {} of prompt {}: {}", network.bundle().path(),
+                              p.tokens.size(), p.request + 1, e.what()));
+    }
+  }
+
+  /// The next token; whether, and why, it was the last.
+  std::optional<Finish> accept(Place& p, std::span<const float> row, Generated& result,
+                               const OnPiece& on_piece, int64_t max_tokens) {
+    const int32_t token = choose(p, row);
+    std::optional<Finish> finish;
+    if (std::ranges::count(p.stop_tokens, token)) {
+      finish = Finish::stop_token;
+    } else {
+      p.tokens.push_back(token);
+      result.tokens.push_back(token);
+      emit(p, result, token, p.stream ? p.stop.push(p.stream->push(token)) : "", on_piece, finish);
+      if (p.stop.stopped()) return Finish::stop_string;
+      if (finish) return finish;
+      if (std::ssize(result.tokens) >= max_tokens) {
+        finish = Finish::max_tokens;
+      } else if (std::ssize(p.tokens) > session.capacity()) {
+        finish = Finish::context;
+      }
+    }
+    if (!finish || !p.stream) return finish;
+    std::string rest = p.stop.push(p.stream->flush());
+    rest += p.stop.flush();
+    if (p.stop.stopped()) finish = Finish::stop_string;
+    std::optional<Finish> ignored;
+    emit(p, result, -1, rest, on_piece, ignored);
+    return finish;
+  }
+
+  void account(double seconds) {
+    int64_t prompt = 0, decoded = 0;
+    for (size_t s = 0; s < places.size(); ++s) {
+      if (!places[s]) continue;
+      (places[s]->computed < places[s]->prompt_tokens ? prompt : decoded) += rows[s];
+    }
+    const double each = seconds / static_cast<double>(std::max<int64_t>(1, prompt + decoded));
+    statistics.prompt_tokens += prompt;
+    statistics.decoded_tokens += decoded;
+    statistics.prompt_seconds += each * static_cast<double>(prompt);
+    statistics.decode_seconds += each * static_cast<double>(decoded);
+  }
+
+  std::vector<Generated> run(std::span<const GenerationRequest> requests, const OnPiece& on_piece) {
+    for (size_t i = 0; i < requests.size(); ++i) check(requests[i], i, requests.size());
+    std::vector<Generated> results(requests.size());
+    for (size_t i = 0; i < requests.size(); ++i)
+      results[i].prompt_tokens = std::ssize(requests[i].prompt);
+    for (auto& place : places) place.reset();
+    session.reset();
+    meter.reset();
+    statistics = {};
+    size_t next = 0;
+    while (true) {
+      const Clock::time_point start_time = Clock::now();
+      bool any = false;
+      for (size_t s = 0; s < places.size(); ++s) {
+        if (!places[s] && next < requests.size()) start(s, requests[next], next), ++next;
+        any = any || places[s].has_value();
+      }
+      if (!any) break;
+      compute();
+      std::vector<size_t> done;
+      size_t row = 0;
+      for (size_t s = 0; s < places.size(); ++s) {
+        if (!places[s] || wanted[s] == 0) continue;
+        Place& p = *places[s];
+        const std::span<const float> here(logits.data() + row++ * static_cast<size_t>(logits_width),
+                                          static_cast<size_t>(logits_width));
+        const auto finish =
+            accept(p, here, results[p.request], on_piece, requests[p.request].max_tokens);
+        if (!finish) continue;
+        results[p.request].finish = *finish;
+        done.push_back(s);
+      }
+      account(seconds_since(start_time));
+      for (size_t s = 0; s < places.size(); ++s)
+        if (places[s]) places[s]->computed += rows[s];
+      for (const size_t s : done) places[s].reset();
+    }
+    statistics.macs = meter.macs();
+    statistics.bytes = meter.bytes();
+    return results;
+  }
+};
+
+Generator::Generator(const Network& network, const text::Tokenizer* tokenizer,
+                     const Options& options)
+    : state_(std::make_unique<State>(network, tokenizer, options)) {}
+Generator::~Generator() = default;
+Generator::Generator(Generator&&) noexcept = default;
+Generator& Generator::operator=(Generator&&) noexcept = default;
+
+std::vector<Generated> Generator::run(std::span<const GenerationRequest> requests,
+                                      const OnPiece& on_piece) {
+  return state_->run(requests, on_piece);
+}
+
+const GenerationStatistics& Generator::statistics() const { return state_->statistics; }
+int64_t Generator::context() const { return state_->session.capacity(); }
+int64_t Generator::block() const { return state_->block; }
+const Session& Generator::session() const { return state_->session; }
+
+}  // namespace sluice::engine
