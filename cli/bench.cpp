@@ -15,6 +15,7 @@
 #include "cli/bench_hook.h"
 #include "cli/bench_kernels.h"
 #include "cli/bench_report.h"
+#include "cli/bench_text.h"
 #include "cli/model_data.h"
 #include "cli/output.h"
 #include "cli/verb.h"
@@ -34,7 +35,22 @@ struct Options {
   bool nodes = false;
   bool without_libtorch = false;
   int rounds = 7;
+  DecoderBenchOptions decoders;
 };
+
+int run_decoders(Options& options, const Globals& globals) {
+  options.decoders.threads = options.threads;
+  options.decoders.rounds = options.rounds;
+  if (options.decoders.prompt == 0 && options.decoders.generate == 0)
+    fail(Code::usage, "--pp 0 and --tg 0: nothing to measure");
+  const DecoderBench result = bench_decoders(options.models, options.decoders, globals);
+  if (globals.json) {
+    print_json(decoder_bench_json(result));
+  } else {
+    print(decoder_bench_text(result));
+  }
+  return kSuccess;
+}
 
 /// One model prepared for one batch and thread count.
 struct Entry {
@@ -206,6 +222,15 @@ Action setup(CLI::App& app) {
       ->check(CLI::Range(1, 1000))
       ->type_name("N")
       ->capture_default_str();
+  app.add_option("--pp", options->decoders.prompt, "Decoders: tokens of a prompt; 0: leave out")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 24))
+      ->type_name("N")
+      ->capture_default_str();
+  app.add_option("--tg", options->decoders.generate,
+                 "Decoders: tokens generated one by one; 0: leave out")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 24))
+      ->type_name("N")
+      ->capture_default_str();
   if (lab_forward() != nullptr) {
     app.add_flag("--no-libtorch", options->without_libtorch, "Do not time LibTorch beside");
   }
@@ -224,6 +249,12 @@ Action setup(CLI::App& app) {
     if (options->models.empty()) {
       fail(Code::usage, "MODEL is required. See: sluice bench --help");
     }
+    const auto decoders = std::ranges::count_if(options->models, is_decoder);
+    if (decoders == std::ssize(options->models)) return run_decoders(*options, globals);
+    if (decoders > 0) {
+      fail(Code::usage, "{} of {} models continue texts; measure those apart from the others",
+           decoders, options->models.size());
+    }
     const BenchRun result = Bench(*options, globals).run();
     if (globals.json) {
       print_json(bench_json(result));
@@ -238,6 +269,7 @@ const bool registered =
     register_verb({"bench", "Speed of models or kernels, interleaved, beside rivals and the peak",
                    "sluice bench dense.safetensors sliced.safetensors --batch 1,64\n"
                    "sluice bench model.safetensors --nodes --threads 1\n"
+                   "sluice bench qwen.safetensors qwen-int4.safetensors --pp 512 --tg 128\n"
                    "sluice bench kernels",
                    setup, /*own_threads=*/true});
 

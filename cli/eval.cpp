@@ -1,4 +1,4 @@
-// sluice eval: quality and cost of one or several models on labelled data, in one table.
+// sluice eval: quality and cost of one or several models on data, in one table. Texts: eval_text.
 #if SLUICE_HAS_ENGINE
 #include <fmt/core.h>
 
@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/eval_text.h"
 #include "cli/model_data.h"
 #include "cli/output.h"
 #include "cli/verb.h"
@@ -27,6 +28,7 @@ struct Options {
   DataChoice data;
   int64_t batch = 250;
   std::optional<int64_t> budget_macs;
+  EvalTextOptions texts;
 };
 
 struct Row {
@@ -79,6 +81,10 @@ int evaluate_models(const Options& options, const Globals& globals) {
   budget.macs_per_sample = options.budget_macs;
   for (const std::string& model : options.models) {
     networks.push_back(engine::Network::open(model));
+    const std::string& kind = networks.back().bundle().task().kind;
+    if (kind == "embed" || kind == "generate")
+      fail(Code::usage, "{} takes text: give --{}", model,
+           kind == "embed" ? "retrieval DIR" : "text FILE");
     const std::string name = data_name(options.data, networks.back().bundle());
     if (!sets.contains(name)) {
       sets.emplace(name, load_data(name, options.data));
@@ -166,13 +172,20 @@ Action setup(CLI::App& app) {
                  "Refuse a model that needs more MACs per picture")
       ->check(CLI::PositiveNumber)
       ->type_name("N");
-  return [options](const Globals& globals) { return evaluate_models(*options, globals); };
+  add_eval_text_options(app, options->texts);
+  return [options](const Globals& globals) {
+    return options->texts.wanted()
+               ? evaluate_texts(options->models, options->texts, options->budget_macs, globals)
+               : evaluate_models(*options, globals);
+  };
 }
 
 const bool registered =
-    register_verb({"eval", "Accuracy and cost of models on labelled data",
+    register_verb({"eval", "Quality and cost of models on pictures or texts",
                    "sluice eval model.safetensors\n"
-                   "sluice eval dense.safetensors sliced.safetensors --limit 2000",
+                   "sluice eval dense.safetensors sliced.safetensors --limit 2000\n"
+                   "sluice eval qwen.safetensors qwen-int4.safetensors --text book.txt\n"
+                   "sluice eval minilm.safetensors --retrieval glosses/",
                    setup});
 
 }  // namespace

@@ -1,4 +1,4 @@
-// sluice run: classify pictures, embed texts.
+// sluice run: classify pictures and texts, embed texts, continue them.
 #if SLUICE_HAS_ENGINE
 #include <fmt/core.h>
 
@@ -32,6 +32,7 @@ struct Options {
   int64_t top = 3;
   bool invert = false;
   std::optional<int64_t> budget_macs;
+  GenerateOptions generate;
 };
 
 struct Picture {
@@ -108,24 +109,30 @@ std::string class_name(const std::vector<std::string>& labels, int64_t index) {
                                                      : fmt::format("class {}", index);
 }
 
-int embed(const Options& options, const Globals& globals) {
-  if (!options.images.empty() || !options.samples.empty())
-    fail(Code::usage, "give texts or pictures, not both. See: sluice run --help");
+int run_text(const Options& options, const Globals& globals) {
+  const bool pictures = !options.images.empty() || !options.samples.empty();
+  if (pictures || (options.generate.wanted() && !options.texts.empty()))
+    fail(Code::usage, "give texts, prompts or pictures, not several. See: sluice run --help");
   Budget budget;
   budget.macs_per_sample = options.budget_macs;
-  return embed_texts(engine::Network::open(options.model), options.texts, budget, globals);
+  const auto network = engine::Network::open(options.model);
+  return options.generate.wanted()
+             ? generate(network, options.generate, budget, globals)
+             : run_texts(network, options.texts, options.top, budget, globals);
 }
 
 int classify(const Options& options, const Globals& globals) {
   if (options.images.empty() == options.samples.empty()) {
     fail(Code::usage, "{} See: sluice run --help",
-         options.images.empty() ? "nothing to do: give picture files, --sample N or --text WORDS."
+         options.images.empty() ? "nothing to do: give picture files, --sample N, --text WORDS or "
+                                  "--prompt WORDS."
                                 : "give picture files or --sample, not both.");
   }
   const engine::Network network = engine::Network::open(options.model);
   const bundle::Task& task = network.bundle().task();
   if (task.kind == "embed" || task.kind == "generate")
-    fail(Code::usage, "{} takes text: give --text WORDS", options.model);
+    fail(Code::usage, "{} takes text: give --{} WORDS", options.model,
+         task.kind == "embed" ? "text" : "prompt");
   std::vector<Picture> pictures;
   if (!options.images.empty()) {
     const ImageShape shape = image_shape(network);
@@ -204,7 +211,8 @@ Action setup(CLI::App& app) {
       ->allow_extra_args(false)
       ->type_name("N");
   app.add_option("--text", options->texts,
-                 "A text for a model that embeds: prints its vector; repeatable")
+                 "A text for a model that embeds or classifies: prints its vector or classes; "
+                 "repeatable")
       ->allow_extra_args(false)
       ->type_name("WORDS");
   app.add_option("--data", options->data.name,
@@ -224,15 +232,19 @@ Action setup(CLI::App& app) {
                  "Refuse a model that needs more MACs per picture or text")
       ->check(CLI::PositiveNumber)
       ->type_name("N");
+  add_generate_options(app, options->generate);
   return [options](const Globals& globals) {
-    return options->texts.empty() ? classify(*options, globals) : embed(*options, globals);
+    return options->texts.empty() && !options->generate.wanted() ? classify(*options, globals)
+                                                                 : run_text(*options, globals);
   };
 }
 
-const bool registered = register_verb({"run", "Classify pictures, embed texts",
+const bool registered = register_verb({"run", "Classify pictures, embed or continue texts",
                                        "sluice run model.safetensors shoe.png --top 3\n"
                                        "sluice run model.safetensors --sample 7\n"
-                                       "sluice run minilm.safetensors --text 'Hello there' --json",
+                                       "sluice run minilm.safetensors --text 'Hello there' --json\n"
+                                       "sluice run qwen.safetensors --prompt 'Once upon a time' "
+                                       "--temperature 0.8 --top-p 0.95",
                                        setup});
 
 }  // namespace

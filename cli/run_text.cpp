@@ -5,97 +5,94 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
+#include "cli/model_data.h"
 #include "cli/output.h"
 #include "sluice/base/error.h"
 #include "sluice/base/json.h"
 #include "sluice/base/progress.h"
-#include "sluice/text/tokenizer.h"
+#include "sluice/base/table.h"
+#include "sluice/engine/text/embedder.h"
 
 namespace sluice::cli {
 namespace {
 
-constexpr size_t kTextsAtOnce = 8;
+std::string numbers(const std::vector<float>& values) {
+  std::string line;
+  for (size_t i = 0; i < values.size(); ++i)
+    line += fmt::format("{}{:.6g}", i ? " " : "", values[i]);
+  return line + "\n";
+}
 
-struct Text {
-  std::vector<float> ids;
-  size_t tokens;  ///< before it was cut
-};
+std::vector<double> softmax_of(const std::vector<float>& logits) {
+  const double highest = *std::max_element(logits.begin(), logits.end());
+  std::vector<double> values;
+  double sum = 0;
+  for (const float logit : logits) sum += values.emplace_back(std::exp(logit - highest));
+  for (double& value : values) value /= sum;
+  return values;
+}
 
-/// Ids for a network of `limit` tokens; a longer text loses its end, but not its closing token.
-Text tokenize(const text::Tokenizer& tokenizer, const std::string& words, size_t limit) {
-  std::vector<int32_t> ids = tokenizer.encode(words);
-  Text result{{}, ids.size()};
-  if (ids.size() > limit) {
-    const int32_t last = ids.back();
-    ids.resize(limit);
-    if (tokenizer.is_special(last)) ids.back() = last;
+/// The `top` most probable classes, as JSON and as a table.
+std::pair<Json, std::string> classes_of(const bundle::Task& task, const std::vector<float>& logits,
+                                        size_t top) {
+  const std::vector<double> probabilities = softmax_of(logits);
+  std::vector<size_t> order(logits.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return probabilities[a] > probabilities[b]; });
+  Json json = Json::array();
+  Table table({"class", "probability"});
+  for (size_t i = 0; i < std::min(top, order.size()); ++i) {
+    const size_t index = order[i];
+    const std::string label =
+        index < task.labels.size() ? task.labels[index] : fmt::format("class {}", index);
+    json.push_back({{"index", index}, {"label", label}, {"probability", probabilities[index]}});
+    table.row({label, fmt::format("{:.1f} %", 100 * probabilities[index])});
   }
-  result.ids.assign(ids.begin(), ids.end());
-  return result;
+  return {json, table.text()};
 }
 
 }  // namespace
 
-int embed_texts(const engine::Network& network, const std::vector<std::string>& texts,
-                const Budget& budget, const Globals& globals) {
+int run_texts(const engine::Network& network, const std::vector<std::string>& texts, int64_t top,
+              const Budget& budget, const Globals& globals) {
   const bundle::Bundle& model = network.bundle();
-  if (model.task().kind != "embed")
-    fail(Code::unsupported, "{}: expected a model that embeds text, found one of kind '{}'",
-         model.path(), model.task().kind);
-  if (model.tokenizer_json().empty())
-    fail(Code::missing, "{}: no tokenizer; import it again from a folder with tokenizer.json",
-         model.path());
-  if (network.input_shape().size() != 1 || network.output_shape().size() != 1)
-    fail(Code::shape, "{}: expected ids [T] in and a vector out, found {} and {}", model.path(),
-         to_string(network.input_shape()), to_string(network.output_shape()));
-  const auto tokenizer =
-      text::Tokenizer::parse(model.tokenizer_json(), model.path() + ": tokenizer");
-  const size_t limit = static_cast<size_t>(network.input_shape()[0]),
-               width = static_cast<size_t>(network.output_shape()[0]);
-  const size_t batch = std::min(texts.size(), kTextsAtOnce);
-  engine::Session session(
-      network,
-      {.batch = static_cast<int64_t>(batch), .threads = globals.threads, .sequences = true});
-  std::vector<float> output(batch * width);
+  const std::string& kind = model.task().kind;
+  const bool classifies = kind == "classify" && network.input_shape().size() == 1;
+  if (kind == "generate")
+    fail(Code::usage, "{} continues texts: give --prompt WORDS", model.path());
+  if (kind != "embed" && !(classifies && !model.tokenizer_json().empty()))
+    fail(Code::unsupported,
+         "{}: expected a model that embeds or classifies text, found one of kind '{}'{}",
+         model.path(), kind, classifies ? " without a tokenizer" : "");
+  const engine::EmbeddedTexts found =
+      engine::embed_texts(network, texts, {.threads = globals.threads, .budget = &budget});
   Json results = Json::array();
   std::string lines;
-  for (size_t first = 0; first < texts.size(); first += batch) {
-    std::vector<float> ids;
-    std::vector<int64_t> tokens(batch, 0);
-    std::vector<Text> parts;
-    for (size_t s = 0; s < batch && first + s < texts.size(); ++s) {
-      parts.push_back(tokenize(tokenizer, texts[first + s], limit));
-      const Text& part = parts.back();
-      if (part.ids.empty())
-        fail(Code::usage, "--text '{}': no tokens; give some words", texts[first + s]);
-      if (part.tokens > limit)
-        log_line(fmt::format("text {}: {} tokens, cut to the {} that the model takes",
-                             first + s + 1, part.tokens, limit));
-      ids.insert(ids.end(), part.ids.begin(), part.ids.end());
-      tokens[s] = static_cast<int64_t>(part.ids.size());
+  for (size_t i = 0; i < texts.size(); ++i) {
+    const engine::Embedding& text = found.texts[i];
+    if (text.cut)
+      log_line(fmt::format("text {}: {} tokens, cut to the {} that the model takes", i + 1,
+                           text.tokens, network.input_shape()[0]));
+    Json result = {{"text", texts[i]}, {"tokens", text.tokens}, {"cut", text.cut}};
+    if (classifies) {
+      const auto [json, table] = classes_of(model.task(), text.values, static_cast<size_t>(top));
+      result["classes"] = json;
+      lines += fmt::format("{}text {}\n{}", i ? "\n" : "", i + 1, table);
+    } else {
+      result["vector"] = text.values;
+      lines += numbers(text.values);
     }
-    session.reset();
-    session.run_tokens(ids, output, tokens, {.budget = &budget});
-    for (size_t s = 0; s < parts.size(); ++s) {
-      const std::vector<float> vector(
-          output.begin() + static_cast<std::ptrdiff_t>(s * width),
-          output.begin() + static_cast<std::ptrdiff_t>((s + 1) * width));
-      for (size_t i = 0; i < width; ++i) {
-        if (!std::isfinite(vector[i]))
-          fail(Code::numeric, "{}: the vector of text {} is not finite", model.path(),
-               first + s + 1);
-        if (!globals.json) lines += fmt::format("{}{:.6g}", i ? " " : "", vector[i]);
-      }
-      if (!globals.json) lines += "\n";
-      results.push_back({{"text", texts[first + s]},
-                         {"tokens", parts[s].tokens},
-                         {"cut", parts[s].tokens > limit},
-                         {"vector", vector}});
-    }
+    results.push_back(std::move(result));
   }
   if (globals.json) {
-    print_json({{"model", model.path()}, {"results", results}});
+    print_json({{"model", model.path()},
+                {"results", results},
+                {"tokens", found.tokens},
+                {"macs", found.macs},
+                {"seconds", found.seconds}});
   } else {
     print(lines);
   }

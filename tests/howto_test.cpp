@@ -9,6 +9,7 @@
 
 #include "sluice/base/file.h"
 #include "tests/process.h"
+#include "tests/tiny_models.h"
 
 namespace sluice::test {
 namespace {
@@ -119,6 +120,12 @@ TEST_P(Howto, EveryCommandWorks) {
   make_directories(directory / "configs");
   write_bytes(directory / "configs/lenet-fashion.toml", kTinyMlp);
   write_tiny_decoder(directory);
+  write_tiny_model("qwen3", directory / "Qwen3-0.6B", 2048);
+  write_tiny_model("bert", directory / "all-MiniLM-L6-v2");
+  write_tiny_retrieval_set(directory / "glosses");
+  std::string words;
+  for (int i = 0; i < 200; ++i) words += "w" + std::to_string(3 + i * i % 30) + " ";
+  write_bytes(directory / "book.txt", words);
   const std::vector<std::string> all = commands(GetParam());
   EXPECT_FALSE(all.empty());
   for (const std::string& command : all) {

@@ -25,7 +25,8 @@ constexpr std::chrono::seconds kLimit{120};
                          const std::string& out, const std::string& err) {
   const int out_fd = ::open(out.c_str(), O_WRONLY | O_CREAT, 0600);
   const int err_fd = ::open(err.c_str(), O_WRONLY | O_CREAT, 0600);
-  const int in_fd = ::open("/dev/null", O_RDONLY);
+  const int in_fd =
+      ::open(options.stdin_path.empty() ? "/dev/null" : options.stdin_path.c_str(), O_RDONLY);
   if (out_fd < 0 || err_fd < 0 || ::dup2(in_fd, 0) < 0 || ::dup2(out_fd, 1) < 0 ||
       ::dup2(err_fd, 2) < 0 || ::chdir(options.directory.c_str()) != 0) {
     ::_exit(126);
