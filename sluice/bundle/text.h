@@ -13,6 +13,8 @@ std::string printable(std::string_view text, size_t max_bytes = 120);
 
 /// True for valid UTF-8 without control characters.
 bool is_plain_text(std::string_view text);
+/// True for valid UTF-8, with control characters or without.
+bool is_utf8(std::string_view text);
 
 /// sluice::parse_json for text from a file: Error{limit} above `max_bytes`.
 Json parse_document(std::string_view text, const std::string& what, size_t max_bytes,
