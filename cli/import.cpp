@@ -4,6 +4,8 @@
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <filesystem>
+#include <fstream>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -15,10 +17,18 @@
 #include "sluice/base/progress.h"
 #include "sluice/base/table.h"
 #include "sluice/bundle/bundle.h"
+#include "sluice/bundle/gguf/gguf.h"
+#include "sluice/bundle/import/gguf.h"
 #include "sluice/bundle/import/hf.h"
 
 namespace sluice::cli {
 namespace {
+
+using Weights = bundle::ImportOptions::Weights;
+
+const std::map<std::string, Weights> kTypes = {
+    {"keep", Weights::keep},   {"f32", Weights::f32},     {"bf16", Weights::bf16},
+    {"i8-32", Weights::i8_32}, {"i4-32", Weights::i4_32}, {"i4-32-min", Weights::i4_32_min}};
 
 struct Options {
   std::string source, output, dtype = "keep";
@@ -32,11 +42,16 @@ std::string joined(const std::vector<std::string>& names, size_t most) {
   return text;
 }
 
+/// By what is in it, whatever it is called.
+bool begins_as_gguf(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  char magic[4] = {};
+  return std::filesystem::is_regular_file(path) && file.read(magic, sizeof magic) &&
+         bundle::gguf::is_gguf(std::as_bytes(std::span(magic)));
+}
+
 int import(Options options, const Globals& globals) {
-  using Weights = bundle::ImportOptions::Weights;
-  options.import.weights = options.dtype == "f32"    ? Weights::f32
-                           : options.dtype == "bf16" ? Weights::bf16
-                                                     : Weights::keep;
+  options.import.weights = kTypes.at(options.dtype);
   std::optional<Progress> progress;
   options.import.progress = [&](int64_t done, int64_t total) {
     if (!progress) progress.emplace("import " + options.source, total, "tensors");
@@ -45,7 +60,9 @@ int import(Options options, const Globals& globals) {
   clean_up_on_interrupt(options.output);
   const auto begun = std::chrono::steady_clock::now();
   const bundle::ImportResult result =
-      bundle::import_hugging_face(options.source, options.output, options.import);
+      begins_as_gguf(options.source)
+          ? bundle::import_gguf(options.source, options.output, options.import)
+          : bundle::import_hugging_face(options.source, options.output, options.import);
   if (progress) progress->finish();
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
@@ -82,15 +99,15 @@ int import(Options options, const Globals& globals) {
 
 Action setup(CLI::App& app) {
   auto options = std::make_shared<Options>();
-  app.add_option(
-         "SRC", options->source,
-         "Folder of a Hugging Face model (config.json, safetensors, tokenizer.json), or the "
-         "safetensors file in it")
+  app.add_option("SRC", options->source,
+                 "Folder of a Hugging Face model (config.json, safetensors, tokenizer.json), the "
+                 "safetensors file in it, or a GGUF file")
       ->required();
   app.add_option("-o,--output", options->output, "Bundle to write")->required()->type_name("FILE");
   app.add_option("--dtype", options->dtype,
-                 "Type of the matrices: keep (f16 becomes f32), f32 or bf16")
-      ->check(CLI::IsMember({"keep", "f32", "bf16"}))
+                 "Type of the matrices: keep (f16, Q4_K and Q6_K become f32), f32, bf16, i8-32, "
+                 "i4-32 or i4-32-min")
+      ->check(CLI::IsMember({"keep", "f32", "bf16", "i8-32", "i4-32", "i4-32-min"}))
       ->type_name("TYPE")
       ->capture_default_str();
   app.add_option("--context", options->import.context,
@@ -113,9 +130,10 @@ Action setup(CLI::App& app) {
 }
 
 const bool registered =
-    register_verb({"import", "Make a bundle of a Hugging Face model",
+    register_verb({"import", "Make a bundle of a Hugging Face model or a GGUF file",
                    "sluice import all-MiniLM-L6-v2/ -o minilm.safetensors\n"
-                   "sluice import Qwen3-0.6B/ -o qwen.safetensors --dtype bf16 --context 8192",
+                   "sluice import Qwen3-0.6B/ -o qwen.safetensors --dtype bf16 --context 8192\n"
+                   "sluice import model.gguf -o model.safetensors",
                    setup});
 
 }  // namespace

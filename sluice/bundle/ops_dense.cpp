@@ -89,7 +89,7 @@ Shape add_shape(const OpInput& in) {
 
 Shape mul_shape(const OpInput& in) {
   const Shape &a = input(in, 0), &b = input(in, 1);
-  if (b != a && b != Shape{1} && b != Shape{a[0]})
+  if (b != a && b != Shape{1} && b != Shape{a[0]} && b != Shape{a[0], 1})
     fail(Code::shape, "second input: expected {}, {} or 1, found {}", to_string(a), a[0],
          to_string(b));
   return a;
@@ -132,7 +132,7 @@ Shape threshold_shape(const OpInput& in) {
   return input(in, 0);
 }
 
-// b [C] has one number per row, which goes with its row; b [1] is one per sample.
+// b [C] or [C,1] has one number per row, which goes with its row; b [1] is one per sample.
 Rows mul_rows(const OpInput& in) {
   return input(in, 0)[0] == input(in, 1)[0] ? Rows::apart : Rows::mixed;
 }

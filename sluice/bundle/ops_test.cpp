@@ -74,6 +74,7 @@ std::vector<NodeCase> valid_cases() {
       {"mul", {image, image}, {}, {}, image},
       {"mul", {image, {6}}, {}, {}, image},
       {"mul", {image, {1}}, {}, {}, image},
+      {"mul", {{7, 5}, {7, 1}}, {}, {}, {7, 5}},
       {"scale", {image}, {}, {{"scale", {6}}}, image},
       {"scale", {image}, {}, {{"scale", {1}}}, image},
       {"max_pool2d",

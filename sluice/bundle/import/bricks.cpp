@@ -74,12 +74,6 @@ const Names& outer_names() {
   return names;
 }
 
-std::string brick_tensor(const std::string& name) {
-  for (const char* role : {".weight", ".bias"})
-    if (name.ends_with(role)) return brick_path(name.substr(0, name.size() - strlen(role))) + role;
-  return name;
-}
-
 Json to_json(const Attribute& attribute) {
   return std::visit([](const auto& value) { return Json(value); }, attribute);
 }
@@ -272,6 +266,12 @@ std::string brick_path(const std::string& name) {
   }
   const auto it = outer_names().find(name);
   return it == outer_names().end() ? name : it->second;
+}
+
+std::string brick_tensor(const std::string& name) {
+  for (const char* role : {".weight", ".bias"})
+    if (name.ends_with(role)) return brick_path(name.substr(0, name.size() - strlen(role))) + role;
+  return name;
 }
 
 void rename_to_brick_paths(Builder& builder) { builder.rename(brick_path, brick_tensor); }

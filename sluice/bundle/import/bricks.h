@@ -12,6 +12,9 @@ namespace sluice::bundle {
 /// "model.layers.3.self_attn.q_proj" -> "blocks.3.attn.q". Names of no known family stay.
 std::string brick_path(const std::string& name);
 
+/// The same for tensors: "wte.weight" -> "embed.weight".
+std::string brick_tensor(const std::string& name);
+
 /// Renames all nodes and tensors of a graph whose importer kept the names of Hugging Face.
 void rename_to_brick_paths(Builder& builder);
 

@@ -49,6 +49,8 @@ const Json* Config::find(const std::string& name) const {
 }
 
 std::string Config::field(const std::string& name) const {
+  if (const auto it = aliases_.find(inside_ + name); it != aliases_.end())
+    return fmt::format("{}: key '{}'", what_, it->second);
   return fmt::format("{}: field '{}{}'", what_, inside_, name);
 }
 
@@ -95,6 +97,15 @@ std::vector<int64_t> Config::integers(const std::string& name) const {
   return result;
 }
 
+std::vector<double> Config::numbers(const std::string& name, Range range) const {
+  const Json* value = find(name);
+  if (!value) return {};
+  if (!value->is_array()) wrong(field(name), "a list of numbers", value);
+  std::vector<double> result;
+  for (const Json& item : *value) result.push_back(checked_number(&item, range, field(name)));
+  return result;
+}
+
 std::vector<std::string> Config::texts(const std::string& name) const {
   const Json* value = find(name);
   if (!value) return {};
@@ -113,6 +124,7 @@ std::optional<Config> Config::object(const std::string& name) const {
   if (!value->is_object()) wrong(field(name), "an object", value);
   Config inner(*value, what_);
   inner.inside_ = inside_ + name + ".";
+  inner.aliases_ = aliases_;
   return inner;
 }
 

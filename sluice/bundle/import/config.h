@@ -2,6 +2,7 @@
 // absent. All throw Error{config} naming file, field, expected and found.
 #pragma once
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -34,16 +35,21 @@ class Config {
   std::string text_or(const std::string& name, const std::string& fallback) const;
   /// A list of integers, or one integer; empty when absent.
   std::vector<int64_t> integers(const std::string& name) const;
+  /// A list of numbers; empty when absent.
+  std::vector<double> numbers(const std::string& name, Range range) const;
   std::vector<std::string> texts(const std::string& name) const;
   /// An object; nothing when absent.
   std::optional<Config> object(const std::string& name) const;
-  /// "<file>: field 'name'"
+  /// Fields have other names in the file that was read: messages use those.
+  void set_aliases(std::map<std::string, std::string> names) { aliases_ = std::move(names); }
+  /// "<file>: field 'name'", or "<file>: key 'alias'".
   std::string field(const std::string& name) const;
 
  private:
   const Json* find(const std::string& name) const;
   std::shared_ptr<const Json> json_;
   std::string what_, inside_;
+  std::map<std::string, std::string> aliases_;
 };
 
 /// A name of a file or folder directly below another: no separator, no "..". Throws Error{config}.

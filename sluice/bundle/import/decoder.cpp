@@ -21,12 +21,16 @@ struct Relative {
   bool head_norm;      ///< RMSNorm of every query and key head
   bool window_on_all;  ///< sliding_window is for every layer
   double default_eps;
+  bool experts = false;  ///< in the feed-forward
 };
 constexpr Relative kRelatives[] = {
     {"LlamaForCausalLM", 0, 0, false, true, false, false, 1e-6},
     {"MistralForCausalLM", 8, 0, false, false, false, true, 1e-6},
     {"Qwen2ForCausalLM", 32, 0, true, false, false, false, 1e-6},
     {"Qwen3ForCausalLM", 32, 128, false, true, true, false, 1e-6},
+    {"MixtralForCausalLM", 8, 0, false, false, false, true, 1e-5, true},
+    {"Qwen2MoeForCausalLM", 16, 0, true, false, false, false, 1e-6, true},
+    {"Qwen3MoeForCausalLM", 4, 0, false, true, true, false, 1e-6, true},
 };
 
 const Relative& relative(const std::string& architecture) {
@@ -79,8 +83,7 @@ class Decoder {
     Value x =
         m_.builder.node("embedding", "model.embed_tokens",
                         {m_.builder.input("tokens", {lengths.block})}, {}, {{"weight", words}});
-    for (int64_t i = 0; i < layers_; ++i)
-      x = layer(fmt::format("model.layers.{}", i), x, lengths, windows[static_cast<size_t>(i)]);
+    for (int64_t i = 0; i < layers_; ++i) x = layer(i, x, lengths, windows[static_cast<size_t>(i)]);
     x = m_.norm("rms_norm", "model.norm", x, eps_);
     m_.ignorable.push_back("*.rotary_emb.inv_freq");
     if (m_.pooling) {
@@ -116,9 +119,23 @@ class Decoder {
     attention_bias_ = family_.asks_bias && config.flag_or("attention_bias", false);
     mlp_bias_ = family_.asks_bias && config.flag_or("mlp_bias", false);
     rope_ = read_rope(config, width_);
+    if (!m_.rope_factors.empty()) rope_.factors = m_.rope_factors;
+    read_experts_of_layers();
     m_.result.layers = layers_;
     m_.result.width = hidden_;
     m_.result.vocabulary = vocabulary_;
+  }
+
+  /// Which layers have experts: all, or every decoder_sparse_step-th but those in mlp_only_layers.
+  void read_experts_of_layers() {
+    experts_.assign(static_cast<size_t>(layers_), family_.experts);
+    if (!family_.experts) return;
+    const Config& config = m_.config;
+    mixture_ = read_experts(config, m_.architecture);
+    const int64_t step = config.integer_or("decoder_sparse_step", 1);
+    for (int64_t i = 0; i < layers_; ++i) experts_[static_cast<size_t>(i)] = (i + 1) % step == 0;
+    for (const int64_t i : config.integers("mlp_only_layers"))
+      if (i < layers_) experts_[static_cast<size_t>(i)] = false;
   }
 
   /// Queries or keys: projected, normed by head where the family does that, turned.
@@ -137,8 +154,8 @@ class Decoder {
     return m_.builder.node("rope", name + "_rope", {y}, attrs, tensors);
   }
 
-  Value layer(const std::string& path, const Value& x, const Model::Lengths& lengths,
-              int64_t window) {
+  Value layer(int64_t index, const Value& x, const Model::Lengths& lengths, int64_t window) {
+    const std::string path = fmt::format("model.layers.{}", index);
     const Value h = m_.norm("rms_norm", path + ".input_layernorm", x, eps_);
     const std::string attention = path + ".self_attn";
     const Value q = turned(attention, "q", h, heads_), k = turned(attention, "k", h, kv_heads_),
@@ -158,12 +175,17 @@ class Decoder {
     const Value y = m_.add(path + ".add_attention", x,
                            m_.linear(attention + ".o_proj", mixed, hidden_, attention_bias_));
     const Value z = m_.norm("rms_norm", path + ".post_attention_layernorm", y, eps_);
+    return m_.add(path + ".add_mlp", y, feed_forward(path, index, z));
+  }
+
+  Value feed_forward(const std::string& path, int64_t index, const Value& z) {
+    if (experts_[static_cast<size_t>(index)]) return add_experts(m_, *mixture_, path, z);
     const std::string ffn = path + ".mlp";
     const Value gate = m_.activation(
         ffn + ".act", m_.linear(ffn + ".gate_proj", z, inner_, mlp_bias_), "hidden_act", "silu");
     const Value up = m_.linear(ffn + ".up_proj", z, inner_, mlp_bias_);
     const Value product = m_.builder.node("mul", ffn + ".mul", {gate, up});
-    return m_.add(path + ".add_mlp", y, m_.linear(ffn + ".down_proj", product, hidden_, mlp_bias_));
+    return m_.linear(ffn + ".down_proj", product, hidden_, mlp_bias_);
   }
 
   Value head(const Value& x, const std::string& words) {
@@ -180,6 +202,8 @@ class Decoder {
   double eps_ = 0;
   bool attention_bias_ = false, mlp_bias_ = false;
   RopeScaling rope_;
+  std::optional<Experts> mixture_;
+  std::vector<bool> experts_;  // by layer
 };
 
 }  // namespace

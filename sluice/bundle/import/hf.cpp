@@ -6,7 +6,6 @@
 #include "sluice/base/error.h"
 #include "sluice/base/file.h"
 #include "sluice/base/json.h"
-#include "sluice/bundle/import/bricks.h"
 #include "sluice/bundle/import/config.h"
 #include "sluice/bundle/import/family.h"
 #include "sluice/bundle/import/weights.h"
@@ -24,12 +23,13 @@ struct Architecture {
   void (*build)(Model&);
 };
 constexpr Architecture kArchitectures[] = {
-    {"LlamaForCausalLM", hf::build_decoder},     {"MistralForCausalLM", hf::build_decoder},
-    {"Qwen2ForCausalLM", hf::build_decoder},     {"Qwen3ForCausalLM", hf::build_decoder},
-    {"GPT2LMHeadModel", hf::build_gpt2},         {"BertModel", hf::build_encoder},
-    {"BertForMaskedLM", hf::build_encoder},      {"RobertaModel", hf::build_encoder},
-    {"RobertaForMaskedLM", hf::build_encoder},   {"XLMRobertaModel", hf::build_encoder},
-    {"XLMRobertaForMaskedLM", hf::build_encoder}};
+    {"LlamaForCausalLM", hf::build_decoder},    {"MistralForCausalLM", hf::build_decoder},
+    {"Qwen2ForCausalLM", hf::build_decoder},    {"Qwen3ForCausalLM", hf::build_decoder},
+    {"MixtralForCausalLM", hf::build_decoder},  {"Qwen2MoeForCausalLM", hf::build_decoder},
+    {"Qwen3MoeForCausalLM", hf::build_decoder}, {"GPT2LMHeadModel", hf::build_gpt2},
+    {"BertModel", hf::build_encoder},           {"BertForMaskedLM", hf::build_encoder},
+    {"RobertaModel", hf::build_encoder},        {"RobertaForMaskedLM", hf::build_encoder},
+    {"XLMRobertaModel", hf::build_encoder},     {"XLMRobertaForMaskedLM", hf::build_encoder}};
 
 const Architecture& architecture_of(const Config& config) {
   const std::vector<std::string> names = config.texts("architectures");
@@ -154,19 +154,6 @@ void check_vocabulary(const std::string& text, const std::string& path, int64_t 
       check(token["id"], Config(token, path).text_or("content", ""));
 }
 
-void refuse_unused(const Model& model, std::vector<std::string>& ignored) {
-  for (const std::string& name : model.weights.unused()) {
-    const bool known = std::ranges::any_of(model.ignorable, [&](const std::string& pattern) {
-      return pattern[0] == '*' ? name.ends_with(std::string_view(pattern).substr(1))
-                               : name == pattern;
-    });
-    if (!known)
-      fail(Code::unsupported, "{}: tensor '{}' has no place in a {} with this config.json",
-           model.weights.what(), printable(name), model.architecture);
-    ignored.push_back(name);
-  }
-}
-
 std::vector<int64_t> stop_tokens(const Config& config, const std::string& folder,
                                  int64_t vocabulary) {
   const std::string path = folder + "/generation_config.json";
@@ -180,12 +167,24 @@ std::vector<int64_t> stop_tokens(const Config& config, const std::string& folder
   return ids;
 }
 
+/// The provenance holds 16 levels and 1 MiB.
+constexpr int kConfigLevels = 8;
+constexpr size_t kConfigBytes = 128 << 10;
+
+bool is_shallow(const Json& json, int levels) {
+  if (!json.is_structured()) return true;
+  return levels > 0 &&
+         std::ranges::all_of(json, [&](const Json& part) { return is_shallow(part, levels - 1); });
+}
+
 std::string base_name(const std::string& folder) {
   const auto path = std::filesystem::weakly_canonical(folder);
   return printable(path.filename().string(), 200);
 }
 
 }  // namespace
+
+void hf::build_family(Model& model) { architecture_of(model.config).build(model); }
 
 ImportResult import_hugging_face(const std::string& source, const std::string& output,
                                  const ImportOptions& options) {
@@ -211,36 +210,24 @@ ImportResult import_hugging_face(const std::string& source, const std::string& o
     fail(Code::unsupported, "{}: import the model in f32, f16 or bf16 and quantize it here",
          config.field("quantization_config"));
   const Architecture& architecture = architecture_of(config);
-  hf::Weights weights(folder, file, options);
+  hf::Weights weights(hf::open_folder(folder, file), options);
   Model model{
       config,    weights, options, chosen_pooling(sentence.pooling, options), architecture.name,
-      Builder(), {},      {}};
+      Builder(), {}};
   architecture.build(model);
-  rename_to_brick_paths(model.builder);
-  const Json bricks = describe_bricks(model.builder, model.result.context);
-  if (!bricks.is_null()) model.builder.set_model_json(bricks.dump());
-
-  ImportResult result = std::move(model.result);
-  result.architecture = architecture.name;
-  refuse_unused(model, result.ignored);
-  Task task;
-  task.kind = result.kind;
-  if (result.kind == "generate") task.stop_tokens = stop_tokens(config, folder, result.vocabulary);
-  model.builder.set_task(task);
+  hf::Texts texts;
+  if (model.result.kind == "generate")
+    texts.stop_tokens = stop_tokens(config, folder, model.result.vocabulary);
   const std::string tokenizer = folder + "/tokenizer.json";
-  result.tokenizer = file_exists(tokenizer);
-  if (result.tokenizer) {
-    std::string text = read_text_file(tokenizer, kMaxTokenizerBytes);
-    check_vocabulary(text, tokenizer, result.vocabulary);
-    model.builder.set_tokenizer(std::move(text));
+  if (file_exists(tokenizer)) {
+    texts.tokenizer = read_text_file(tokenizer, kMaxTokenizerBytes);
+    check_vocabulary(texts.tokenizer, tokenizer, model.result.vocabulary);
   }
-  const Json step = {{"step", "import"},
-                     {"format", "huggingface"},
-                     {"source", base_name(top)},
-                     {"architecture", result.architecture}};
-  model.builder.set_provenance_json(Json::array({step}).dump());
-  model.builder.write(output);
-  return result;
+  texts.step = {{"step", "import"}, {"format", "huggingface"}, {"source", base_name(top)}};
+  // For the way back: fields that the graph has no need of.
+  if (is_shallow(config.json(), kConfigLevels) && config.json().dump().size() <= kConfigBytes)
+    texts.step["config"] = config.json();
+  return hf::finish_import(model, std::move(texts), output);
 }
 
 }  // namespace sluice::bundle

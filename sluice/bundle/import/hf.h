@@ -2,8 +2,9 @@
 // with an index) and tokenizer.json, made into a bundle that needs none of them.
 //
 // Decoders: LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM,
-// GPT2LMHeadModel. Encoders: BertModel, RobertaModel, XLMRobertaModel and their masked language
-// models, with the pooling of sentence-transformers. A decoder with a pooling embeds, too.
+// GPT2LMHeadModel; with experts MixtralForCausalLM, Qwen2MoeForCausalLM, Qwen3MoeForCausalLM.
+// Encoders: BertModel, RobertaModel, XLMRobertaModel and their masked language models, with the
+// pooling of sentence-transformers. A decoder with a pooling embeds, too.
 //
 // What a model has and the bundle could not hold is refused, never dropped: other architectures,
 // RoPE scalings, activations, and tensors that no layer uses. Every size is checked against the
@@ -17,9 +18,9 @@
 namespace sluice::bundle {
 
 struct ImportOptions {
-  /// How matrices are stored. keep: f32 and bf16 as they are, f16 (which the engine has no product
-  /// for) as f32.
-  enum class Weights : uint8_t { keep, f32, bf16 } weights = Weights::keep;
+  /// How matrices are stored. keep: f32, bf16 and packed ones (of GGUF) as they are, others (f16,
+  /// for which the engine has no product) as f32.
+  enum class Weights : uint8_t { keep, f32, bf16, i8_32, i4_32, i4_32_min } weights = Weights::keep;
   /// Most tokens of a sequence; 0: the model's own number, of a decoder at most 4096 (its cache has
   /// memory for all of them).
   int64_t context = 0;
@@ -37,6 +38,7 @@ struct ImportResult {
   std::string architecture;  ///< "BertModel"
   std::string kind;          ///< of the task: "embed", "generate"
   int64_t layers = 0, width = 0, vocabulary = 0, context = 0;
+  int64_t positions = 0;             ///< that the model was made for: the most context can be
   bool tokenizer = false;            ///< there was one
   std::vector<std::string> ignored;  ///< tensors of the files that running the model does not need
 };

@@ -97,7 +97,8 @@ TEST_P(Decoders, AsBf16AndWithAHalfCacheStayClose) {
 
 INSTANTIATE_TEST_SUITE_P(Architectures, Decoders,
                          ::testing::Values("llama", "llama_linear", "llama_dynamic", "llama_llama3",
-                                           "llama_yarn", "mistral", "qwen2", "qwen3", "gpt2"));
+                                           "llama_yarn", "mistral", "qwen2", "qwen3", "mixtral",
+                                           "qwen2_moe", "qwen3_moe", "gpt2"));
 
 std::vector<float> embedding(const Network& network, const std::vector<float>& ids) {
   Session session(network, {.batch = 1, .sequences = true});
