@@ -3,11 +3,15 @@
 
 #include <CLI/CLI.hpp>
 #include <memory>
+#include <set>
 #include <string>
 
+#include "cli/model_data.h"
 #include "cli/output.h"
 #include "cli/verb.h"
+#include "sluice/base/error.h"
 #include "sluice/base/json.h"
+#include "sluice/base/table.h"
 #include "sluice/bundle/bundle.h"
 #include "sluice/bundle/describe.h"
 
@@ -17,11 +21,50 @@ namespace {
 struct Options {
   std::string file;
   int depth = -1;
-  bool check = false;
+  bool check = false, sizes = false;
 };
+
+/// What a nested network offers: one row per size, with the qualities that were measured.
+int show_sizes(const bundle::Bundle& bundle, const Globals& globals) {
+  const auto& sizes = bundle.sizes();
+  if (sizes.empty()) {
+    fail(Code::usage, "{}: it has no table of sizes: not a nested network", bundle.path());
+  }
+  std::set<std::string> qualities;
+  for (const bundle::SizeEntry& entry : sizes)
+    for (const auto& [name, value] : entry.quality) qualities.insert(name);
+  if (globals.json) {
+    Json list = Json::array();
+    for (const bundle::SizeEntry& entry : sizes) {
+      Json quality = Json::object();
+      for (const auto& [name, value] : entry.quality) quality[name] = value;
+      list.push_back({{"name", entry.name}, {"macs", entry.macs}, {"quality", quality}});
+    }
+    print_json({{"file", bundle.path()}, {"sizes", list}});
+    return kSuccess;
+  }
+  std::vector<std::string> header{"size", "MACs", "x largest"};
+  header.insert(header.end(), qualities.begin(), qualities.end());
+  Table table(header);
+  double most = 1;
+  for (const bundle::SizeEntry& entry : sizes)
+    most = std::max(most, static_cast<double>(entry.macs));
+  for (const bundle::SizeEntry& entry : sizes) {
+    const auto macs = static_cast<double>(entry.macs);
+    std::vector<std::string> row{entry.name, format_macs(macs), fmt::format("{:.2f}", macs / most)};
+    for (const std::string& name : qualities) {
+      const auto found = entry.quality.find(name);
+      row.push_back(found == entry.quality.end() ? "" : fmt::format("{:.4g}", found->second));
+    }
+    table.row(row);
+  }
+  print(table.text());
+  return kSuccess;
+}
 
 int inspect(const Options& options, const Globals& globals) {
   const bundle::DescribeOptions describe{.depth = options.depth};
+  if (options.sizes) return show_sizes(bundle::Bundle::open(options.file), globals);
   const bundle::SafetensorsFile file = bundle::SafetensorsFile::open(options.file);
   if (!bundle::is_bundle(file)) {
     if (globals.json) {
@@ -65,13 +108,16 @@ Action setup(CLI::App& app) {
       ->check(CLI::NonNegativeNumber)
       ->type_name("N");
   app.add_flag("--check", options->check, "Compare every tensor with its checksum");
+  app.add_flag("--sizes", options->sizes,
+               "Only the sizes that a nested network offers, with cost and measured quality");
   return [options](const Globals& globals) { return inspect(*options, globals); };
 }
 
 const bool registered =
     register_verb({"inspect", "Show bricks, shapes, parameters, MACs and history of a file",
                    "sluice inspect model.safetensors\n"
-                   "sluice inspect model.safetensors --depth 1 --check",
+                   "sluice inspect model.safetensors --depth 1 --check\n"
+                   "sluice inspect nested.safetensors --sizes",
                    setup});
 
 }  // namespace

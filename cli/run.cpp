@@ -33,7 +33,18 @@ struct Options {
   bool invert = false;
   std::optional<int64_t> budget_macs;
   GenerateOptions generate;
+  std::string size;
 };
+
+/// Which size of a nested network: the one asked for, or the last that the budget allows, or -1.
+int64_t choose_size(const Options& options, const bundle::Bundle& bundle) {
+  const auto& sizes = bundle.sizes();
+  if (!options.size.empty()) return bundle::find_size(sizes, options.size, bundle.path());
+  int64_t chosen = -1;
+  for (size_t i = 0; i < sizes.size() && options.budget_macs; ++i)
+    if (sizes[i].macs <= *options.budget_macs) chosen = static_cast<int64_t>(i);
+  return chosen;
+}
 
 struct Picture {
   std::string name;
@@ -113,6 +124,7 @@ int run_text(const Options& options, const Globals& globals) {
   const bool pictures = !options.images.empty() || !options.samples.empty();
   if (pictures || (options.generate.wanted() && !options.texts.empty()))
     fail(Code::usage, "give texts, prompts or pictures, not several. See: sluice run --help");
+  if (!options.size.empty()) fail(Code::usage, "--size goes with pictures and --sample");
   Budget budget;
   budget.macs_per_sample = options.budget_macs;
   const auto network = engine::Network::open(options.model);
@@ -149,6 +161,9 @@ int classify(const Options& options, const Globals& globals) {
   Meter meter;
   Budget budget;
   budget.macs_per_sample = options.budget_macs;
+  const int64_t size = choose_size(options, network.bundle());
+  const std::string size_name =
+      size < 0 ? "" : network.bundle().sizes()[static_cast<size_t>(size)].name;
   engine::Session session(network, {.batch = 1, .threads = globals.threads});
   const size_t classes = static_cast<size_t>(numel(network.output_shape()));
   const size_t top = std::min(static_cast<size_t>(options.top), classes);
@@ -157,7 +172,7 @@ int classify(const Options& options, const Globals& globals) {
   for (const Picture& picture : pictures) {
     std::vector<float> output(classes);
     meter.reset();
-    session.run(picture.input, output, {.meter = &meter, .budget = &budget});
+    session.run(picture.input, output, {.meter = &meter, .budget = &budget, .size = size});
     for (const float value : output) {
       if (!std::isfinite(value)) {
         fail(Code::numeric, "{}: the output for {} is not finite", options.model, picture.name);
@@ -189,7 +204,9 @@ int classify(const Options& options, const Globals& globals) {
       text += fmt::format("truth: {} ({})\n", class_name(task.labels, *picture.label),
                           correct ? "correct" : "wrong");
     }
-    text += fmt::format("{} MACs ran\n", macs);
+    if (!size_name.empty()) result["size"] = size_name;
+    text += fmt::format("{} MACs ran{}\n", macs,
+                        size_name.empty() ? "" : fmt::format(", size {}", size_name));
     results.push_back(std::move(result));
   }
   if (globals.json) {
@@ -229,10 +246,15 @@ Action setup(CLI::App& app) {
       ->capture_default_str();
   app.add_flag("--invert", options->invert, "Dark on light becomes light on dark");
   app.add_option("--budget-macs", options->budget_macs,
-                 "Refuse a model that needs more MACs per picture or text")
+                 "Refuse a model that needs more MACs per picture or text; a nested network runs "
+                 "the largest size that stays inside")
       ->check(CLI::PositiveNumber)
       ->type_name("N");
   add_generate_options(app, options->generate);
+  app.add_option("--size", options->size,
+                 "Size of a nested network, by name or number (sluice inspect --sizes); the last "
+                 "without it")
+      ->type_name("NAME");
   return [options](const Globals& globals) {
     return options->texts.empty() && !options->generate.wanted() ? classify(*options, globals)
                                                                  : run_text(*options, globals);
@@ -242,6 +264,7 @@ Action setup(CLI::App& app) {
 const bool registered = register_verb({"run", "Classify pictures, embed or continue texts",
                                        "sluice run model.safetensors shoe.png --top 3\n"
                                        "sluice run model.safetensors --sample 7\n"
+                                       "sluice run nested.safetensors --sample 7 --size w50-d4\n"
                                        "sluice run minilm.safetensors --text 'Hello there' --json\n"
                                        "sluice run qwen.safetensors --prompt 'Once upon a time' "
                                        "--temperature 0.8 --top-p 0.95",

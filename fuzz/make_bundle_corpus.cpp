@@ -54,6 +54,20 @@ void write_seeds(const std::string& folder) {
       every.node("layer_norm", "c.norm", {y}, {{"eps", 1e-6}}, {{"weight", "d"}, {"bias", "d"}}));
   seed("operators", as_text(every.bytes()));
 
+  Builder nested;  // with a table of sizes
+  nested.tensor("w", {4, 2, 1, 1}, eight);
+  nested.tensor("t", {2, 4}, eight);
+  const std::vector<int64_t> rows{2, 4}, choice{1, 0};
+  const Value picture = nested.input("x", {2, 3, 3});
+  Value z = nested.node("prefix_conv2d", "a", {picture}, {{"rows", rows}},
+                        {{"weight", "w"}, {"scale", "t"}, {"bias", "t"}});
+  z = nested.node("size_switch", "c",
+                  {nested.node("activation", "b", {z}, {{"kind", std::string("relu")}}), z},
+                  {{"choice", choice}});
+  nested.output(z);
+  nested.set_sizes({{"small", 2 * 2 * 9, {{"accuracy", 0.5}}}, {"large", 4 * 2 * 9, {}}});
+  seed("sizes", as_text(nested.bytes()));
+
   seed(
       "plain",
       raw_file(

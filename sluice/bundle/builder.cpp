@@ -183,6 +183,7 @@ void Builder::check_finished() const {
   if (graph_.outputs.empty()) fail(Code::state, "bundle: no output; call output() before writing");
   const GraphInfo info = check_graph(graph_, "bundle");
   if (!task_.kind.empty()) check_task(full_task(), graph_, info, "bundle: task");
+  if (!sizes_.empty()) check_sizes(sizes_, graph_, info, "bundle: sizes");
   if (!task_.tokenizer.empty() && tokenizer_.empty())
     fail(Code::state, "bundle: the task names the tokenizer '{}'; give its text to set_tokenizer()",
          printable(task_.tokenizer));
@@ -230,6 +231,7 @@ std::map<std::string, std::string> Builder::metadata() const {
   metadata["sluice.graph"] = graph_to_json(graph_);
   if (!model_json_.empty()) metadata["sluice.model"] = model_json_;
   if (!task_.kind.empty()) metadata["sluice.task"] = task_to_json(full_task());
+  if (!sizes_.empty()) metadata["sluice.sizes"] = sizes_to_json(sizes_);
   if (provenance_json_ != "[]") metadata["sluice.provenance"] = provenance_json_;
   return metadata;
 }

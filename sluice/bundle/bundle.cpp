@@ -199,6 +199,7 @@ struct Bundle::State {
   Graph graph;
   GraphInfo info;
   Task task;
+  std::vector<SizeEntry> sizes;
   std::string model_json, provenance_json = "[]";
   std::string_view tokenizer;
 
@@ -218,6 +219,10 @@ struct Bundle::State {
       task = task_from_json(*text, path + ": task");
       check_task(task, graph, info, path + ": task");
       if (!task.tokenizer.empty()) read_tokenizer_text();
+    }
+    if (const std::string* text = find(file, "sluice.sizes")) {
+      sizes = sizes_from_json(*text, path + ": sizes");
+      check_sizes(sizes, graph, info, path + ": sizes");
     }
     if (const std::string* text = find(file, "sluice.model")) {
       check_model_json(*text, path + ": model");
@@ -263,6 +268,7 @@ const Graph& Bundle::graph() const { return state_->graph; }
 const GraphInfo& Bundle::info() const { return state_->info; }
 const SafetensorsFile& Bundle::file() const { return state_->file; }
 const Task& Bundle::task() const { return state_->task; }
+const std::vector<SizeEntry>& Bundle::sizes() const { return state_->sizes; }
 std::string_view Bundle::tokenizer_json() const { return state_->tokenizer; }
 const std::string& Bundle::model_json() const { return state_->model_json; }
 const std::string& Bundle::provenance_json() const { return state_->provenance_json; }

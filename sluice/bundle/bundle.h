@@ -7,6 +7,7 @@
 //   "fashion-mnist",
 //                      "labels": [...], "mean": 0.286, "std": 0.353}, or {"kind": "generate",
 //                      "stop_tokens": [2], "tokenizer": {"tensor": ..}}, JSON, optional
+//   sluice.sizes       the sizes of a nested network (sizes.h), JSON, optional
 //   sluice.provenance  [{"step": "train", ...}, {"step": "slice-channels", ...}], JSON, optional
 #pragma once
 #include <functional>
@@ -23,6 +24,7 @@
 #include "sluice/bundle/packed.h"
 #include "sluice/bundle/rows.h"
 #include "sluice/bundle/safetensors.h"
+#include "sluice/bundle/sizes.h"
 
 namespace sluice::bundle {
 
@@ -64,6 +66,8 @@ class Bundle {
   const SafetensorsFile& file() const;
   const TensorView& tensor(const std::string& name) const { return file().at(name); }
   const Task& task() const;
+  /// Those a run may choose from, with name, cost and quality; empty when the file has no table.
+  const std::vector<SizeEntry>& sizes() const;
   /// The text of the tokenizer (tokenizer.json), in the mapped file; "" when absent.
   std::string_view tokenizer_json() const;
   const std::string& model_json() const;       ///< "" when absent
@@ -109,6 +113,8 @@ class Builder {
   void set_model_json(std::string json) { model_json_ = std::move(json); }
   /// The tokenizer of the task comes from set_tokenizer.
   void set_task(Task task) { task_ = std::move(task); }
+  /// One entry per size of the graph, which must be finished by then; checked when written.
+  void set_sizes(std::vector<SizeEntry> sizes) { sizes_ = std::move(sizes); }
   /// Stores the text as the tensor "tokenizer.json" and names it in the task, which there must be.
   void set_tokenizer(std::string json) { tokenizer_ = std::move(json); }
   void set_provenance_json(std::string json) { provenance_json_ = std::move(json); }
@@ -150,6 +156,7 @@ class Builder {
   std::map<std::string, Stored> stored_;
   std::vector<std::string> order_;  // of stored_, as added: the file's order
   Task task_;
+  std::vector<SizeEntry> sizes_;
   std::string tokenizer_, model_json_, provenance_json_ = "[]";
 };
 

@@ -15,6 +15,10 @@ Task task_from_json(std::string_view text, const std::string& what);
 void check_task(const Task& task, const Graph& graph, const GraphInfo& info,
                 const std::string& what);
 
+/// Read and written; what the numbers are against the graph is check_sizes' to judge.
+std::string sizes_to_json(const std::vector<SizeEntry>& sizes);
+std::vector<SizeEntry> sizes_from_json(std::string_view text, const std::string& what);
+
 /// A list of objects, each with the text "step".
 Json provenance_from_json(std::string_view text, const std::string& what);
 

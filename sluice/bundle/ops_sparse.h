@@ -7,15 +7,18 @@
 
 namespace sluice::bundle {
 
-inline constexpr size_t kMaxSizes = 64;  ///< of a prefix_linear node
+inline constexpr size_t kMaxSizes = 256;  ///< of a nested network
 
-/// Leading rows and columns of a prefix_linear weight.
+/// Leading rows and columns of a nested layer's weight [O,I] or [O,C,kh,kw].
 struct PrefixSize {
   int64_t rows = 0, columns = 0;
 };
 /// The attributes 'rows' and 'columns' of a node with weight [O,I]: one size or a list, absent:
 /// all. Throws Error{shape} for sizes outside of the weight and lists of different lengths.
 std::vector<PrefixSize> prefix_sizes(const Attributes& attrs, int64_t rows, int64_t columns);
+
+/// The attribute 'choice' of a size_switch node: which input each size takes. Throws Error{shape}.
+std::vector<int64_t> switch_choices(const Attributes& attrs, int64_t inputs);
 
 /// Whether the leading `part` of `columns` packed columns is a view. For bf16 and i8 always; for
 /// formats with groups or bits when it is a multiple of 64, or all; for i4-32-min,

@@ -12,6 +12,7 @@ struct sluice_network {
   sluice::engine::Network network;
   sluice::engine::Session session;
   int64_t input_elements, output_elements;
+  int64_t size = -1;
 };
 
 namespace {
@@ -111,13 +112,34 @@ const char* sluice_label(const sluice_network* network, int64_t index) {
   return labels[static_cast<size_t>(index)].c_str();
 }
 
+const char* sluice_size_name(const sluice_network* network, int64_t index) {
+  t_error.clear();
+  if (network == nullptr) {
+    failed(SLUICE_USAGE, "sluice_size_name: network is NULL");
+    return nullptr;
+  }
+  const auto& sizes = network->network.bundle().sizes();
+  if (index < 0 || index >= static_cast<int64_t>(sizes.size())) return nullptr;
+  return sizes[static_cast<size_t>(index)].name.c_str();
+}
+
+sluice_status sluice_choose_size(sluice_network* network, const char* name) {
+  return guarded([&] {
+    require(network != nullptr, "sluice_choose_size", "network");
+    const auto& bundle = network->network.bundle();
+    network->size =
+        name == nullptr ? -1 : sluice::bundle::find_size(bundle.sizes(), name, bundle.path());
+  });
+}
+
 sluice_status sluice_run(sluice_network* network, const float* input, size_t input_elements,
                          float* output, size_t output_elements, int64_t count) {
   return guarded([&] {
     require(network != nullptr, "sluice_run", "network");
     require(input != nullptr, "sluice_run", "input");
     require(output != nullptr, "sluice_run", "output");
-    network->session.run({input, input_elements}, {output, output_elements}, count);
+    network->session.run({input, input_elements}, {output, output_elements}, count,
+                         {.size = network->size});
   });
 }
 
@@ -133,7 +155,7 @@ sluice_status sluice_run_tokens(sluice_network* network, const float* input, siz
       sluice::fail(sluice::Code::shape, "sluice_run_tokens: {} samples; expected 0 or more",
                    samples);
     network->session.run_tokens({input, input_elements}, {output, output_elements},
-                                {tokens, static_cast<size_t>(samples)});
+                                {tokens, static_cast<size_t>(samples)}, {.size = network->size});
   });
 }
 

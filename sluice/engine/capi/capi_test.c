@@ -43,6 +43,20 @@ static void check_wrong_sizes(sluice_network* network) {
   CHECK(sluice_run(network, input, 3, output, 2, -1) == SLUICE_SHAPE);
 }
 
+static void check_sizes(sluice_network* network) {
+  const float input[3] = {0, 0.5f, 1};
+  float output[2] = {-1, -1};
+  CHECK(strcmp(sluice_size_name(network, 0), "small") == 0);
+  CHECK(sluice_size_name(network, 2) == NULL && sluice_size_name(network, -1) == NULL);
+  CHECK(sluice_choose_size(network, "small") == SLUICE_OK);
+  CHECK(sluice_run(network, input, 3, output, 2, 1) == SLUICE_OK);
+  CHECK(output[0] == 4.5f && output[1] == 0); /* the second row is left out */
+  CHECK(sluice_choose_size(network, "smal") == SLUICE_USAGE && says("did you mean 'small'"));
+  CHECK(sluice_run(network, input, 3, output, 2, 1) == SLUICE_OK && output[1] == 0);
+  CHECK(sluice_choose_size(network, NULL) == SLUICE_OK);
+  CHECK(sluice_run(network, input, 3, output, 2, 1) == SLUICE_OK && output[1] == 0.25f);
+}
+
 static void check_null(sluice_network* network, const char* path) {
   float value[6] = {0};
   sluice_info info;
@@ -52,6 +66,8 @@ static void check_null(sluice_network* network, const char* path) {
   CHECK(sluice_query(NULL, &info) == SLUICE_USAGE && says("network"));
   CHECK(sluice_run(NULL, value, 3, value, 2, 1) == SLUICE_USAGE);
   CHECK(sluice_label(NULL, 0) == NULL);
+  CHECK(sluice_size_name(NULL, 0) == NULL);
+  CHECK(sluice_choose_size(NULL, "small") == SLUICE_USAGE);
   sluice_free(NULL);
 }
 
@@ -110,6 +126,7 @@ int main(int argc, char** argv) {
 
   check_run(network);
   check_wrong_sizes(network);
+  check_sizes(network);
   check_null(NULL, argv[1]);
   check_run(network); /* failures leave it usable */
   sluice_free(network);

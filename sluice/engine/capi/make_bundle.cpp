@@ -13,13 +13,14 @@ int main(int argc, char** argv) {
     builder.tensor("fc.weight", {2, 3}, std::vector<float>{1, 2, 3, -1, 0, 0.5f});
     builder.tensor("fc.bias", {2}, std::vector<float>{0.5f, -0.25f});
     const auto x = builder.input("x", {3});
-    const auto y =
-        builder.node("linear", "fc", {x}, {}, {{"weight", "fc.weight"}, {"bias", "fc.bias"}});
+    const auto y = builder.node("prefix_linear", "fc", {x}, {{"rows", std::vector<int64_t>{1, 2}}},
+                                {{"weight", "fc.weight"}, {"bias", "fc.bias"}});
     builder.output(builder.node("activation", "relu", {y}, {{"kind", std::string("relu")}}));
     sluice::bundle::Task task;
     task.kind = "classify";
     task.labels = {"left", "right"};
     builder.set_task(task);
+    builder.set_sizes({{"small", 3, {}}, {"large", 6, {}}});
     builder.write(argv[1]);
 
     sluice::bundle::Builder rows;

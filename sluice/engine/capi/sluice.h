@@ -60,6 +60,10 @@ SLUICE_API sluice_status sluice_load(const char* path, const sluice_options* opt
 SLUICE_API sluice_status sluice_query(const sluice_network* network, sluice_info* info);
 /* Name of a class; NULL when out of range. Lives as long as the network. */
 SLUICE_API const char* sluice_label(const sluice_network* network, int64_t index);
+/* Name of one of the sizes that a nested network offers, cheapest first; NULL when out of range. */
+SLUICE_API const char* sluice_size_name(const sluice_network* network, int64_t index);
+/* What the following runs compute: a size by name or number; NULL: the last, as without a call. */
+SLUICE_API sluice_status sluice_choose_size(sluice_network* network, const char* name);
 /* input: count x input_elements, output: count x output_elements, count <= batch. */
 SLUICE_API sluice_status sluice_run(sluice_network* network, const float* input,
                                     size_t input_elements, float* output, size_t output_elements,

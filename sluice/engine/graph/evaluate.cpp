@@ -19,7 +19,7 @@ double cross_entropy(std::span<const float> logits, int64_t label) {
 }  // namespace
 
 Evaluation evaluate(const Network& network, const LabelledPixels& samples, int64_t batch,
-                    int threads, const Budget* budget) {
+                    int threads, const Budget* budget, int64_t size) {
   const int64_t each = numel(network.input_shape()), classes = numel(network.output_shape());
   const int64_t count = static_cast<int64_t>(samples.labels.size());
   if (static_cast<int64_t>(samples.pixels.size()) != checked_mul(count, each, "samples")) {
@@ -48,6 +48,7 @@ Evaluation evaluate(const Network& network, const LabelledPixels& samples, int64
   RunOptions run_options;
   run_options.meter = &meter;
   run_options.budget = budget;
+  run_options.size = size;
   float table[256];  // input value of every pixel value
   for (int p = 0; p < 256; ++p)
     table[p] = static_cast<float>((p / 255.0 - samples.mean) / samples.std);

@@ -24,8 +24,8 @@ struct Evaluation {
 };
 
 /// Throws Error{shape} when the samples do not fit the network's input or a label is outside its
-/// outputs.
+/// outputs. `size` as in RunOptions.
 Evaluation evaluate(const Network& network, const LabelledPixels& samples, int64_t batch = 250,
-                    int threads = 0, const Budget* budget = nullptr);
+                    int threads = 0, const Budget* budget = nullptr, int64_t size = -1);
 
 }  // namespace sluice::engine

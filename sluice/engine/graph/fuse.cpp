@@ -89,7 +89,9 @@ class Grouper {
       }
       take_add(group);
     }
-    if (product || node.op == "add") {
+    const bool nested = node.op == "prefix_conv2d";  // its kernel adds and activates, too
+    if (nested) take_add(group);
+    if (product || nested || node.op == "add") {
       take_activation(group);
       while (product && !group.packed && fold_after_relu(group)) {
       }

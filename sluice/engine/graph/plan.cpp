@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <utility>
 
 #include "sluice/base/error.h"
 #include "sluice/engine/graph/fuse.h"
@@ -98,6 +99,7 @@ void Planner::finish(size_t index, Step step, Layout layout) {
     return;
   }
   step.info.cost.macs *= share_;
+  step.savings = std::exchange(savings_, {});
   step.output = add_value(std::move(shape), layout, made_rows_);
   define(group.output, step.output);
   finished_ = plan_.steps.size();
@@ -121,14 +123,54 @@ onednn::Tail Planner::tail_of(size_t index, Layout layout, Step& step) {
 
 void Planner::add_sizes(size_t index, const std::vector<int64_t>& macs, int64_t counted) {
   if (macs.size() < 2) return;
-  std::vector<int64_t>& savings = plan_.size_savings;
-  if (savings.empty()) savings.assign(macs.size(), 0);
-  if (savings.size() != macs.size()) {
+  const size_t known = plan_.size_savings.size();
+  if (known == 0) plan_.size_savings.assign(macs.size(), 0);
+  if (known != 0 && known != macs.size()) {
     fail(Code::shape, "{}: {} sizes; other nodes have {}. One choice serves all of them",
-         node(index).path, macs.size(), savings.size());
+         node(index).path, macs.size(), known);
   }
   if (capture_) return;
-  for (size_t i = 0; i < macs.size(); ++i) savings[i] += (counted - macs[i]) * share_;
+  savings_.clear();
+  for (const int64_t each : macs) savings_.push_back((counted - each) * share_);
+}
+
+void Planner::find_needed_steps() {
+  const bool sizes = !plan_.size_savings.empty();
+  const auto buffer = [&](int v) {  // a view is the value it looks at
+    return static_cast<size_t>(plan_.values[static_cast<size_t>(v)].buffer);
+  };
+  std::vector<bool> always(plan_.steps.size(), true);
+  for (size_t size = 0; size < std::max<size_t>(1, plan_.size_savings.size()); ++size) {
+    std::vector<bool> wanted(plan_.values.size(), false);
+    wanted[buffer(plan_.output)] = true;
+    std::vector<size_t> needed;
+    for (size_t i = plan_.steps.size(); i-- > 0;) {
+      const Step& step = plan_.steps[i];
+      if (sizes && !wanted[buffer(step.output)]) {
+        always[i] = false;
+        plan_.size_savings[size] += step.info.cost.macs;
+        continue;
+      }
+      needed.push_back(i);
+      if (sizes && !step.savings.empty()) plan_.size_savings[size] += step.savings[size];
+      if (step.choices.empty()) {
+        for (const int value : step.inputs) wanted[buffer(value)] = true;
+      } else {
+        const size_t chosen = std::min(size, step.choices.size() - 1);
+        wanted[buffer(step.inputs[static_cast<size_t>(step.choices[chosen])])] = true;
+      }
+    }
+    std::reverse(needed.begin(), needed.end());
+    plan_.needed.push_back(std::move(needed));
+  }
+  for (size_t i = 0; i < plan_.steps.size(); ++i) {
+    const Step& step = plan_.steps[i];
+    if (always[i] || (step.kernel.state_bytes == 0 && step.info.op != "compact_rows")) continue;
+    fail(Code::unsupported,
+         "{} ({}): some sizes of the network leave it out, and it keeps what later runs or steps "
+         "need; a size_switch may not skip it",
+         step.info.path, step.info.op);
+  }
 }
 
 void Planner::set_cost(Step& step, const Cost& cost) {
@@ -245,6 +287,7 @@ Plan Planner::run() {
   }
   rows_ = made_rows_ = 0;
   plan_.output = fetch(bundle_.graph().outputs[0], Layout::plain);
+  find_needed_steps();
   place_values();
   return std::move(plan_);
 }

@@ -51,6 +51,9 @@ struct Step {
   int64_t state_offset = 0;
   PlanStep info;
   int64_t activation_bytes = 0;  ///< read and written per sample
+  /// What each size saves of info.cost.macs where the step runs; empty: nothing.
+  std::vector<int64_t> savings;
+  std::vector<int64_t> choices;  ///< size_switch: the input that each size takes
 };
 
 struct Plan {
@@ -64,6 +67,9 @@ struct Plan {
   int64_t capacity = kUnlimited;  ///< rows of a sequence that every state can hold
   /// Sizes that a run may choose from, and what each saves of the cost's MACs; empty: none.
   std::vector<int64_t> size_savings;
+  /// By size (one entry where there are none): the steps that it needs, in order. The others lead
+  /// to inputs of size_switch nodes that it does not take.
+  std::vector<std::vector<size_t>> needed;
   Cost cost;  ///< per sample; shared tensors once, compressed weights as stored
 };
 

@@ -219,8 +219,11 @@ struct Session::State {
     }
   }
 
-  static void compute(Lane& lane) {
-    for (const auto& call : lane.calls) call();
+  /// Indices of the steps of this run.
+  const std::vector<size_t>& needed() const { return plan.needed[static_cast<size_t>(size)]; }
+
+  void compute(Lane& lane) const {
+    for (const size_t step : needed()) lane.calls[step]();
     for (size_t i = 0; i < lane.rows.size(); ++i) lane.counted[i] += lane.rows[i].count;
   }
 
@@ -397,7 +400,7 @@ struct Session::State {
   }
 
   void measure(Meter& meter, int64_t count) {
-    for (size_t i = 0; i < plan.steps.size(); ++i) {
+    for (const size_t i : needed()) {
       const Step& step = plan.steps[i];
       size_t& entry = meter_entries[i];
       if (entry >= meter.entries().size() || meter.entries()[entry].path != step.info.path) {
@@ -526,12 +529,13 @@ std::vector<double> Session::time_steps(std::span<const float> input, std::span<
   State& state = *state_;
   state.check_spans(input, output, state.batch);
   reset();
+  state.size = state.sizes() - 1;
   const ThreadScope scope(state.lanes.size() > 1 ? 1 : state.threads);
   std::vector<double> seconds(state.plan.steps.size(), 0.0);
   State::Lane& lane = state.lanes[0];
   for (int64_t index = 0; index < state.chunks_of(state.batch); ++index) {
     state.load(lane, input, index, state.batch);
-    for (size_t i = 0; i < lane.calls.size(); ++i) {
+    for (const size_t i : state.needed()) {
       const auto start = Clock::now();
       lane.calls[i]();
       seconds[i] += std::chrono::duration<double>(Clock::now() - start).count();

@@ -79,6 +79,7 @@ class Planner {
   bool dies_here(const std::string& name, size_t group) const;
   void add_step(Step step);
   void place_values();
+  void find_needed_steps();
 
   const bundle::Bundle& bundle_;
   const PlanOptions options_;
@@ -88,6 +89,7 @@ class Planner {
   int64_t graph_rows_ = 1;        ///< rows of a sample in the graph's cost of it
   int64_t most_ = 1;              ///< view_.samples without Capture
   size_t finished_ = 0;           ///< the current group's step
+  std::vector<int64_t> savings_;  ///< of its sizes
   /// A kernel for fewer rows, in the making: nothing is added to the plan.
   struct Capture {
     bool usable = true;

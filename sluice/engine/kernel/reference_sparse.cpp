@@ -67,10 +67,51 @@ Vec prefix_linear(const Call& c) {
   return y;
 }
 
+/// Likewise.
+Vec prefix_conv2d(const Call& c) {
+  const Shape &in = c.shape(), &out = c.out_shape(), &w = c.tensor_shape("weight");
+  const auto weight = c.tensor("weight");
+  const auto stride = c.pair("stride", 1), padding = c.pair("padding", 0),
+             dilation = c.pair("dilation", 1);
+  const auto sizes = bundle::prefix_sizes(c.node.attrs, out[0], in[0]);
+  const int64_t table = (std::ssize(sizes) - 1) * out[0];
+  Vec y(c.out_count());
+  for (int64_t o = 0; o < sizes.back().rows; ++o) {
+    const double scale = c.has("scale") ? c.tensor("scale")[static_cast<size_t>(table + o)] : 1.0;
+    for (int64_t i = 0; i < out[1]; ++i) {
+      for (int64_t j = 0; j < out[2]; ++j) {
+        double sum = 0;
+        for (int64_t k = 0; k < sizes.back().columns; ++k) {
+          for (int64_t u = 0; u < w[2]; ++u) {
+            for (int64_t v = 0; v < w[3]; ++v) {
+              const int64_t row = i * stride[0] + u * dilation[0] - padding[0];
+              const int64_t column = j * stride[1] + v * dilation[1] - padding[1];
+              if (row < 0 || row >= in[1] || column < 0 || column >= in[2]) continue;
+              sum += static_cast<double>(
+                         weight[static_cast<size_t>(((o * in[0] + k) * w[2] + u) * w[3] + v)]) *
+                     c.x()[static_cast<size_t>((k * in[1] + row) * in[2] + column)];
+            }
+          }
+        }
+        y[static_cast<size_t>((o * out[1] + i) * out[2] + j)] = sum * scale + bias_of(c, table + o);
+      }
+    }
+  }
+  return y;
+}
+
+Vec size_switch(const Call& c) {
+  const auto count = static_cast<int64_t>(c.inputs.size());
+  return *c.inputs[static_cast<size_t>(bundle::switch_choices(c.node.attrs, count).back())];
+}
+
 }  // namespace
 
 std::vector<ReferenceEntry> sparse_references() {
-  return {{"gathered_conv2d", gathered_conv2d}, {"prefix_linear", prefix_linear}};
+  return {{"gathered_conv2d", gathered_conv2d},
+          {"prefix_linear", prefix_linear},
+          {"prefix_conv2d", prefix_conv2d},
+          {"size_switch", size_switch}};
 }
 
 }  // namespace sluice::engine

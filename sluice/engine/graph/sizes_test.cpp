@@ -1,0 +1,169 @@
+// Networks of several sizes: nested convolutions, blocks and exits that a size leaves out.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "sluice/base/error.h"
+#include "sluice/base/test_error.h"
+#include "sluice/engine/graph/network.h"
+#include "sluice/engine/graph/test_networks.h"
+#include "sluice/engine/kernel/reference.h"
+
+namespace sluice::engine {
+namespace {
+
+using bundle::Attributes;
+using bundle::Value;
+using testing::Model;
+using testing::NetworkBuilder;
+using Ints = std::vector<int64_t>;
+
+/// stem -> two residual blocks of nested width, the second of which a size may leave out ->
+/// classes. Sizes: {4 channels, without}, {4, with}, {8, with}. `only`: that size alone, of
+/// ordinary layers.
+struct Nested {
+  NetworkBuilder net{7};
+  int only = -1;
+  const Ints widths{4, 4, 8}, runs{0, 1, 1};
+
+  Value conv(const std::string& path, const Value& x, int64_t out, bool rows, bool columns) {
+    const int64_t in = 8;
+    auto weight = net.normal(static_cast<size_t>(out * in * 9), 0.2);
+    auto scale = net.normal(static_cast<size_t>(3 * out), 1.0);
+    auto bias = net.normal(static_cast<size_t>(3 * out), 0.3);
+    Attributes attrs{{"padding", int64_t{1}}};
+    if (only < 0) {
+      if (rows) attrs["rows"] = widths;
+      if (columns) attrs["columns"] = widths;
+      net.tensor(path + ".weight", {out, in, 3, 3}, weight);
+      net.tensor(path + ".scale", {3, out}, scale);
+      net.tensor(path + ".bias", {3, out}, bias);
+      return net.builder().node(
+          "prefix_conv2d", path, {x}, attrs,
+          {{"weight", path + ".weight"}, {"scale", path + ".scale"}, {"bias", path + ".bias"}});
+    }
+    // The same by hand: weights of what is left out are 0, the size's scale in the others.
+    const int64_t width = widths[static_cast<size_t>(only)];
+    std::vector<float> own_bias(static_cast<size_t>(out));
+    for (int64_t o = 0; o < out; ++o) {
+      const bool here = !rows || o < width;
+      const auto table = static_cast<size_t>(only * out + o);
+      own_bias[static_cast<size_t>(o)] = here ? bias[table] : 0;
+      for (int64_t k = 0; k < in * 9; ++k) {
+        const bool read = here && (!columns || k / 9 < width);
+        weight[static_cast<size_t>(o * in * 9 + k)] *= read ? scale[table] : 0;
+      }
+    }
+    net.tensor(path + ".weight", {out, in, 3, 3}, weight);
+    net.tensor(path + ".bias", {out}, own_bias);
+    return net.builder().node("conv2d", path, {x}, attrs,
+                              {{"weight", path + ".weight"}, {"bias", path + ".bias"}});
+  }
+
+  Value block(const std::string& path, const Value& x) {
+    Value y = net.activation(path + ".act1", conv(path + ".conv1", x, 8, true, false));
+    y = conv(path + ".conv2", y, 8, false, true);
+    return net.activation(path + ".act2", net.node("add", path + ".add", {x, y}));
+  }
+
+  Model make() {
+    Value x = net.activation("act", net.conv("stem", net.input({3, 9, 7}), 8, 3));
+    x = block("b0", x);
+    const Value y = block("b1", x);
+    if (only < 0) {
+      Ints choice;
+      for (const int64_t on : runs) choice.push_back(on ? 0 : 1);
+      x = net.builder().node("size_switch", "b1.switch", {y, x}, {{"choice", choice}});
+    } else if (runs[static_cast<size_t>(only)]) {
+      x = y;
+    }
+    return net.finish(net.linear("fc", net.node("global_avg_pool", "pool", {x}), 5));
+  }
+};
+
+TEST(Sizes, EachIsTheSmallNetworkByItself) {
+  const Model nested = Nested().make();
+  const Network network(nested.bundle);
+  const auto input = NetworkBuilder(3).normal(static_cast<size_t>(6 * 3 * 9 * 7), 1.0);
+  const bundle::GraphSizes table =
+      bundle::graph_sizes(nested.bundle.graph(), nested.bundle.info(), "test");
+  ASSERT_EQ(table.count, 3);
+  for (const int threads : {1, 2}) {
+    Session session(network, {.batch = 6, .threads = threads});
+    ASSERT_EQ(session.sizes(), 3);
+    for (const int64_t size : {2, 0, 1, 0, 2}) {
+      Nested alone;
+      alone.only = static_cast<int>(size);
+      const auto expected = reference_run(alone.make().bundle, input, 6);
+      std::vector<float> found(expected.size());
+      Meter meter;
+      session.run(input, found, {.meter = &meter, .size = size});
+      for (size_t i = 0; i < found.size(); ++i)
+        ASSERT_NEAR(found[i], expected[i], 1e-4 * (1 + std::abs(expected[i]))) << size;
+      EXPECT_EQ(meter.macs(), 6 * table.macs[static_cast<size_t>(size)]) << size;
+      for (const Meter::Entry& entry : meter.entries())
+        EXPECT_FALSE(size == 0 && entry.path.starts_with("b1.conv") && entry.macs > 0);
+    }
+    Budget budget;
+    budget.macs_per_sample = table.macs[1];
+    std::vector<float> a(30), b(30);
+    session.run(input, a, {.budget = &budget});
+    session.run(input, b, {.size = 1});
+    EXPECT_EQ(a, b);
+  }
+}
+
+TEST(Sizes, TheLastOneMatchesTheReference) {
+  const Model nested = Nested().make();
+  const auto input = NetworkBuilder(4).normal(static_cast<size_t>(2 * 3 * 9 * 7), 1.0);
+  const auto expected = reference_run(nested.bundle, input, 2);
+  for (const bool fuse : {true, false}) {
+    Session session(Network(nested.bundle), {.batch = 2, .threads = 1, .fuse = fuse});
+    std::vector<float> found(expected.size());
+    session.run(input, found);
+    for (size_t i = 0; i < found.size(); ++i)
+      ASSERT_NEAR(found[i], expected[i], 1e-4 * (1 + std::abs(expected[i])));
+  }
+}
+
+/// Three branches, one of which runs; a view in between.
+TEST(Sizes, ASwitchTakesAnyOfItsInputsAndOnlyThatOneRuns) {
+  NetworkBuilder net(8);
+  const Value x = net.input({2, 3});
+  const Value flat = net.node("flatten", "flat", {x});
+  const Value a = net.linear("a", flat, 4), b = net.linear("b", flat, 4),
+              c = net.linear("c", net.activation("c.act", b), 4);
+  const Model model =
+      net.finish(net.builder().node("size_switch", "out", {a, b, c}, {{"choice", Ints{1, 0, 2}}}));
+  Session session(Network(model.bundle), {.batch = 1, .threads = 1});
+  const std::vector<float> input{1, 2, 3, -1, -2, -3};
+  std::map<int64_t, std::vector<std::string>> ran;
+  std::vector<std::vector<float>> outputs;
+  for (const int64_t size : {0, 1, 2}) {
+    Meter meter;
+    std::vector<float> output(4);
+    session.run(input, output, {.meter = &meter, .size = size});
+    outputs.push_back(output);
+    for (const Meter::Entry& entry : meter.entries())
+      if (entry.macs > 0) ran[size].push_back(entry.path);
+  }
+  EXPECT_EQ(ran[0], std::vector<std::string>{"b"});
+  EXPECT_EQ(ran[1], std::vector<std::string>{"a"});
+  EXPECT_EQ(ran[2], (std::vector<std::string>{"b", "c"}));
+  EXPECT_NE(outputs[0], outputs[1]);
+  EXPECT_NE(outputs[0], outputs[2]);
+}
+
+TEST(Sizes, RefuseASwitchOverWhatKeepsState) {
+  NetworkBuilder net(9);
+  const Value x = net.input({4, 8});
+  const Value y = net.builder().node("attention", "attn", {x, x, x},
+                                     {{"heads", int64_t{2}}, {"cache", int64_t{16}}});
+  const Model model =
+      net.finish(net.builder().node("size_switch", "out", {y, x}, {{"choice", Ints{1, 0}}}));
+  EXPECT_ERROR(Session(Network(model.bundle), {.batch = 1}), Code::unsupported, "attn (attention)");
+}
+
+}  // namespace
+}  // namespace sluice::engine
