@@ -283,7 +283,8 @@ TEST(SparseFfn, MeterCountsAwakeNeuronsOnly) {
 }
 
 Model make_experts(Format format, bool gated, int64_t count, int64_t top_k, bool before,
-                   Shape shape = {24}, int64_t hidden = 37, int64_t out = 41) {
+                   Shape shape = {24}, int64_t hidden = 37, int64_t out = 41,
+                   std::string activations = "f32") {
   Net n(5);
   const int64_t width = shape.back();
   shape.back() += count;
@@ -295,6 +296,7 @@ Model make_experts(Format format, bool gated, int64_t count, int64_t top_k, bool
   return n.finish("experts", {x, logits},
                   {{"top_k", top_k},
                    {"activation", std::string(gated ? "silu" : "gelu")},
+                   {"activations", activations},
                    {"normalize", std::string(before ? "before" : "after")}});
 }
 
@@ -317,6 +319,14 @@ TEST(Experts, EveryFormatOnEveryTargetMatchesTheReference) {
         expect_parity(model, count, std::string(bundle::format_name(format)));
     }
   });
+}
+
+TEST(Experts, RoundedActivationsInGroupsOfFewAndOfManyTokens) {
+  for (const Format format : bundle::all_formats()) {
+    const Model model = make_experts(format, true, 3, 2, true, {200}, 37, 41, "i8");
+    for (const int64_t count : {5, 40})
+      expect_parity(model, count, std::string(bundle::format_name(format)));
+  }
 }
 
 TEST(Experts, AllTokensMayChooseTheSameExpert) {

@@ -9,6 +9,7 @@
 #include "sluice/base/shape.h"
 #include "sluice/engine/kernel/elementwise.h"
 #include "sluice/engine/kernel/packed_accumulate.h"
+#include "sluice/engine/kernel/packed_tiles.h"
 #include "sluice/engine/kernel/panel.h"
 #include "sluice/engine/kernel/reduce.h"
 #include "sluice/engine/kernel/select.h"
@@ -19,13 +20,19 @@ namespace {
 using bundle::Format;
 using bundle::PackedMatrix;
 
-constexpr int64_t kTokens = kMaxDotBatch;
+constexpr size_t kTokens = kMaxDotBatch;
 constexpr int64_t kFloat = static_cast<int64_t>(sizeof(float));
 // Groups of so many tokens take the panels, see active_rows_bench.cpp.
 constexpr size_t kPanelsFrom = 3;
 // Floats between rows that are multiplied together: rows that lie a power of two apart would share
 // one set of the first-level cache.
 constexpr int64_t kPad = 16;
+
+/// Groups of more than kTokens go through AMX tiles as a whole.
+bool takes_tiles(const Experts& e) {
+  return e.kind == DotKind::i8 && tiles_usable() && tiles_apply(e.up[0]) &&
+         (!e.gated() || tiles_apply(e.gate[0]));
+}
 
 struct Places {
   int64_t choice = 0, weight = 0, order = 0, start = 0, ranked = 0, probability = 0, pointers = 0,
@@ -56,6 +63,10 @@ struct Places {
     int64_t most = dot_scratch_bytes(up.format, e.kind, up.columns, kTokens);
     if (e.gated())
       most = std::max(most, dot_scratch_bytes(e.gate[0].format, e.kind, up.columns, kTokens));
+    if (takes_tiles(e)) {
+      most = std::max(most, tiles_scratch_bytes(up, rows, threads));
+      if (e.gated()) most = std::max(most, tiles_scratch_bytes(e.gate[0], rows, threads));
+    }
     dot = take(most, 1);
     sums = take(packed_accumulate_scratch(down, threads), 1);
   }
@@ -88,8 +99,8 @@ class Run {
       if (last - first >= kPanelsFrom && !e_.up_panels.empty()) {
         by_panels(e, first, last);
       } else {
-        for (size_t i = first; i < last; i += kTokens)
-          by_dots(e, i, std::min<size_t>(i + kTokens, last));
+        const size_t step = takes_tiles(e_) ? last - first : kTokens;
+        for (size_t i = first; i < last; i += step) by_dots(e, i, std::min(i + step, last));
       }
       count_work(e, last - first);
     }
@@ -152,6 +163,10 @@ class Run {
     for (size_t i = 0; i < tokens; ++i)
       std::memcpy(gathered + i * in_, x_ + token_of(first + i) * in_, in_ * sizeof(float));
     const auto product = [&](const PackedMatrix& m, float* to) {
+      if (tokens > kTokens) {
+        return multiply_tiles(m, gathered, static_cast<int64_t>(tokens), to, scratch_ + at_.dot,
+                              threads_);
+      }
       const DotInput input = prepare_dot(m, e_.kind, gathered, m.columns,
                                          static_cast<int64_t>(tokens), scratch_ + at_.dot);
       packed_dot(m, input, to, m.rows, threads_);

@@ -83,7 +83,7 @@ struct Inputs {
   // Asks for what follows after the codes at `now`: in consecutive rows, across their ends.
   int64_t distance;
   SLUICE_VNNI __attribute__((always_inline)) inline void ahead(const std::byte* now) const {
-    _mm_prefetch(reinterpret_cast<const char*>(now + distance), _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(now + distance), _MM_HINT_T1);
   }
   const DotHeader& header(int b) const { return *at<DotHeader>(row[b], 0); }
   const int8_t* codes(int b) const { return at<int8_t>(row[b], p.values); }
@@ -127,8 +127,8 @@ SLUICE_VNNI_INLINE __m512 scales16(const std::byte* from, int64_t left) {
   return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first16(left), from));
 }
 
-constexpr int64_t kAhead = 8192;  // bytes of codes, in consecutive rows
-constexpr int64_t kStart = 1024;  // where a list jumps: of the next row
+constexpr int64_t kAhead = 16384;  // bytes of codes, in consecutive rows
+constexpr int64_t kStart = 1024;   // where a list jumps: of the next row
 constexpr int64_t kScaleRows = 4;
 
 SLUICE_VNNI_INLINE void prefetch(const std::byte* from, int64_t bytes) {
