@@ -273,7 +273,9 @@ static_assert(bundle::kGroup == kPanel, "column_part() gives whole panels");
 
 void make_expert_panels(Experts& e) {
   const auto is_f32 = [](const PackedMatrix& m) { return m.format == Format::f32; };
-  if (!is_f32(e.up[0]) || !is_f32(e.down[0]) || (e.gated() && !is_f32(e.gate[0]))) return;
+  if (e.kind != DotKind::f32 || !is_f32(e.up[0]) || !is_f32(e.down[0]) ||
+      (e.gated() && !is_f32(e.gate[0])))
+    return;
   for (size_t i = 0; i < e.count(); ++i) {
     e.up_panels.push_back(panels_of(e.up[i], false));
     if (e.gated()) e.gate_panels.push_back(panels_of(e.gate[i], false));

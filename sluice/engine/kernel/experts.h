@@ -27,7 +27,8 @@ struct Experts {
   size_t count() const { return up.size(); }
 };
 
-/// f32 only (other formats stay as they are): copies the weights into the order of panel.h.
+/// f32 weights and activations only (others stay as they are): copies the weights into the order of
+/// panel.h.
 void make_expert_panels(Experts& experts);
 /// From that many tokens per expert on, the copies are worth making.
 bool expert_panels_pay(const Experts& experts, int64_t rows);

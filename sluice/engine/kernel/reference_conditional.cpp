@@ -162,7 +162,8 @@ Vec experts(const Call& c) {
   const bool before = bundle::attr_string(c.node.attrs, "normalize", "after") == "before";
   Vec result;
   for (size_t row = 0; row * in < c.x().size(); ++row) {
-    const double* x = c.x().data() + row * in;
+    const Vec rounded = c.rounded(std::span(c.x()).subspan(row * in, in));
+    const double* x = rounded.data();
     const Vec logits(c.inputs[1]->begin() + static_cast<std::ptrdiff_t>(row * count),
                      c.inputs[1]->begin() + static_cast<std::ptrdiff_t>((row + 1) * count));
     std::vector<size_t> order(count);
