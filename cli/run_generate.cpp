@@ -1,6 +1,7 @@
 // sluice run --prompt: a decoder continues texts.
 #if SLUICE_HAS_ENGINE
 #include <fmt/core.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -68,6 +69,12 @@ std::vector<int32_t> ids_of(const text::Tokenizer& tokenizer, const std::string&
     --count;
   encoding.ids.resize(count);
   return encoding.ids;
+}
+
+/// Most bytes of this process that were resident, mapped files included.
+int64_t peak_memory() {
+  rusage usage{};
+  return getrusage(RUSAGE_SELF, &usage) == 0 ? usage.ru_maxrss * int64_t{1024} : 0;
 }
 
 void report(const engine::GenerationStatistics& s) {
@@ -187,7 +194,8 @@ int generate(const engine::Network& network, const GenerateOptions& options, con
                 {"macs", s.macs},
                 {"macs_per_token", rows > 0 ? s.macs / rows : 0},
                 {"cache_bytes", generator.session().state_bytes()},
-                {"arena_bytes", generator.session().arena_bytes()}});
+                {"arena_bytes", generator.session().arena_bytes()},
+                {"peak_memory_bytes", peak_memory()}});
     return kSuccess;
   }
   if (streams) {

@@ -226,6 +226,40 @@ TEST(PackedLinear, LiveRowsAreComputedAndOthersLeftAlone) {
   EXPECT_EQ(y[72], 7.0f);
 }
 
+TEST(PackedLinear, OneRowOfAPlannedBlockIsReadAsOneRow) {
+  // A decoder is planned for blocks of a prompt and then computes a token at a time: the same bits
+  // as a kernel that was made for one row.
+  std::mt19937_64 random(17);
+  for (const Format format : bundle::all_formats()) {
+    const Weights w(format, 40, 96, 18);
+    const auto x = random_floats(random, 200 * 96);
+    for (const DotKind kind : kKinds) {
+      onednn::PackCache cache;
+      const Kernel kernel =
+          make_packed_linear({w.matrix, kind, {}, Activation::none, false, 2}, 200, 1, cache, "w");
+      if (!kernel.counts_rows) continue;  // the planner makes another one for fewer rows
+      Buffer scratch(kernel.scratch_bytes);
+      std::vector<float> y(200 * 40);
+      float* inputs[] = {const_cast<float*>(x.data())};
+      LiveRows live;
+      Binding binding;
+      binding.inputs = inputs;
+      binding.output = y.data();
+      binding.scratch = scratch.data();
+      binding.rows = &live;
+      const auto call = kernel.bind(binding);
+      for (const int64_t rows : {1, 8}) {
+        live.count = rows;
+        call();
+        const auto expected = run(w, kind, {.rows = rows, .path = GemmPath::dot},
+                                  std::span(x).first(static_cast<size_t>(rows) * 96), {}, {});
+        EXPECT_EQ(std::vector<float>(y.begin(), y.begin() + rows * 40), expected)
+            << bundle::format_name(format) << " " << kernel.name;
+      }
+    }
+  }
+}
+
 TEST(GemmRows, UnpackAsTheFormatsSay) {
   for_each_target([] {
     for (const Format format : bundle::all_formats()) {

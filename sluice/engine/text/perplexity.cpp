@@ -14,6 +14,7 @@ namespace sluice::engine {
 namespace {
 
 constexpr int64_t kUsualWindow = 1024;
+constexpr int64_t kParallelLogits = 1 << 17;  // some 100 us of one core
 
 struct Text {
   std::vector<int32_t> before;  ///< what every window begins with
@@ -118,7 +119,8 @@ Perplexity perplexity(const Network& network, std::span<const int32_t> ids,
       session.run_tokens(std::span(row_ids).subspan(size_t(from), size_t(now)), logits, {&now, 1},
                          {.meter = &meter, .budget = options.budget, .last = {&wanted, 1}});
       result.computed += now;
-#pragma omp parallel for num_threads(session.threads())
+      const bool parallel = wanted * width >= kParallelLogits;
+#pragma omp parallel for num_threads(session.threads()) if (parallel)
       for (int64_t i = 0; i < wanted; ++i) {
         const int64_t target = first + to - wanted + i + 1 - before;
         nats[size_t(i)] =
