@@ -69,6 +69,7 @@ sluice_status sluice_load(const char* path, const sluice_options* options,
       session.batch = options->batch == 0 ? 1 : options->batch;
       session.threads = options->threads;
       session.sequences = options->sequences != 0;
+      session.last_rows = options->last_rows;
     }
     auto loaded = sluice::engine::Network::open(path, open);
     sluice::engine::Session planned(loaded, session);

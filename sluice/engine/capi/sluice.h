@@ -40,6 +40,9 @@ typedef struct sluice_options {
   int32_t threads;          /* 0: all cores */
   int32_t verify_checksums; /* not 0: compare every tensor with its checksum */
   int32_t sequences;        /* not 0: sluice_run_tokens() takes samples of any length */
+  int64_t last_rows;        /* with sequences: of each sample no more than that many of its last
+                             * rows are computed behind the layers that mix rows, and written by
+                             * sluice_run_tokens(): 1 for a decoder. 0: all */
 } sluice_options;
 
 typedef struct sluice_info {

@@ -6,6 +6,8 @@
 #include <set>
 #include <span>
 
+#include "sluice/engine/kernel/sparse.h"
+
 namespace sluice::engine {
 namespace {
 
@@ -57,7 +59,10 @@ class Grouper {
   std::vector<Group> run() {
     std::vector<Group> groups;
     for (size_t i = 0; i < nodes_.size(); ++i) {
-      if (!claimed_[i]) groups.push_back(start(i));
+      if (claimed_[i]) continue;
+      groups.push_back(start(i));
+      Group& group = groups.back();
+      if (nodes_[i].op == "linear" && !group.packed) group.density = density_of(group.weight);
     }
     // A group runs when its last node would have: the other addend is there by then.
     std::stable_sort(groups.begin(), groups.end(), [](const Group& a, const Group& b) {

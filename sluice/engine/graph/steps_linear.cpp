@@ -127,7 +127,7 @@ void plan_linear(Planner& planner, size_t index, Step step) {
   if (group.packed) return plan_mapped(planner, index, std::move(step), rows);
   const int64_t out = static_cast<int64_t>(group.weight.size()) / in;
   if (planner.options().sparse) {
-    const SparseChoice choice = choose_sparse(group.weight, out, in, rows);
+    const SparseChoice choice = choose_sparse(group.weight, out, in, rows, group.density);
     if (choice == SparseChoice::rows) return plan_sparse(planner, index, std::move(step), rows);
     if (choice != SparseChoice::dense) {
       return plan_blocks(planner, index, std::move(step), rows,

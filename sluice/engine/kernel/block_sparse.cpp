@@ -280,8 +280,9 @@ double time_of(std::span<const Line> lines, int64_t rows, double density) {
 
 }  // namespace
 
-SparseChoice choose_sparse(std::span<const float> weight, int64_t out, int64_t in, int64_t rows) {
-  const double density = density_of(weight);
+SparseChoice choose_sparse(std::span<const float> weight, int64_t out, int64_t in, int64_t rows,
+                           double density) {
+  if (density < 0) density = density_of(weight);
   // Blocks are at least as dense as their weights; few networks get past this line.
   if (time_of(kTall, rows, density) >= kMargin && !sparse_pays(density, rows))
     return SparseChoice::dense;

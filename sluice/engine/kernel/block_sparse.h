@@ -40,6 +40,8 @@ void linear_blocks(const float* x, const BlockWeights& weights, const float* bia
 /// How a linear layer with these weights should be computed for that many rows of x: by the
 /// crossings measured in block_sparse_bench.cpp, so that plans do not vary.
 enum class SparseChoice : uint8_t { dense, rows, tall, wide };
-SparseChoice choose_sparse(std::span<const float> weight, int64_t out, int64_t in, int64_t rows);
+/// `density` is density_of(weight), or below 0: not known.
+SparseChoice choose_sparse(std::span<const float> weight, int64_t out, int64_t in, int64_t rows,
+                           double density = -1);
 
 }  // namespace sluice::engine
