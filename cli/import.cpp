@@ -27,8 +27,10 @@ namespace {
 using Weights = bundle::ImportOptions::Weights;
 
 const std::map<std::string, Weights> kTypes = {
-    {"keep", Weights::keep},   {"f32", Weights::f32},     {"bf16", Weights::bf16},
-    {"i8-32", Weights::i8_32}, {"i4-32", Weights::i4_32}, {"i4-32-min", Weights::i4_32_min}};
+    {"keep", Weights::keep},          {"f32", Weights::f32},
+    {"bf16", Weights::bf16},          {"i8", Weights::i8},
+    {"i8-32", Weights::i8_32},        {"i4-32", Weights::i4_32},
+    {"i4-32-min", Weights::i4_32_min}};
 
 struct Options {
   std::string source, output, dtype = "keep";
@@ -105,9 +107,15 @@ Action setup(CLI::App& app) {
       ->required();
   app.add_option("-o,--output", options->output, "Bundle to write")->required()->type_name("FILE");
   app.add_option("--dtype", options->dtype,
-                 "Type of the matrices: keep (f16, Q4_K and Q6_K become f32), f32, bf16, i8-32, "
-                 "i4-32 or i4-32-min")
-      ->check(CLI::IsMember({"keep", "f32", "bf16", "i8-32", "i4-32", "i4-32-min"}))
+                 "Type of the matrices: keep (f16, Q4_K and Q6_K become f32), f32, bf16, i8, "
+                 "i8-32, i4-32 or i4-32-min")
+      ->check(CLI::IsMember({"keep", "f32", "bf16", "i8", "i8-32", "i4-32", "i4-32-min"}))
+      ->type_name("TYPE")
+      ->capture_default_str();
+  app.add_option("--activations", options->import.activations,
+                 "What layers with matrices in less than f32 round their inputs to: f32 (not at "
+                 "all), bf16 or i8; i8 is the fastest")
+      ->check(CLI::IsMember({"f32", "bf16", "i8"}))
       ->type_name("TYPE")
       ->capture_default_str();
   app.add_option("--context", options->import.context,
@@ -132,6 +140,8 @@ Action setup(CLI::App& app) {
 const bool registered =
     register_verb({"import", "Make a bundle of a Hugging Face model or a GGUF file",
                    "sluice import all-MiniLM-L6-v2/ -o minilm.safetensors\n"
+                   "sluice import all-MiniLM-L6-v2/ -o minilm-i8.safetensors --dtype i8 "
+                   "--activations i8\n"
                    "sluice import Qwen3-0.6B/ -o qwen.safetensors --dtype bf16 --context 8192\n"
                    "sluice import model.gguf -o model.safetensors",
                    setup});

@@ -192,7 +192,7 @@ class Decoder {
     if (!m_.config.flag_or("tie_word_embeddings", false))
       return m_.linear("lm_head", x, vocabulary_, false);
     m_.ignorable.push_back("lm_head.weight");
-    return m_.builder.node("linear", "lm_head", {x}, {}, {{"weight", words}});
+    return m_.builder.node("linear", "lm_head", {x}, m_.rounding(words), {{"weight", words}});
   }
 
   Model& m_;

@@ -48,11 +48,13 @@ Value add_experts(Model& m, const Experts& e, const std::string& path, const Val
   };
   const Value logits = m.linear(path + "." + e.router, z, e.count, false);
   const std::string act = m.activation_kind("hidden_act", "silu");
-  const Value chosen = b.node("experts", folder, {z, logits},
-                              {{"top_k", e.chosen},
-                               {"activation", act},
-                               {"normalize", std::string(e.normalize ? "after" : "before")}},
-                              {{"up", stack(e.up, {e.width, width}, false)},
+  const std::string up_weight = stack(e.up, {e.width, width}, false);
+  Attributes attrs = m.rounding(up_weight);
+  attrs["top_k"] = e.chosen;
+  attrs["activation"] = act;
+  attrs["normalize"] = std::string(e.normalize ? "after" : "before");
+  const Value chosen = b.node("experts", folder, {z, logits}, attrs,
+                              {{"up", up_weight},
                                {"gate", stack(e.gate, {e.width, width}, false)},
                                // down has a row for each neuron
                                {"down", stack(e.down, {width, e.width}, true)}});

@@ -52,7 +52,12 @@ Value Model::linear(const std::string& path, const Value& x, int64_t out, bool b
       {"weight", weights.matrix(builder, path + ".weight", {out, x.shape.back()})}};
   if (biases_as_stored ? weights.has(path + ".bias") : bias)
     tensors["bias"] = weights.vector(builder, path + ".bias", {out});
-  return builder.node("linear", path, {x}, {}, tensors);
+  return builder.node("linear", path, {x}, rounding(tensors["weight"]), tensors);
+}
+
+Attributes Model::rounding(const std::string& weight) const {
+  if (options.activations == "f32" || builder.graph().tensors.at(weight).format == "f32") return {};
+  return {{"activations", options.activations}};
 }
 
 Value Model::norm(const std::string& op, const std::string& path, const Value& x, double eps) {

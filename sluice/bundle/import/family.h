@@ -36,6 +36,8 @@ struct Model {
 
   /// path.weight [out, columns of x], and path.bias where there is one.
   Value linear(const std::string& path, const Value& x, int64_t out, bool bias);
+  /// Attributes of an operator with that weight: the options' activations, where they matter.
+  Attributes rounding(const std::string& weight) const;
   Value norm(const std::string& op, const std::string& path, const Value& x, double eps);
   Value activation(const std::string& path, const Value& x, const std::string& field,
                    const std::string& fallback);

@@ -52,7 +52,7 @@ class Gpt2 {
     }
     if (config.flag_or("tie_word_embeddings", true)) {
       m_.ignorable.push_back("lm_head.weight");
-      b.output(b.node("linear", "lm_head", {x}, {}, {{"weight", words}}));
+      b.output(b.node("linear", "lm_head", {x}, m_.rounding(words), {{"weight", words}}));
     } else {
       m_.weights.set_prefix("", "");
       b.output(m_.linear("lm_head", x, vocabulary, false));
@@ -70,7 +70,8 @@ class Gpt2 {
     const std::vector<float> bias = m_.weights.values(stored + ".bias", {all});
     b.tensor(path + ".bias", {out},
              std::span(bias).subspan(static_cast<size_t>(first), static_cast<size_t>(out)));
-    return b.node("linear", path, {x}, {}, {{"weight", weight}, {"bias", path + ".bias"}});
+    return b.node("linear", path, {x}, m_.rounding(weight),
+                  {{"weight", weight}, {"bias", path + ".bias"}});
   }
 
   Value layer(const std::string& path, const Value& x, int64_t index) {

@@ -20,7 +20,18 @@ namespace sluice::bundle {
 struct ImportOptions {
   /// How matrices are stored. keep: f32, bf16 and packed ones (of GGUF) as they are, others (f16,
   /// for which the engine has no product) as f32.
-  enum class Weights : uint8_t { keep, f32, bf16, i8_32, i4_32, i4_32_min } weights = Weights::keep;
+  enum class Weights : uint8_t {
+    keep,
+    f32,
+    bf16,
+    i8,
+    i8_32,
+    i4_32,
+    i4_32_min
+  } weights = Weights::keep;
+  /// What linear layers and experts with matrices in less than f32 round their inputs to: f32 (not
+  /// at all), bf16 or i8.
+  std::string activations = "f32";
   /// Most tokens of a sequence; 0: the model's own number, of a decoder at most 4096 (its cache has
   /// memory for all of them).
   int64_t context = 0;

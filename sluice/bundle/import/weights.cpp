@@ -131,6 +131,8 @@ Format Weights::wanted(std::optional<Format> stored) const {
       return Format::f32;
     case ImportOptions::Weights::bf16:
       return Format::bf16;
+    case ImportOptions::Weights::i8:
+      return Format::i8;
     case ImportOptions::Weights::i8_32:
       return Format::i8_group;
     case ImportOptions::Weights::i4_32:
