@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <filesystem>
 #include <sstream>
 
@@ -131,6 +132,15 @@ void write_models(const TempDirectory& directory) {
   ASSERT_EQ(sluice({"export", bundle, "-o", gguf, "--format", "gguf"}).exit_code, 0);
 }
 
+/// "random", a tiny decoder by the script that the page runs; whether there is a Python to run it.
+bool write_random_decoder(const TempDirectory& directory) {
+  const std::string command = "python3 '" SLUICE_SOURCE_DIR "/scripts/make-random-decoder.py' '" +
+                              (directory / "random") +
+                              "' --layers 2 --width 64 --inner 128 --heads 4 --kv-heads 2 "
+                              "--vocabulary 400 --context 64 > /dev/null";
+  return std::system(command.c_str()) == 0;
+}
+
 class Howto : public testing::TestWithParam<fs::path> {};
 
 TEST_P(Howto, EveryCommandWorks) {
@@ -145,6 +155,8 @@ TEST_P(Howto, EveryCommandWorks) {
   for (int i = 0; i < 200; ++i) words += "w" + std::to_string(3 + i * i % 30) + " ";
   write_bytes(directory / "book.txt", words);
   if (GetParam().stem() == "bring-your-model") write_models(directory);
+  if (GetParam().stem() == "compare-with-llama-cpp" && !write_random_decoder(directory))
+    GTEST_SKIP() << "no python3 for scripts/make-random-decoder.py";
   const std::vector<std::string> all = commands(GetParam());
   EXPECT_FALSE(all.empty());
   for (const std::string& command : all) {
