@@ -113,6 +113,9 @@ std::vector<float> Weights::values(const std::string& name, const Shape& shape) 
 std::string Weights::add_vector(Builder& builder, const std::string& name,
                                 const StoredTensor& tensor) {
   if (!tensor.packed && tensor.dtype == DType::f32 && aligned(tensor)) {
+    // Here, under the name that the file has for it: the bundle gives it another.
+    const size_t count = tensor.bytes.size() / sizeof(float);
+    for (size_t i = 0; i < count; ++i) require_finite(value_at(tensor, i), i, tensor);
     builder.tensor_view(name, DType::f32, tensor.shape, tensor.bytes);
     if (tensor.owned) kept_.push_back(tensor.owned);
   } else {
