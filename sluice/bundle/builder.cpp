@@ -179,6 +179,16 @@ void Builder::output(const Value& value) {
   graph_.outputs.push_back(value.name);
 }
 
+void Builder::carry(const std::string& input, const Value& output) {
+  graph_.carries.push_back({input, output.name});
+  try {
+    check_carries(graph_, shapes_, "bundle");
+  } catch (...) {
+    graph_.carries.pop_back();
+    throw;
+  }
+}
+
 void Builder::check_finished() const {
   if (graph_.outputs.empty()) fail(Code::state, "bundle: no output; call output() before writing");
   const GraphInfo info = check_graph(graph_, "bundle");

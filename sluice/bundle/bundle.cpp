@@ -86,7 +86,8 @@ void check_task(const Task& task, const Graph& graph, const GraphInfo& info,
     fail(Code::format, "{}: 'tokenizer' names '{}', a tensor of the graph", what,
          printable(task.tokenizer));
   if (task.labels.empty()) return;
-  const int64_t outputs = numel(info.shapes.at(graph.outputs[0]), what);
+  const Shape& output = info.shapes.at(graph.outputs[0]);
+  const int64_t outputs = task.kind == "read" ? output.back() : numel(output, what);
   if (static_cast<int64_t>(task.labels.size()) != outputs)
     fail(Code::shape, "{}: {} labels for {} outputs of the graph; their numbers must agree", what,
          task.labels.size(), outputs);

@@ -36,7 +36,7 @@ inline constexpr char kTokenizerTensor[] = "tokenizer.json";
 
 /// What input and output mean.
 struct Task {
-  std::string kind;                    ///< "classify" pictures; "embed" or "generate" text
+  std::string kind;                    ///< "classify", "read" pictures; "embed" or "generate" text
   std::string data;                    ///< data set it was trained on
   std::vector<std::string> labels;     ///< names of the classes
   double mean = 0, std = 1;            ///< input = (pixel / 255 - mean) / std
@@ -109,6 +109,8 @@ class Builder {
   Value node(const std::string& op, const std::string& path, const std::vector<Value>& inputs,
              Attributes attrs = {}, std::map<std::string, std::string> tensors = {});
   void output(const Value& value);
+  /// The input is what the output, added before, was in a session's last run.
+  void carry(const std::string& input, const Value& output);
 
   void set_model_json(std::string json) { model_json_ = std::move(json); }
   /// The tokenizer of the task comes from set_tokenizer.

@@ -241,6 +241,30 @@ Shape check_node(const Node& node, const std::map<std::string, Shape>& shapes,
   }
 }
 
+void check_carries(const Graph& graph, const std::map<std::string, Shape>& shapes,
+                   const std::string& what) {
+  std::set<std::string_view> inputs, outputs;
+  for (const Carry& carry : graph.carries) {
+    const auto is_input = [&](const Value& value) { return value.name == carry.input; };
+    if (std::none_of(graph.inputs.begin(), graph.inputs.end(), is_input))
+      fail(Code::missing, "{}: carry: no input is called '{}'", what, printable(carry.input));
+    if (std::find(graph.outputs.begin(), graph.outputs.end(), carry.output) == graph.outputs.end())
+      fail(Code::missing, "{}: carry: no output is called '{}'", what, printable(carry.output));
+    if (shapes.at(carry.input) != shapes.at(carry.output))
+      fail(Code::shape, "{}: carry: output '{}' is {}, input '{}' is {}", what,
+           printable(carry.output), to_string(shapes.at(carry.output)), printable(carry.input),
+           to_string(shapes.at(carry.input)));
+    if (!inputs.insert(carry.input).second || !outputs.insert(carry.output).second)
+      fail(Code::format, "{}: carry: '{}' or '{}' is carried twice", what, printable(carry.input),
+           printable(carry.output));
+  }
+  if (graph.carries.size() >= graph.inputs.size() || graph.carries.size() >= graph.outputs.size()) {
+    if (!graph.carries.empty())
+      fail(Code::format, "{}: carry: every input or output is carried; one of each must be left",
+           what);
+  }
+}
+
 GraphInfo check_graph(const Graph& graph, const std::string& what) {
   check_count(graph.nodes.size(), GraphLimits::kNodes, "nodes", what);
   check_count(graph.tensors.size(), GraphLimits::kTensors, "tensors", what);
@@ -286,6 +310,7 @@ GraphInfo check_graph(const Graph& graph, const std::string& what) {
       fail(Code::format, "{}: output '{}' is listed twice", what, output);
     require_all_rows(output, what, *rows);
   }
+  check_carries(graph, info.shapes, what);
   info.rows = std::move(rows);
   for (const auto& [name, parameter] : used) {
     const TensorSpec& spec = graph.tensors.at(std::string(name));

@@ -59,11 +59,18 @@ struct Node {
   std::map<std::string, std::string> tensors;  ///< role ("weight", "bias", ...) -> tensor name
 };
 
+/// An input that is not given, but carried from run to run of a session: it is what the output was
+/// in the run before, zeros in the first.
+struct Carry {
+  std::string input, output;
+};
+
 struct Graph {
   std::vector<Value> inputs;
   std::vector<std::string> outputs;
   std::vector<Node> nodes;  ///< in execution order
   std::map<std::string, TensorSpec> tensors;
+  std::vector<Carry> carries{};
 };
 
 /// What a graph may hold at most; beyond it reading fails with Error{limit}.
@@ -100,6 +107,8 @@ GraphInfo check_graph(const Graph& graph, const std::string& what);
 /// shape and, when asked, the cost; it does not look whether path and output are new.
 void check_value(const Value& value, const std::string& what);
 void check_tensor_spec(const TensorSpec& spec, const std::string& what);
+void check_carries(const Graph& graph, const std::map<std::string, Shape>& shapes,
+                   const std::string& what);
 Shape check_node(const Node& node, const std::map<std::string, Shape>& shapes,
                  const std::map<std::string, TensorSpec>& tensors, const std::string& what,
                  Cost* cost = nullptr);

@@ -164,7 +164,14 @@ std::string graph_to_json(const Graph& graph) {
            ",\"shape\":" + write_shape(input.shape) + "}";
     separator = ",";
   }
-  out += "],\"outputs\":" + Json(graph.outputs).dump() + ",\"nodes\":[";
+  out += "],\"outputs\":" + Json(graph.outputs).dump();
+  separator = ",\"carries\":[";
+  for (const Carry& carry : graph.carries) {
+    out += separator + ("{\"input\":" + quote(carry.input)) + ",\"output\":" + quote(carry.output) +
+           "}";
+    separator = ",";
+  }
+  out += graph.carries.empty() ? ",\"nodes\":[" : "],\"nodes\":[";
   separator = "";
   for (const Node& node : graph.nodes) {
     out +=
@@ -216,7 +223,7 @@ Graph graph_from_json(std::string_view text, const std::string& what) {
     fail(Code::unsupported, "{}: graph version {}; this Sluice reads up to {}. Use a newer one",
          what, version, kGraphVersion);
   if (version < 1) fail(Code::format, "{}: graph version {}; versions start at 1", what, version);
-  require_keys(json, what, {"version", "inputs", "outputs", "nodes", "tensors"}, {});
+  require_keys(json, what, {"version", "inputs", "outputs", "nodes", "tensors"}, {"carries"});
 
   Graph graph;
   for (const Json& input :
@@ -227,6 +234,15 @@ Graph graph_from_json(std::string_view text, const std::string& what) {
         {read_text(input["name"], place), read_shape(input["shape"], place + ", key 'shape'")});
   }
   graph.outputs = read_names(json["outputs"], what + ", key 'outputs'", GraphLimits::kOutputs);
+  if (json.contains("carries")) {
+    for (const Json& carry :
+         read_list(json["carries"], what + ", key 'carries'", GraphLimits::kInputs)) {
+      const std::string place = fmt::format("{}: carry {}", what, graph.carries.size());
+      require_keys(carry, place, {"input", "output"}, {});
+      graph.carries.push_back(
+          {read_text(carry["input"], place), read_text(carry["output"], place)});
+    }
+  }
   const Json& nodes = read_list(json["nodes"], what + ", key 'nodes'", GraphLimits::kNodes);
   graph.nodes.reserve(nodes.size());
   for (const Json& node : nodes)

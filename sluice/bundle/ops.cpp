@@ -7,8 +7,9 @@ namespace {
 
 std::vector<Operator> collect() {
   std::vector<Operator> operators;
-  for (const auto family : {dense_operators, binary_operators, sparse_operators, rows_operators,
-                            attention_operators, conditional_operators, text_operators}) {
+  for (const auto family :
+       {dense_operators, binary_operators, sparse_operators, rows_operators, attention_operators,
+        conditional_operators, text_operators, array_operators, recurrent_operators}) {
     for (Operator& op : family()) operators.push_back(std::move(op));
   }
   return operators;

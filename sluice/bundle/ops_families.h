@@ -13,5 +13,7 @@ std::vector<Operator> conditional_operators();
 std::vector<Operator> rows_operators();
 std::vector<Operator> attention_operators();
 std::vector<Operator> text_operators();
+std::vector<Operator> array_operators();
+std::vector<Operator> recurrent_operators();
 
 }  // namespace sluice::bundle

@@ -65,9 +65,17 @@ Shape embedding_shape(const OpInput& in) {
 
 Shape slice_shape(const OpInput& in) {
   Shape shape = input(in, 0);
-  const int64_t start = require_int(in, "start", 0, 0, shape.back() - 1);
-  shape.back() = require_int(in, "size", shape.back() - start, 1, shape.back() - start);
+  const int64_t last = std::ssize(shape) - 1;
+  int64_t& size = shape[static_cast<size_t>(require_int(in, "axis", last, 0, last))];
+  const int64_t start = require_int(in, "start", 0, 0, size - 1);
+  size = require_int(in, "size", size - start, 1, size - start);
   return shape;
+}
+
+// Of another dimension than the last, rows are dropped or cut through.
+Rows slice_rows(const OpInput& in) {
+  const int64_t last = std::ssize(input(in, 0)) - 1;
+  return attr_int(in.node.attrs, "axis", last) == last ? matrix_rows(in) : Rows::mixed;
 }
 
 Shape positions_shape(const OpInput& in) { return {input(in, 0)[0]}; }
@@ -93,7 +101,7 @@ std::vector<Operator> rows_operators() {
        no_macs,
        elementwise_rows,
        {"weight"}},
-      {"slice", 1, 1, {}, {}, {"start", "size"}, slice_shape, no_macs, matrix_rows},
+      {"slice", 1, 1, {}, {}, {"axis", "start", "size"}, slice_shape, no_macs, slice_rows},
       {"positions", 1, 1, {}, {}, {}, positions_shape, no_macs, ordered_rows},
   };
 }

@@ -100,6 +100,7 @@ class Grouper {
       take_activation(group);
       while (product && !group.packed && fold_after_relu(group)) {
       }
+      if (node.op == "conv2d") take_affine(group);
     }
     return group;
   }
@@ -179,6 +180,16 @@ class Grouper {
     const Node* node = next(group, &index);
     if (!node || node->op != "activation") return;
     group.activation = activation_from_name(bundle::attr_string(node->attrs, "kind", "relu"));
+    claim(group, index);
+  }
+
+  void take_affine(Group& group) {
+    size_t index = 0;
+    const Node* node = next(group, &index);
+    if (!node || node->op != "unary" || bundle::attr_string(node->attrs, "kind", "") != "linear")
+      return;
+    group.factor = static_cast<float>(bundle::attr_double(node->attrs, "alpha", 0));
+    group.offset = static_cast<float>(bundle::attr_double(node->attrs, "beta", 0));
     claim(group, index);
   }
 

@@ -25,12 +25,14 @@ struct Group {
   bool packed = false;  ///< a linear whose weight is packed or whose input is rounded: `weight` is
                         ///< empty, and nothing is folded into it
   bool adds = false;    ///< the last of `inputs` is added to a product's result
-  Activation activation = Activation::none;  ///< after everything else
+  Activation activation = Activation::none;  ///< after everything else, but
+  float factor = 1, offset = 0;              ///< a conv2d's result times this plus that
 };
 
 /// Fusion needs a value with one consumer that is no output of the graph:
 ///   conv2d | linear, then batch_norm and scale (folded), then activation, or add and activation
-///   (a packed linear and a prefix_conv2d without the folding)
+///   (a packed linear and a prefix_conv2d without the folding); after a conv2d's activation, unary
+///   linear
 ///   add, then activation
 std::vector<Group> group_nodes(const bundle::Bundle& bundle, bool fuse);
 

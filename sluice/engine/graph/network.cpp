@@ -77,21 +77,27 @@ Network Network::open(const std::string& path, const Options& options) {
 }
 
 Network::Network(bundle::Bundle bundle) {
-  const bundle::Graph& graph = bundle.graph();
-  if (graph.inputs.size() != 1 || graph.outputs.size() != 1) {
-    fail(Code::unsupported, "{}: {} inputs and {} outputs; the engine runs graphs with one of each",
-         bundle.path(), graph.inputs.size(), graph.outputs.size());
-  }
   check_operators(bundle);
   check_tensors(bundle);
-  state_ = std::make_shared<const State>(std::move(bundle));
+  auto state = std::make_shared<State>(std::move(bundle));
+  const bundle::Graph& graph = state->bundle.graph();
+  const auto carried = [&](const std::string& name) {
+    return std::any_of(graph.carries.begin(), graph.carries.end(),
+                       [&](const bundle::Carry& c) { return c.input == name || c.output == name; });
+  };
+  for (const bundle::Value& input : graph.inputs)
+    if (!carried(input.name)) state->inputs.push_back(input);
+  for (const std::string& output : graph.outputs)
+    if (!carried(output))
+      state->outputs.push_back({output, state->bundle.info().shapes.at(output)});
+  state_ = std::move(state);
 }
 
 const bundle::Bundle& Network::bundle() const { return state_->bundle; }
-const Shape& Network::input_shape() const { return state_->bundle.graph().inputs[0].shape; }
-const Shape& Network::output_shape() const {
-  return state_->bundle.info().shapes.at(state_->bundle.graph().outputs[0]);
-}
+const std::vector<bundle::Value>& Network::inputs() const { return state_->inputs; }
+const std::vector<bundle::Value>& Network::outputs() const { return state_->outputs; }
+const Shape& Network::input_shape() const { return state_->inputs[0].shape; }
+const Shape& Network::output_shape() const { return state_->outputs[0].shape; }
 const Cost& Network::cost() const { return state_->bundle.info().total; }
 
 }  // namespace sluice::engine

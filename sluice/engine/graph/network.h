@@ -36,8 +36,12 @@ class Network {
   explicit Network(bundle::Bundle bundle);
 
   const bundle::Bundle& bundle() const;
-  const Shape& input_shape() const;   ///< per sample
-  const Shape& output_shape() const;  ///< per sample
+  /// What a run is given and gives: the graph's inputs and outputs without those that a session
+  /// carries (bundle::Carry).
+  const std::vector<bundle::Value>& inputs() const;
+  const std::vector<bundle::Value>& outputs() const;
+  const Shape& input_shape() const;   ///< per sample, of the first
+  const Shape& output_shape() const;  ///< per sample, of the first
   const Cost& cost() const;           ///< per sample, all nodes
 
  private:
@@ -96,12 +100,16 @@ class Session {
   void run(std::span<const float> input, std::span<float> output, const RunOptions& options = {}) {
     run(input, output, batch(), options);
   }
+  /// The same for a network with several of them, in the order of Network::inputs() and outputs().
+  void run(std::span<const std::span<const float>> inputs,
+           std::span<const std::span<float>> outputs, int64_t count,
+           const RunOptions& options = {});
 
   // Sequences. A network with an attention cache or a carried state continues where the last run
-  // ended: each sample of the batch is a sequence, with memory for it in the session. With
-  // Options::sequences a run may be of any length up to T, so that a prompt in pieces and then one
-  // token at a time go through one session. Such sessions run the batch as one chunk, and threads
-  // share its steps.
+  // ended (so does one with values that are carried): each sample of the batch is a sequence, with
+  // memory for it in the session. With Options::sequences a run may be of any length up to T, so
+  // that a prompt in pieces and then one token at a time go through one session. Such sessions run
+  // the batch as one chunk, and threads share its steps.
 
   /// Computes tokens[s] <= T rows of sample s; `input` holds them one sample after another, without
   /// gaps. `output` likewise (the last rows that are wanted, see RunOptions::last), or one row per

@@ -8,7 +8,8 @@ namespace sluice::engine {
 struct Network::State {
   explicit State(bundle::Bundle b) : bundle(std::move(b)) {}
   bundle::Bundle bundle;
-  mutable onednn::PackCache packed;  ///< locks itself
+  std::vector<bundle::Value> inputs, outputs;  ///< without those that are carried
+  mutable onednn::PackCache packed;            ///< locks itself
 };
 
 }  // namespace sluice::engine

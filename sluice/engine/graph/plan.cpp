@@ -27,7 +27,7 @@ constexpr int64_t kParallelStepMacs = 500'000;
 std::vector<PlanEntry> collect() {
   std::vector<PlanEntry> entries;
   for (const auto family : {dense_steps, binary_steps, sparse_steps, rows_steps, attention_steps,
-                            conditional_steps, text_steps}) {
+                            conditional_steps, text_steps, array_steps, array_layer_steps}) {
     for (const PlanEntry& entry : family()) entries.push_back(entry);
   }
   return entries;
@@ -110,6 +110,8 @@ onednn::Tail Planner::tail_of(size_t index, Layout layout, Step& step) {
   const Group& group = groups_[index];
   onednn::Tail tail;
   tail.activation = group.activation;
+  tail.factor = group.factor;
+  tail.offset = group.offset;
   if (!group.adds) return tail;
   const std::string& name = group.inputs.back();
   const bool dies = dies_here(name, index);
@@ -142,7 +144,7 @@ void Planner::find_needed_steps() {
   std::vector<bool> always(plan_.steps.size(), true);
   for (size_t size = 0; size < std::max<size_t>(1, plan_.size_savings.size()); ++size) {
     std::vector<bool> wanted(plan_.values.size(), false);
-    wanted[buffer(plan_.output)] = true;
+    for (const int output : plan_.outputs) wanted[buffer(output)] = true;
     std::vector<size_t> needed;
     for (size_t i = plan_.steps.size(); i-- > 0;) {
       const Step& step = plan_.steps[i];
@@ -274,11 +276,12 @@ void Planner::define(const std::string& name, int value) {
 }
 
 Plan Planner::run() {
-  const bundle::Value& input = bundle_.graph().inputs[0];
   plan_.rows.push_back({});
-  if (options_.sequences) plan_.rows.push_back({0, input.shape[0], ""});
-  plan_.input = add_value(input.shape, Layout::plain, options_.sequences ? 1 : 0);
-  define(input.name, plan_.input);
+  if (options_.sequences) plan_.rows.push_back({0, bundle_.graph().inputs[0].shape[0], ""});
+  for (const bundle::Value& input : bundle_.graph().inputs) {
+    plan_.inputs.push_back(add_value(input.shape, Layout::plain, options_.sequences ? 1 : 0));
+    define(input.name, plan_.inputs.back());
+  }
   plan_.cost = bundle_.info().total;
   const size_t last = last_rows_from();
   for (size_t g = 0; g < groups_.size(); ++g) {
@@ -286,7 +289,8 @@ Plan Planner::run() {
     plan_group(g);
   }
   rows_ = made_rows_ = 0;
-  plan_.output = fetch(bundle_.graph().outputs[0], Layout::plain);
+  for (const std::string& output : bundle_.graph().outputs)
+    plan_.outputs.push_back(fetch(output, Layout::plain));
   find_needed_steps();
   place_values();
   return std::move(plan_);
@@ -308,12 +312,12 @@ void Planner::place_values() {
   const auto measure = [&] {
     std::fill(lives.begin(), lives.end(), Lifetime{});
     std::fill(defined.begin(), defined.end(), false);
-    touch(plan_.input, -1);
+    for (int input : plan_.inputs) touch(input, -1);
     for (int i = 0; i < count; ++i) {
       for (int v : plan_.steps[static_cast<size_t>(i)].inputs) touch(v, i);
       touch(plan_.steps[static_cast<size_t>(i)].output, i);
     }
-    touch(plan_.output, count);
+    for (int output : plan_.outputs) touch(output, count);
   };
   measure();
   for (int i = 0; i < count; ++i) {

@@ -61,8 +61,8 @@ struct Plan {
   std::vector<Step> steps;
   std::vector<PlanRows> rows;  ///< [0]: the samples; with sequences, [1]: their rows
   int last = 0;  ///< of `rows`: those of [1] that the output is wanted of; 0: always all
-  int input = 0, output = 0;
-  std::vector<int64_t> offsets;  ///< by buffer
+  std::vector<int> inputs, outputs;  ///< values, in the graph's order
+  std::vector<int64_t> offsets;      ///< by buffer
   int64_t arena_bytes = 0, scratch_bytes = 0, state_bytes = 0;
   int64_t capacity = kUnlimited;  ///< rows of a sequence that every state can hold
   /// Sizes that a run may choose from, and what each saves of the cost's MACs; empty: none.

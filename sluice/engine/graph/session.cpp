@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <exception>
+#include <map>
 #include <numeric>
 
 #include "sluice/base/error.h"
@@ -35,6 +36,7 @@ int64_t largest_step_bytes(const bundle::Bundle& bundle) {
 
 /// Whether runs continue each other.
 bool keeps_state(const bundle::Bundle& bundle) {
+  if (!bundle.graph().carries.empty()) return true;
   for (const bundle::Node& node : bundle.graph().nodes) {
     if (node.op == "attention" && bundle::attr_int(node.attrs, "cache", 0) > 0) return true;
     if (node.op == "linear_attention" && bundle::attr_bool(node.attrs, "carry", false)) return true;
@@ -52,14 +54,18 @@ struct Session::State {
     std::vector<int64_t> row_memory;
     std::vector<int64_t> counted;  ///< rows that ran, by Plan::rows
     std::vector<std::function<void()>> calls;
-    std::vector<Work> work;  ///< by step; only metered kernels write theirs
-    float* input = nullptr;
-    float* output = nullptr;
+    std::vector<Work> work;               ///< by step; only metered kernels write theirs
+    std::vector<float*> inputs, outputs;  ///< of `ports`
+    std::vector<float*> carried_in, carried_out;
     std::exception_ptr error;
   };
 
+  using Inputs = std::span<const std::span<const float>>;
+  using Outputs = std::span<const std::span<float>>;
+
   Network network;
-  int64_t batch, chunk, input_elements, output_elements;
+  int64_t batch, chunk;
+  std::vector<int64_t> input_elements, output_elements;  ///< of Network::inputs() and outputs()
   int threads;
   Plan plan;
   std::vector<Lane> lanes;
@@ -71,12 +77,11 @@ struct Session::State {
   std::vector<int64_t> wanted;    ///< [batch] last rows that run_tokens() gives
   const int64_t last_rows;        ///< Options::last_rows; 0: all
   std::vector<size_t> meter_entries;
+  std::vector<std::vector<float>> carried;  ///< by Graph::carries, [batch][elements]
 
   State(const Network& n, const Options& options)
       : network(n),
         batch(options.batch),
-        input_elements(numel(n.input_shape())),
-        output_elements(numel(n.output_shape())),
         threads(options.threads),
         stateful(keeps_state(n.bundle())),
         sequences(options.sequences),
@@ -86,6 +91,19 @@ struct Session::State {
            last_rows);
     }
     if (batch < 1) fail(Code::usage, "session: batch {}; expected 1 or more", batch);
+    for (const bundle::Value& input : n.inputs()) input_elements.push_back(numel(input.shape));
+    for (const bundle::Value& output : n.outputs()) output_elements.push_back(numel(output.shape));
+    const bundle::Graph& graph = n.bundle().graph();
+    if (sequences && (graph.inputs.size() != 1 || graph.outputs.size() != 1)) {
+      fail(Code::unsupported,
+           "{}: {} inputs and {} outputs; sequences of counted rows need one of each. Open the "
+           "session without sequences",
+           n.bundle().path(), graph.inputs.size(), graph.outputs.size());
+    }
+    for (const bundle::Carry& carry : graph.carries) {
+      const int64_t each = numel(n.bundle().info().shapes.at(carry.input));
+      carried.emplace_back(static_cast<size_t>(checked_mul(batch, each, "carried values")), 0.0f);
+    }
     if (threads < 0 || threads > kMaxThreads) {
       fail(Code::usage, "session: {} threads; expected 0 (all cores) to {}", threads, kMaxThreads);
     }
@@ -110,7 +128,7 @@ struct Session::State {
     position.assign(static_cast<size_t>(one_chunk ? batch : 0), 0);
     whole.assign(static_cast<size_t>(sequences ? batch : 0), n.input_shape()[0]);
     wanted.assign(whole.size(), 0);
-    if (last_rows > 0 && plan.values[static_cast<size_t>(plan.output)].rows == 0) {
+    if (last_rows > 0 && plan.values[static_cast<size_t>(plan.outputs[0])].rows == 0) {
       fail(Code::usage, "{}: last_rows {}, but the network gives one row per sample",
            n.bundle().path(), last_rows);
     }
@@ -187,35 +205,73 @@ struct Session::State {
       if (step.kernel.metered) binding.work = &lane.work[lane.calls.size()];
       lane.calls.push_back(step.kernel.bind(binding));
     }
-    lane.input = at(plan.input);
-    lane.output = at(plan.output);
+    bind_ports(lane, at);
+  }
+
+  template <class At>
+  void bind_ports(Lane& lane, At at) const {
+    const bundle::Graph& graph = network.bundle().graph();
+    std::map<std::string, float*> places;
+    for (size_t i = 0; i < graph.inputs.size(); ++i)
+      places[graph.inputs[i].name] = at(plan.inputs[i]);
+    for (size_t i = 0; i < graph.outputs.size(); ++i)
+      places[graph.outputs[i]] = at(plan.outputs[i]);
+    for (const bundle::Value& input : network.inputs()) lane.inputs.push_back(places[input.name]);
+    for (const bundle::Value& output : network.outputs())
+      lane.outputs.push_back(places[output.name]);
+    for (const bundle::Carry& carry : graph.carries) {
+      lane.carried_in.push_back(places[carry.input]);
+      lane.carried_out.push_back(places[carry.output]);
+    }
   }
 
   int64_t chunks_of(int64_t count) const { return (count + chunk - 1) / chunk; }
 
-  void load(Lane& lane, std::span<const float> input, int64_t index, int64_t count) const {
+  void load(Lane& lane, Inputs inputs, int64_t index, int64_t count) const {
     const int64_t first = index * chunk, samples = std::min(chunk, count - first);
     set_rows(lane.rows[0], {}, samples);
     if (sequences) set_rows(lane.rows[1], whole, samples);
     set_last(lane, {});
-    const size_t used = static_cast<size_t>(samples * input_elements);
-    std::memcpy(lane.input, input.data() + first * input_elements, used * sizeof(float));
-    std::memset(lane.input + used, 0,
-                static_cast<size_t>((chunk - samples) * input_elements) * sizeof(float));
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      const int64_t each = input_elements[i];
+      const size_t used = static_cast<size_t>(samples * each);
+      std::memcpy(lane.inputs[i], inputs[i].data() + first * each, used * sizeof(float));
+      std::memset(lane.inputs[i] + used, 0,
+                  static_cast<size_t>((chunk - samples) * each) * sizeof(float));
+    }
+    // One chunk: a network that carries values runs its batch at once.
+    for (size_t i = 0; i < carried.size(); ++i)
+      std::memcpy(lane.carried_in[i], carried[i].data(), carried[i].size() * sizeof(float));
   }
 
-  void store(const Lane& lane, std::span<float> output, int64_t index, int64_t count) const {
+  void store(const Lane& lane, Outputs outputs, int64_t index, int64_t count) {
     const int64_t first = index * chunk, samples = std::min(chunk, count - first);
-    std::memcpy(output.data() + first * output_elements, lane.output,
-                static_cast<size_t>(samples * output_elements) * sizeof(float));
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      const int64_t each = output_elements[i];
+      std::memcpy(outputs[i].data() + first * each, lane.outputs[i],
+                  static_cast<size_t>(samples * each) * sizeof(float));
+    }
+    for (size_t i = 0; i < carried.size(); ++i) {
+      const size_t each = carried[i].size() / static_cast<size_t>(batch);
+      std::memcpy(carried[i].data(), lane.carried_out[i],
+                  static_cast<size_t>(samples) * each * sizeof(float));
+    }
   }
 
-  void run_chunks(Lane& lane, std::span<const float> input, std::span<float> output, int64_t count,
-                  int64_t first, int64_t stride) const {
+  void forget(int64_t sample) {
+    for (std::vector<float>& values : carried) {
+      const size_t each = values.size() / static_cast<size_t>(batch);
+      std::fill_n(values.begin() + static_cast<std::ptrdiff_t>(static_cast<size_t>(sample) * each),
+                  each, 0.0f);
+    }
+  }
+
+  void run_chunks(Lane& lane, Inputs inputs, Outputs outputs, int64_t count, int64_t first,
+                  int64_t stride) {
     for (int64_t index = first; index < chunks_of(count); index += stride) {
-      load(lane, input, index, count);
+      load(lane, inputs, index, count);
       compute(lane);
-      store(lane, output, index, count);
+      store(lane, outputs, index, count);
     }
   }
 
@@ -234,19 +290,19 @@ struct Session::State {
     set_rows(lane.rows[0], {}, samples);
     set_rows(lane.rows[1], tokens, samples);
     set_last(lane, std::span(wanted).first(tokens.size()));
-    std::memcpy(lane.input, input.data(), rows_bytes(lane, plan.input));
+    std::memcpy(lane.inputs[0], input.data(), rows_bytes(lane, plan.inputs[0]));
     compute(lane);
-    if (plan.values[static_cast<size_t>(plan.output)].rows != 1) {
-      if (const size_t bytes = rows_bytes(lane, plan.output); bytes > 0)
-        std::memcpy(output.data(), lane.output, bytes);
+    if (plan.values[static_cast<size_t>(plan.outputs[0])].rows != 1) {
+      if (const size_t bytes = rows_bytes(lane, plan.outputs[0]); bytes > 0)
+        std::memcpy(output.data(), lane.outputs[0], bytes);
       return;
     }
     // The last operator looks at several rows: all were computed.
-    const int64_t width = numel(plan.values[static_cast<size_t>(plan.output)].row_shape);
+    const int64_t width = numel(plan.values[static_cast<size_t>(plan.outputs[0])].row_shape);
     float* to = output.data();
     for (int64_t s = 0; s < samples; ++s) {
       const int64_t count = wanted[static_cast<size_t>(s)] * width;
-      std::memcpy(to, lane.output + lane.rows[1].start[s + 1] * width - count,
+      std::memcpy(to, lane.outputs[0] + lane.rows[1].start[s + 1] * width - count,
                   static_cast<size_t>(count) * sizeof(float));
       to += count;
     }
@@ -288,7 +344,7 @@ struct Session::State {
 
   /// Fills `wanted`.
   void choose_rows(std::span<const int64_t> tokens, std::span<const int64_t> last) {
-    if (!last.empty() && plan.values[static_cast<size_t>(plan.output)].rows == 0) {
+    if (!last.empty() && plan.values[static_cast<size_t>(plan.outputs[0])].rows == 0) {
       fail(Code::usage, "{}: the network gives one row per sample, there are no last rows",
            network.bundle().path());
     }
@@ -334,19 +390,19 @@ struct Session::State {
         std::accumulate(wanted.begin(), wanted.begin() + std::ssize(tokens), int64_t{0});
     const auto check = [&](const char* what, size_t found, int value) {
       const PlanValue& v = plan.values[static_cast<size_t>(value)];
-      const int64_t count = v.rows == 0            ? static_cast<int64_t>(tokens.size())
-                            : value == plan.output ? asked
-                                                   : rows;
+      const int64_t count = v.rows == 0                ? static_cast<int64_t>(tokens.size())
+                            : value == plan.outputs[0] ? asked
+                                                       : rows;
       if (static_cast<int64_t>(found) < count * numel(v.row_shape)) {
         fail(Code::shape, "session: {} holds {} numbers; {} rows of {} need {}", what, found, count,
              to_string(v.row_shape), count * numel(v.row_shape));
       }
     };
-    check("input", input.size(), plan.input);
-    check("output", output.size(), plan.output);
+    check("input", input.size(), plan.inputs[0]);
+    check("output", output.size(), plan.outputs[0]);
   }
 
-  void check_spans(std::span<const float> input, std::span<float> output, int64_t count) const {
+  void check_spans(Inputs inputs, Outputs outputs, int64_t count) const {
     if (last_rows > 0) {
       fail(Code::state, "{}: the session was opened for the last rows only; use run_tokens()",
            network.bundle().path());
@@ -355,14 +411,22 @@ struct Session::State {
       fail(Code::shape, "session: {} samples; expected 0 to {}, the batch it was planned for",
            count, batch);
     }
-    if (static_cast<int64_t>(input.size()) < count * input_elements) {
-      fail(Code::shape, "session: input holds {} numbers; {} samples of {} need {}", input.size(),
-           count, to_string(network.input_shape()), count * input_elements);
-    }
-    if (static_cast<int64_t>(output.size()) < count * output_elements) {
-      fail(Code::shape, "session: output holds {} numbers; {} samples of {} need {}", output.size(),
-           count, to_string(network.output_shape()), count * output_elements);
-    }
+    const auto check = [&](const char* what, const auto& given,
+                           const std::vector<bundle::Value>& expected,
+                           const std::vector<int64_t>& elements) {
+      if (given.size() != expected.size()) {
+        fail(Code::shape, "session: {} {}s; {} has {}", given.size(), what, network.bundle().path(),
+             expected.size());
+      }
+      for (size_t i = 0; i < elements.size(); ++i) {
+        if (static_cast<int64_t>(given[i].size()) >= count * elements[i]) continue;
+        const std::string name = elements.size() > 1 ? " '" + expected[i].name + "'" : "";
+        fail(Code::shape, "session: {}{} holds {} numbers; {} samples of {} need {}", what, name,
+             given[i].size(), count, to_string(expected[i].shape), count * elements[i]);
+      }
+    };
+    check("input", inputs, network.inputs(), input_elements);
+    check("output", outputs, network.outputs(), output_elements);
   }
 
   void check_sample(int64_t sample) const {
@@ -439,8 +503,14 @@ Session& Session::operator=(Session&&) noexcept = default;
 
 void Session::run(std::span<const float> input, std::span<float> output, int64_t count,
                   const RunOptions& options) {
+  run(State::Inputs(&input, 1), State::Outputs(&output, 1), count, options);
+}
+
+void Session::run(std::span<const std::span<const float>> inputs,
+                  std::span<const std::span<float>> outputs, int64_t count,
+                  const RunOptions& options) {
   State& state = *state_;
-  state.check_spans(input, output, count);
+  state.check_spans(inputs, outputs, count);
   state.check_state({}, count);
   state.start(options);
   state.failed = state.stateful;
@@ -448,7 +518,7 @@ void Session::run(std::span<const float> input, std::span<float> output, int64_t
   const int64_t used =
       std::min<int64_t>(static_cast<int64_t>(state.lanes.size()), state.chunks_of(count));
   if (used <= 1) {
-    state.run_chunks(state.lanes[0], input, output, count, 0, 1);
+    state.run_chunks(state.lanes[0], inputs, outputs, count, 0, 1);
   } else {
 #pragma omp parallel num_threads(static_cast <int>(used))
     {
@@ -456,7 +526,7 @@ void Session::run(std::span<const float> input, std::span<float> output, int64_t
       const int64_t stride = omp_get_num_threads(), first = omp_get_thread_num();
       State::Lane& lane = state.lanes[static_cast<size_t>(first)];
       try {
-        state.run_chunks(lane, input, output, count, first, stride);
+        state.run_chunks(lane, inputs, outputs, count, first, stride);
       } catch (...) {
         lane.error = std::current_exception();
       }
@@ -498,15 +568,20 @@ void Session::reset(int64_t sample) {
     fail(Code::state, "session: an earlier run failed half-way; reset() all samples");
   }
   if (state_->stateful) state_->position[static_cast<size_t>(sample)] = 0;
+  state_->forget(sample);
 }
 
 void Session::reset() {
   std::fill(state_->position.begin(), state_->position.end(), 0);
+  for (int64_t s = 0; s < state_->batch; ++s) state_->forget(s);
   state_->failed = false;
 }
 
 int64_t Session::state_bytes() const {
-  return static_cast<int64_t>(state_->lanes.size()) * state_->plan.state_bytes;
+  int64_t bytes = static_cast<int64_t>(state_->lanes.size()) * state_->plan.state_bytes;
+  for (const std::vector<float>& values : state_->carried)
+    bytes += static_cast<int64_t>(values.size() * sizeof(float));
+  return bytes;
 }
 
 int64_t Session::sizes() const { return state_->sizes(); }
@@ -527,20 +602,22 @@ std::vector<PlanStep> Session::plan() const {
 std::vector<double> Session::time_steps(std::span<const float> input, std::span<float> output) {
   using Clock = std::chrono::steady_clock;
   State& state = *state_;
-  state.check_spans(input, output, state.batch);
+  const State::Inputs inputs(&input, 1);
+  const State::Outputs outputs(&output, 1);
+  state.check_spans(inputs, outputs, state.batch);
   reset();
   state.size = state.sizes() - 1;
   const ThreadScope scope(state.lanes.size() > 1 ? 1 : state.threads);
   std::vector<double> seconds(state.plan.steps.size(), 0.0);
   State::Lane& lane = state.lanes[0];
   for (int64_t index = 0; index < state.chunks_of(state.batch); ++index) {
-    state.load(lane, input, index, state.batch);
+    state.load(lane, inputs, index, state.batch);
     for (const size_t i : state.needed()) {
       const auto start = Clock::now();
       lane.calls[i]();
       seconds[i] += std::chrono::duration<double>(Clock::now() - start).count();
     }
-    state.store(lane, output, index, state.batch);
+    state.store(lane, outputs, index, state.batch);
   }
   reset();
   // Lanes work side by side: a run takes their share.

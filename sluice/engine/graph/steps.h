@@ -120,6 +120,8 @@ std::vector<PlanEntry> conditional_steps();
 std::vector<PlanEntry> rows_steps();
 std::vector<PlanEntry> attention_steps();
 std::vector<PlanEntry> text_steps();
+std::vector<PlanEntry> array_steps();
+std::vector<PlanEntry> array_layer_steps();
 
 /// Shapes and window attributes of a convolution or pool; its kernel is the caller's to set.
 onednn::ConvShape conv_shape(const bundle::Node& node, const Shape& in, const Shape& out,

@@ -56,7 +56,8 @@ void plan_conv(Planner& planner, size_t index, Step step) {
   shape.kernel[1] = planner.bundle().tensor(node.tensors.at("weight")).shape[3];
   const int threads = planner.threads_for(step.info.cost.macs);
   const std::string key = planner.cache_key(index);
-  if (!group.adds && narrow_conv_pays(shape)) {
+  const bool affine = group.factor != 1 || group.offset != 0;
+  if (!group.adds && !affine && narrow_conv_pays(shape)) {
     step.inputs = {planner.fetch(group.inputs[0], Layout::channels_last)};
     step.kernel = make_narrow_conv(shape, group.activation, group.weight, group.bias, threads);
     return planner.finish(index, std::move(step), Layout::channels_last);
@@ -68,6 +69,8 @@ void plan_conv(Planner& planner, size_t index, Step step) {
       // Tried without the reorders first: a layout that is refused must leave no step behind.
       onednn::Tail probe;
       probe.activation = group.activation;
+      probe.factor = group.factor;
+      probe.offset = group.offset;
       if (group.adds) probe.add = onednn::Tail::Add::operand;
       if (!onednn::make_conv(shape, layout, probe, group.weight, group.bias, threads,
                              planner.cache(), key, last_try))

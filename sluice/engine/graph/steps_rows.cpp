@@ -144,29 +144,12 @@ void plan_embedding(Planner& planner, size_t index, Step step) {
   planner.finish(index, std::move(step), Layout::plain);
 }
 
-void plan_slice(Planner& planner, size_t index, Step step) {
-  const Group& group = planner.group(index);
-  const Node& node = planner.node(index);
-  step.inputs = {planner.fetch(group.inputs[0], Layout::plain)};
-  const Shape& shape = planner.shape_of(step.inputs[0]);
-  const size_t width = static_cast<size_t>(shape.back()),
-               start = static_cast<size_t>(bundle::attr_int(node.attrs, "start", 0)),
-               size = static_cast<size_t>(full_shape(planner, group.output).back()),
-               each = static_cast<size_t>(numel(shape)) / width;
-  step.kernel = row_kernel("sluice slice", planner.options().samples,
-                           [=](const float* x, const float*, float* out, size_t rows) {
-                             slice_rows(x, width, start, size, out, rows * each);
-                           });
-  planner.finish(index, std::move(step), Layout::plain);
-}
-
 }  // namespace
 
 std::vector<PlanEntry> rows_steps() {
   return {{"compact_rows", plan_compact}, {"scatter_rows", plan_scatter},
           {"pool_rows", plan_pool_rows},  {"positions", plan_positions},
-          {"rms_norm", plan_rms_norm},    {"embedding", plan_embedding},
-          {"slice", plan_slice}};
+          {"rms_norm", plan_rms_norm},    {"embedding", plan_embedding}};
 }
 
 }  // namespace sluice::engine

@@ -37,6 +37,14 @@ memory::desc image(int64_t n, int64_t c, int64_t h, int64_t w, Layout layout) {
   return {{n, c, h, w}, kF32, layout == Layout::plain ? tag::nchw : tag::nhwc};
 }
 
+void append_eltwise(dnnl::post_ops& ops, dnnl::algorithm kind, float alpha, float beta) {
+#if DNNL_VERSION_MAJOR >= 3
+  ops.append_eltwise(kind, alpha, beta);
+#else
+  ops.append_eltwise(1.0f, kind, alpha, beta);
+#endif
+}
+
 void append_activation(dnnl::post_ops& ops, Activation activation) {
   dnnl::algorithm kind{};
   float alpha = 0, beta = 0;
@@ -68,11 +76,7 @@ void append_activation(dnnl::post_ops& ops, Activation activation) {
       kind = dnnl::algorithm::eltwise_gelu_tanh;
       break;
   }
-#if DNNL_VERSION_MAJOR >= 3
-  ops.append_eltwise(kind, alpha, beta);
-#else
-  ops.append_eltwise(1.0f, kind, alpha, beta);
-#endif
+  append_eltwise(ops, kind, alpha, beta);
 }
 
 dnnl::primitive_attr attributes(const Tail& tail, const memory::desc& other) {
@@ -82,6 +86,8 @@ dnnl::primitive_attr attributes(const Tail& tail, const memory::desc& other) {
   if (tail.add == Tail::Add::accumulate) ops.append_sum(1.0f);
   if (tail.add == Tail::Add::operand) ops.append_binary(dnnl::algorithm::binary_add, other);
   append_activation(ops, tail.activation);
+  if (tail.factor != 1 || tail.offset != 0)
+    append_eltwise(ops, dnnl::algorithm::eltwise_linear, tail.factor, tail.offset);
   attr.set_post_ops(ops);
   return attr;
 }
@@ -342,6 +348,16 @@ void multiply_rows(const float* x, const float* weight, int64_t rows, int64_t in
   t_inside = true;
   const dnnl_status_t status =
       dnnl_sgemm('N', 'T', rows, out, in, 1.0f, x, in, weight, in, 0.0f, y, y_stride);
+  t_inside = false;
+  if (status != dnnl_success)
+    fail(Code::internal, "oneDNN: a product failed with status {}", int(status));
+}
+
+void multiply_matrices(const float* a, const float* b, int64_t rows, int64_t in, int64_t out,
+                       bool transposed, float scale, float* y) {
+  t_inside = true;
+  const dnnl_status_t status = dnnl_sgemm('N', transposed ? 'T' : 'N', rows, out, in, scale, a, in,
+                                          b, transposed ? in : out, 0.0f, y, out);
   t_inside = false;
   if (status != dnnl_success)
     fail(Code::internal, "oneDNN: a product failed with status {}", int(status));

@@ -13,7 +13,8 @@
 
 namespace sluice::engine::onednn {
 
-/// What happens to a result before it is stored: + other, then the activation.
+/// What happens to a result before it is stored: + other, then the activation, then * factor +
+/// offset.
 struct Tail {
   enum class Add {
     none,
@@ -22,6 +23,7 @@ struct Tail {
   };  ///< accumulate: the output's memory already holds the other addend
   Add add = Add::none;
   Activation activation = Activation::none;
+  float factor = 1, offset = 0;
 };
 
 struct ConvShape {
@@ -62,6 +64,10 @@ Kernel make_product(ProductType type, int64_t rows, int64_t in, int64_t out,
 /// when it is inside a parallel region.
 void multiply_rows(const float* x, const float* weight, int64_t rows, int64_t in, int64_t out,
                    float* y, int64_t y_stride);
+/// y [rows][out] = scale a b: a [rows][in], b [in][out], or transposed [out][in]; otherwise as
+/// multiply_rows.
+void multiply_matrices(const float* a, const float* b, int64_t rows, int64_t in, int64_t out,
+                       bool transposed, float scale, float* y);
 /// kernel, stride, padding of `shape`; channels are in_channels. Average pooling does not count the
 /// padding.
 Kernel make_pool(const ConvShape& shape, Layout layout, bool maximum, int threads);

@@ -13,7 +13,8 @@ namespace {
 std::vector<ReferenceEntry> collect() {
   std::vector<ReferenceEntry> entries;
   for (const auto family : {dense_references, binary_references, sparse_references, rows_references,
-                            attention_references, conditional_references, text_references}) {
+                            attention_references, conditional_references, text_references,
+                            array_references, recurrent_references}) {
     for (const ReferenceEntry& entry : family()) entries.push_back(entry);
   }
   return entries;
@@ -52,31 +53,40 @@ std::vector<double> reference_node(const bundle::Bundle& bundle, const bundle::N
   fail(Code::unsupported, "{}: operator '{}' has no reference", node.path, node.op);
 }
 
-std::vector<float> reference_run(const bundle::Bundle& bundle, std::span<const float> input,
-                                 int64_t count) {
+std::vector<std::vector<float>> reference_run_all(const bundle::Bundle& bundle,
+                                                  std::span<const std::span<const float>> inputs,
+                                                  int64_t count) {
   const bundle::Graph& graph = bundle.graph();
-  const size_t each = static_cast<size_t>(numel(graph.inputs[0].shape));
-  std::vector<float> result;
+  std::vector<std::vector<float>> results(graph.outputs.size());
   for (size_t sample = 0; sample < static_cast<size_t>(count); ++sample) {
     std::map<std::string, std::vector<double>> values;
-    values[graph.inputs[0].name] =
-        std::vector<double>(input.begin() + static_cast<std::ptrdiff_t>(sample * each),
-                            input.begin() + static_cast<std::ptrdiff_t>((sample + 1) * each));
+    for (size_t i = 0; i < graph.inputs.size(); ++i) {
+      const auto each = static_cast<std::ptrdiff_t>(numel(graph.inputs[i].shape));
+      const auto first = inputs[i].begin() + static_cast<std::ptrdiff_t>(sample) * each;
+      values[graph.inputs[i].name] = std::vector<double>(first, first + each);
+    }
     for (const bundle::Node& node : graph.nodes) {
-      std::vector<const std::vector<double>*> inputs;
-      for (const std::string& name : node.inputs) inputs.push_back(&values.at(name));
+      std::vector<const std::vector<double>*> operands;
+      for (const std::string& name : node.inputs) operands.push_back(&values.at(name));
       // A sample that left has no values until scatter_rows.
-      const bool left = inputs[0]->empty() && node.op != "scatter_rows" && node.op != "pool_rows";
+      const bool left = operands[0]->empty() && node.op != "scatter_rows" && node.op != "pool_rows";
       if (left) {
         values[node.output] = {};
         continue;
       }
-      values[node.output] = reference_node(bundle, node, inputs);
+      values[node.output] = reference_node(bundle, node, operands);
     }
-    const std::vector<double>& out = values.at(graph.outputs[0]);
-    result.insert(result.end(), out.begin(), out.end());
+    for (size_t i = 0; i < results.size(); ++i) {
+      const std::vector<double>& out = values.at(graph.outputs[i]);
+      results[i].insert(results[i].end(), out.begin(), out.end());
+    }
   }
-  return result;
+  return results;
+}
+
+std::vector<float> reference_run(const bundle::Bundle& bundle, std::span<const float> input,
+                                 int64_t count) {
+  return reference_run_all(bundle, std::span(&input, 1), count)[0];
 }
 
 }  // namespace sluice::engine

@@ -17,4 +17,10 @@ std::vector<double> reference_node(const bundle::Bundle& bundle, const bundle::N
 std::vector<float> reference_run(const bundle::Bundle& bundle, std::span<const float> input,
                                  int64_t count);
 
+/// The same with several inputs and outputs, all of the graph in its order (also those that a
+/// session carries).
+std::vector<std::vector<float>> reference_run_all(const bundle::Bundle& bundle,
+                                                  std::span<const std::span<const float>> inputs,
+                                                  int64_t count);
+
 }  // namespace sluice::engine

@@ -53,5 +53,7 @@ std::vector<ReferenceEntry> conditional_references();
 std::vector<ReferenceEntry> rows_references();
 std::vector<ReferenceEntry> attention_references();
 std::vector<ReferenceEntry> text_references();
+std::vector<ReferenceEntry> array_references();
+std::vector<ReferenceEntry> recurrent_references();
 
 }  // namespace sluice::engine

@@ -84,12 +84,16 @@ Vec embedding(const Call& c) {
 }
 
 Vec slice(const Call& c) {
-  const size_t width = static_cast<size_t>(c.shape().back()),
-               size = static_cast<size_t>(c.out_shape().back()),
-               start = static_cast<size_t>(bundle::attr_int(c.node.attrs, "start", 0));
+  const Shape& shape = c.shape();
+  const size_t axis =
+      static_cast<size_t>(bundle::attr_int(c.node.attrs, "axis", std::ssize(shape) - 1));
+  size_t inner = 1;
+  for (size_t i = axis + 1; i < shape.size(); ++i) inner *= static_cast<size_t>(shape[i]);
+  const size_t width = static_cast<size_t>(shape[axis]) * inner,
+               start = static_cast<size_t>(bundle::attr_int(c.node.attrs, "start", 0)) * inner,
+               size = static_cast<size_t>(c.out_shape()[axis]) * inner;
   Vec y;
-  for (size_t first = 0; first < c.x().size(); first += width)
-    append(y, c.x(), first + start, size);
+  for (size_t r = 0; r < c.x().size(); r += width) append(y, c.x(), r + start, size);
   return y;
 }
 
