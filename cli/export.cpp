@@ -8,9 +8,11 @@
 #include <optional>
 #include <string>
 
+#include "cli/export_onnx.h"
 #include "cli/interrupt.h"
 #include "cli/output.h"
 #include "cli/verb.h"
+#include "sluice/base/error.h"
 #include "sluice/base/json.h"
 #include "sluice/base/progress.h"
 #include "sluice/base/table.h"
@@ -30,6 +32,11 @@ const std::map<std::string, Weights> kTypes = {{"keep", Weights::keep}, {"f32", 
                                                {"q8_0", Weights::q8_0}, {"q4_0", Weights::q4_0}};
 
 int run_export(const Options& options, const Globals& globals) {
+  if (options.format == "onnx") {
+    if (options.dtype != "keep" && options.dtype != "f32")
+      fail(Code::usage, "--dtype {}: an ONNX file holds f32", options.dtype);
+    return export_onnx_model(options.model, options.output, globals);
+  }
   bundle::ExportOptions choices;
   choices.weights = kTypes.at(options.dtype);
   std::optional<Progress> progress;
@@ -70,15 +77,15 @@ int run_export(const Options& options, const Globals& globals) {
 Action setup(CLI::App& app) {
   auto options = std::make_shared<Options>();
   app.add_option("MODEL", options->model, "Bundle")->required();
-  app.add_option("-o,--output", options->output, "File (gguf) or folder (hf) to write")
+  app.add_option("-o,--output", options->output, "File (gguf, onnx) or folder (hf) to write")
       ->required()
       ->type_name("PATH");
   app.add_option(
          "--format", options->format,
-         "gguf: a file for llama.cpp; hf: a folder for transformers. Llama-type decoders, with "
-         "their tokenizer")
+         "gguf: a file for llama.cpp; hf: a folder for transformers: Llama-type decoders, with "
+         "their tokenizer. onnx: a file for other runtimes, of static graphs")
       ->required()
-      ->check(CLI::IsMember({"gguf", "hf"}))
+      ->check(CLI::IsMember({"gguf", "hf", "onnx"}))
       ->type_name("FORMAT");
   app.add_option("--dtype", options->dtype,
                  "Type of the matrices: keep, f32, f16, bf16, and for gguf q8_0 or q4_0")
@@ -88,9 +95,11 @@ Action setup(CLI::App& app) {
   return [options](const Globals& globals) { return run_export(*options, globals); };
 }
 
-const bool registered = register_verb(
-    {"export", "Write a bundle as a file of another program",
-     "sluice export model.safetensors -o model.gguf --format gguf --dtype q8_0", setup});
+const bool registered =
+    register_verb({"export", "Write a bundle as a file of another program",
+                   "sluice export model.safetensors -o model.gguf --format gguf --dtype q8_0\n"
+                   "sluice export net.safetensors -o net.onnx --format onnx",
+                   setup});
 
 }  // namespace
 }  // namespace sluice::cli

@@ -10,9 +10,11 @@
 #include <optional>
 #include <string>
 
+#include "cli/import_onnx.h"
 #include "cli/interrupt.h"
 #include "cli/output.h"
 #include "cli/verb.h"
+#include "sluice/base/error.h"
 #include "sluice/base/json.h"
 #include "sluice/base/progress.h"
 #include "sluice/base/table.h"
@@ -35,6 +37,7 @@ const std::map<std::string, Weights> kTypes = {
 struct Options {
   std::string source, output, dtype = "keep";
   bundle::ImportOptions import;
+  OnnxChoice onnx;
 };
 
 std::string joined(const std::vector<std::string>& names, size_t most) {
@@ -53,6 +56,15 @@ bool begins_as_gguf(const std::string& path) {
 }
 
 int import(Options options, const Globals& globals) {
+  if (options.source.ends_with(".onnx")) {
+    clean_up_on_interrupt(options.output);
+    return import_onnx_model(options.source, options.output, options.onnx, globals);
+  }
+  if (options.onnx.given())
+    fail(Code::usage,
+         "{}: --input, --value, --carry, --want, --task, --labels, --mean, --std, "
+         "--weights and --bgr belong to ONNX files",
+         options.source);
   options.import.weights = kTypes.at(options.dtype);
   std::optional<Progress> progress;
   options.import.progress = [&](int64_t done, int64_t total) {
@@ -103,7 +115,7 @@ Action setup(CLI::App& app) {
   auto options = std::make_shared<Options>();
   app.add_option("SRC", options->source,
                  "Folder of a Hugging Face model (config.json, safetensors, tokenizer.json), the "
-                 "safetensors file in it, or a GGUF file")
+                 "safetensors file in it, a GGUF file or an ONNX file")
       ->required();
   app.add_option("-o,--output", options->output, "Bundle to write")->required()->type_name("FILE");
   app.add_option("--dtype", options->dtype,
@@ -134,16 +146,18 @@ Action setup(CLI::App& app) {
       ->check(CLI::IsMember({"mean", "first", "last"}))
       ->type_name("KIND");
   app.add_flag("--normalize", options->import.normalize, "Scale that vector to length 1");
+  add_onnx_options(app, options->onnx);
   return [options](const Globals& globals) { return import(*options, globals); };
 }
 
 const bool registered =
-    register_verb({"import", "Make a bundle of a Hugging Face model or a GGUF file",
+    register_verb({"import", "Make a bundle of a Hugging Face model, a GGUF or an ONNX file",
                    "sluice import all-MiniLM-L6-v2/ -o minilm.safetensors\n"
                    "sluice import all-MiniLM-L6-v2/ -o minilm-i8.safetensors --dtype i8 "
                    "--activations i8\n"
                    "sluice import Qwen3-0.6B/ -o qwen.safetensors --dtype bf16 --context 8192\n"
-                   "sluice import model.gguf -o model.safetensors",
+                   "sluice import model.gguf -o model.safetensors\n"
+                   "sluice import net.onnx -o net.safetensors --input x=1x3x224x224",
                    setup});
 
 }  // namespace

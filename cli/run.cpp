@@ -13,6 +13,7 @@
 
 #include "cli/model_data.h"
 #include "cli/output.h"
+#include "cli/run_read.h"
 #include "cli/run_text.h"
 #include "cli/verb.h"
 #include "sluice/base/error.h"
@@ -145,6 +146,13 @@ int classify(const Options& options, const Globals& globals) {
   if (task.kind == "embed" || task.kind == "generate")
     fail(Code::usage, "{} takes text: give --{} WORDS", options.model,
          task.kind == "embed" ? "text" : "prompt");
+  if (task.kind == "read") {
+    if (options.images.empty())
+      fail(Code::usage, "{} reads lines of text: give picture files", options.model);
+    Budget budget;
+    budget.macs_per_sample = options.budget_macs;
+    return read_lines(network, options.images, budget, globals);
+  }
   std::vector<Picture> pictures;
   if (!options.images.empty()) {
     const ImageShape shape = image_shape(network);
@@ -261,14 +269,15 @@ Action setup(CLI::App& app) {
   };
 }
 
-const bool registered = register_verb({"run", "Classify pictures, embed or continue texts",
-                                       "sluice run model.safetensors shoe.png --top 3\n"
-                                       "sluice run model.safetensors --sample 7\n"
-                                       "sluice run nested.safetensors --sample 7 --size w50-d4\n"
-                                       "sluice run minilm.safetensors --text 'Hello there' --json\n"
-                                       "sluice run qwen.safetensors --prompt 'Once upon a time' "
-                                       "--temperature 0.8 --top-p 0.95",
-                                       setup});
+const bool registered =
+    register_verb({"run", "Classify pictures, read lines of text in them, embed or continue texts",
+                   "sluice run model.safetensors shoe.png --top 3\n"
+                   "sluice run model.safetensors --sample 7\n"
+                   "sluice run nested.safetensors --sample 7 --size w50-d4\n"
+                   "sluice run minilm.safetensors --text 'Hello there' --json\n"
+                   "sluice run qwen.safetensors --prompt 'Once upon a time' "
+                   "--temperature 0.8 --top-p 0.95",
+                   setup});
 
 }  // namespace
 }  // namespace sluice::cli

@@ -167,4 +167,20 @@ std::vector<float> to_input(const Image& image, int64_t channels, int64_t height
   return result;
 }
 
+std::vector<float> to_line_input(const Image& image, int64_t channels, int64_t height,
+                                 int64_t width, double mean, double std) {
+  check(image, "to_line_input");
+  const double scaled = std::ceil(static_cast<double>(height) * static_cast<double>(image.width) /
+                                  static_cast<double>(image.height));
+  const int64_t used = scaled < static_cast<double>(width)
+                           ? std::max<int64_t>(1, static_cast<int64_t>(scaled))
+                           : width;
+  const std::vector<float> line = to_input(image, channels, height, used, mean, std);
+  std::vector<float> result(static_cast<size_t>(channels * height * width), 0.0F);
+  for (int64_t row = 0; row < channels * height; ++row) {
+    std::copy_n(line.begin() + row * used, used, result.begin() + row * width);
+  }
+  return result;
+}
+
 }  // namespace sluice::data

@@ -34,5 +34,9 @@ Image resize(const Image& image, int64_t width, int64_t height);
 /// x width.
 std::vector<float> to_input(const Image& image, int64_t channels, int64_t height, int64_t width,
                             double mean, double std);
+/// The same for a line of text: at the left, as high as `height` with its proportions kept (but not
+/// wider than `width`), and 0 to its right.
+std::vector<float> to_line_input(const Image& image, int64_t channels, int64_t height,
+                                 int64_t width, double mean, double std);
 
 }  // namespace sluice::data
