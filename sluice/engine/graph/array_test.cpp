@@ -38,9 +38,11 @@ void expect_parity(const Model& model, int64_t count, const std::string& what,
     const std::vector<std::span<float>> out(outputs.begin(), outputs.end());
     session.run(in, out, count);
     for (size_t o = 0; o < outputs.size(); ++o)
-      for (size_t i = 0; i < outputs[o].size(); ++i)
+      for (size_t i = 0; i < outputs[o].size(); ++i) {
+        if (std::isnan(expected[o][i]) && std::isnan(outputs[o][i])) continue;  // acosh(0.5)
         ASSERT_NEAR(outputs[o][i], expected[o][i], tolerance * (1 + std::abs(expected[o][i])))
             << what << ", output " << o << ", element " << i;
+      }
   }
 }
 
@@ -272,8 +274,11 @@ TEST(Arrays, AFactorAndAnOffsetBehindAConvolutionAreFused) {
                  {{"kind", std::string("linear")}, {"alpha", 1.7}, {"beta", -0.3}});
     const Model model = net.finish(y);
     Session session{Network(model.bundle)};
-    ASSERT_EQ(session.plan().size(), 1u);
-    EXPECT_EQ(session.plan()[0].fused, (std::vector<std::string>{"act", "affine"}));
+    const auto plan = session.plan();  // reorders around it aside
+    const auto step =
+        std::find_if(plan.begin(), plan.end(), [](const PlanStep& s) { return s.path == "conv"; });
+    ASSERT_NE(step, plan.end());
+    EXPECT_EQ(step->fused, (std::vector<std::string>{"act", "affine"}));
     expect_parity(model, 2, "groups " + std::to_string(groups));
   }
 }

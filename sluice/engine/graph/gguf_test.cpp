@@ -131,7 +131,14 @@ TEST(GgufVocabulary, WhatTheOtherSideCannotSayIsRefused) {
   refused(
       "llama2", [](Json&) {}, "field 'model.merges'");  // not every pair is there
   refused(
-      "roberta", [](Json&) {}, "field 'post_processor'");
+      "roberta", [](Json&) {}, "field 'added_tokens.lstrip'");
+  refused(
+      "roberta",
+      [](Json& j) {
+        for (Json& token : j["added_tokens"]) token["lstrip"] = false;
+        j["pre_tokenizer"]["add_prefix_space"] = false;
+      },
+      "field 'post_processor'");
   refused(
       "gpt2",
       [](Json& j) {

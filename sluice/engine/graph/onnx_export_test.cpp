@@ -129,7 +129,7 @@ TEST(OnnxExport, ArraysAndRecurrentLayersComeBack) {
   const Value part =
       net.node("slice", "part", {both}, {{"axis", int64_t{0}}, {"start", int64_t{2}}});
   net.builder().output(
-      net.node("matmul", "square", {part, part}, {{"transpose_b", true}, {"scale", 0.5}}));
+      net.node("matmul", "product", {part, part}, {{"transpose_b", true}, {"scale", 0.5}}));
   net.tensor("row", {1, 5}, net.normal(5, 1));
   net.tensor("whole", {4, 5}, net.normal(20, 1));
   const Value constant = net.builder().node("constant", "constant", {x}, {}, {{"value", "whole"}});
@@ -163,8 +163,11 @@ TEST(OnnxExport, ArraysAndRecurrentLayersComeBack) {
 TEST(OnnxExport, RefusesWhatOnnxCannotHold) {
   NetworkBuilder net(4);
   const Value x = net.input({6});
-  const Model nested = net.finish(
-      net.builder().node("compact_rows", "rows", {x, net.node("threshold", "keep", {x})}, {}));
+  const Value first =
+      net.node("slice", "first", {x}, {{"start", int64_t{0}}, {"size", int64_t{1}}});
+  const Value keep = net.node("threshold", "keep", {first});
+  const Value kept = net.node("compact_rows", "rows", {x, keep});
+  const Model nested = net.finish(net.node("scatter_rows", "back", {x, kept, keep}));
   EXPECT_ERROR(bundle::onnx_bytes(nested.bundle), Code::unsupported, "'rows' (compact_rows)");
   NetworkBuilder cached(5);
   const Value y = cached.input({4, 6});

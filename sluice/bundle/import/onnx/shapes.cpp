@@ -160,6 +160,8 @@ Vals split(const Call& c) {
       c.refuse(Code::shape, fmt::format("{} in {} equal parts", x.shape[axis], outputs));
     sizes.assign(static_cast<size_t>(outputs), x.shape[axis] / outputs);
   }
+  if (std::ssize(sizes) != outputs)
+    c.refuse(Code::shape, fmt::format("{} parts for {} outputs", sizes.size(), outputs));
   Vals parts;
   int64_t at = 0;
   for (const int64_t size : sizes) {

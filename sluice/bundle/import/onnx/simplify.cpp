@@ -37,6 +37,9 @@ class Rewriter {
   }
   int in(int n, size_t i = 0) { return node(n).inputs[i]; }
   double number(int n, const char* name) { return attr_double(node(n).attrs, name, 0); }
+  bool is_output(int n) {
+    return std::find(net_.outputs.begin(), net_.outputs.end(), n) != net_.outputs.end();
+  }
   bool once(int n) { return uses_[static_cast<size_t>(n)] == 1; }
 
   void count_uses() {
@@ -83,13 +86,13 @@ class Rewriter {
   bool join_affine(int n) {
     if (!is(n, "unary", "linear")) return false;
     const double alpha = number(n, "alpha"), beta = number(n, "beta");
-    const bool is_output =
-        std::find(net_.outputs.begin(), net_.outputs.end(), n) != net_.outputs.end();
-    if (near(alpha, 1) && beta == 0 && std::abs(alpha - 1) < 1e-7 && !is_output) {
-      forward(n, in(n));
+    const int x = in(n);
+    // An output of its own must stay one: neither the graph's input nor another output's value.
+    const bool tied = is_output(n) && (node(x).op.empty() || is_output(x));
+    if (std::abs(alpha - 1) < 1e-7 && beta == 0 && !tied) {
+      forward(n, x);
       return true;
     }
-    const int x = in(n);
     if (!is(x, "unary", "linear") || !once(x)) return false;
     become_linear(n, in(x), alpha * number(x, "alpha"), alpha * number(x, "beta") + beta);
     return true;
