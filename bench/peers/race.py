@@ -72,12 +72,6 @@ def machine(threads):
     return {"cpu": field("model name"), "isa": " ".join(isa), "threads": threads, "memory": f"{memory} MiB"}
 
 
-def bandwidth(threads):
-    """GB/s that `sluice bench kernels` would call the limit: a big array summed by numpy-free means is too slow in
-    Python, so the binary measures it."""
-    return None
-
-
 def report(slug, command, data, arms, bars, limits, notes, threads, family="peers"):
     by = {a["name"]: a for a in arms}
     for bar in bars:
