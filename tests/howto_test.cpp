@@ -10,6 +10,7 @@
 
 #include "sluice/base/file.h"
 #include "sluice/base/json.h"
+#include "sluice/bundle/import/onnx/testing.h"
 #include "sluice/bundle/import/testing.h"
 #include "tests/process.h"
 #include "tests/tiny_models.h"
@@ -132,6 +133,17 @@ void write_models(const TempDirectory& directory) {
   ASSERT_EQ(sluice({"export", bundle, "-o", gguf, "--format", "gguf"}).exit_code, 0);
 }
 
+/// "net.onnx", a convolution and a linear layer with an open batch.
+void write_onnx(const TempDirectory& directory) {
+  bundle::onnx::testing::Graph graph;
+  graph.input("x", {-1, 3, 224, 224}).reals("w", {2, 3, 1, 1}, {1, 2, 3, -1, 0, 1});
+  graph.node("Conv", {"x", "w"}, {"c"}).node("Relu", {"c"}, {"r"});
+  graph.node("GlobalAveragePool", {"r"}, {"p"}).node("Flatten", {"p"}, {"f"});
+  graph.reals("fc", {2, 2}, {1, 2, 3, 4}).output("y");
+  graph.node("Gemm", {"f", "fc"}, {"y"}, {{"transB", int64_t{1}}});
+  write_bytes(directory / "net.onnx", graph.model());
+}
+
 /// "random", a tiny decoder by the script that the page runs; whether there is a Python to run it.
 bool write_random_decoder(const TempDirectory& directory) {
   const std::string command = "python3 '" SLUICE_SOURCE_DIR "/scripts/make-random-decoder.py' '" +
@@ -151,10 +163,11 @@ TEST_P(Howto, EveryCommandWorks) {
   write_tiny_model("qwen3", directory / "Qwen3-0.6B", 2048);
   write_tiny_model("bert", directory / "all-MiniLM-L6-v2");
   write_tiny_retrieval_set(directory / "glosses");
-  std::string words;
-  for (int i = 0; i < 200; ++i) words += "w" + std::to_string(3 + i * i % 30) + " ";
-  write_bytes(directory / "book.txt", words);
+  std::string book;
+  for (int i = 0; i < 200; ++i) book += "w" + std::to_string(3 + i * i % 30) + " ";
+  write_bytes(directory / "book.txt", book);
   if (GetParam().stem() == "bring-your-model") write_models(directory);
+  if (GetParam().stem() == "import-onnx") write_onnx(directory);
   if (GetParam().stem() == "compare-with-llama-cpp" && !write_random_decoder(directory))
     GTEST_SKIP() << "no python3 for scripts/make-random-decoder.py";
   const std::vector<std::string> all = commands(GetParam());
