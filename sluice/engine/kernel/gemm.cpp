@@ -175,8 +175,7 @@ void run_unpacked(const Layer& layer, const float* x, float* y, std::byte* scrat
   const int64_t strips = (w.rows + plan.strip_rows - 1) / plan.strip_rows;
   std::byte* const buffers = scratch + plan.x_bytes + plan.scale_bytes;
   const int threads = layer.threads;
-#pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
-  for (int64_t lane = 0; lane < threads; ++lane) {
+  const auto run_lane = [&](int64_t lane) {
     float* strip = reinterpret_cast<float*>(buffers + lane * plan.strip_bytes);
     for (int64_t s = lane; s < strips; s += threads) {
       const int64_t first = s * plan.strip_rows, count = std::min(plan.strip_rows, w.rows - first);
@@ -189,6 +188,12 @@ void run_unpacked(const Layer& layer, const float* x, float* y, std::byte* scrat
       }
       onednn::multiply_rows(x, values, rows, w.columns, count, y + first, w.rows);
     }
+  };
+  if (threads == 1) {  // without a team: the runtime allocates one for every region of another size
+    run_lane(0);
+  } else {
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (int64_t lane = 0; lane < threads; ++lane) run_lane(lane);
   }
   if (layer.kind == DotKind::i8) {
     for (int64_t r = 0; r < rows; ++r)

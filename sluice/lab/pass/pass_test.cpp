@@ -133,7 +133,7 @@ TEST(FoldNorm, FoldsIntoLinearLayersAndKeepsBiases) {
   root->append("norm2", std::make_shared<BatchNorm>(3));
   randomize_norms(*root, 4);
   root->eval();
-  const Model model{root, {2, 3, 3}, {}, Json::array()};
+  const Model model{.root = root, .input_shape = {2, 3, 3}};
   expect_equal_and_reloadable(model, run_pass(model, "fold-norm", {}), "linear");
   // A mask sits behind the sigmoid, where its zero stays one.
   Model pruned = run_pass(model, "prune", with({{"granularity", "channel"}, {"rate", 0.5}}));
@@ -164,7 +164,7 @@ TEST(ReestimateNorm, FindsTheDatasStatistics) {
   auto root = std::make_shared<Sequential>();
   root->append("norm", std::make_shared<BatchNorm>(2));
   root->eval();
-  const Model model{root, {2, 4, 4}, {}, Json::array()};
+  const Model model{.root = root, .input_shape = {2, 4, 4}};
   PassInput input;
   input.calibration = random_tensor({64, 2, 4, 4}, 1) * 3 + 5;
   input.batch = 16;
@@ -306,9 +306,10 @@ TEST(Passes, AreListedWithTheirPromises) {
     if (pass->info.keeps_function) equal.push_back(pass->info.name);
     EXPECT_FALSE(pass->info.summary.empty());
   }
-  EXPECT_THAT(names, ElementsAre("insert-gates", "freeze-gates", "slice-channels", "fold-norm",
-                                 "prune", "quantize", "dequantize", "reestimate-norm"));
-  EXPECT_THAT(equal, ElementsAre("slice-channels", "fold-norm"));
+  EXPECT_THAT(names,
+              ElementsAre("insert-gates", "freeze-gates", "slice-channels", "fold-norm", "prune",
+                          "quantize", "dequantize", "rotate-residual", "reestimate-norm"));
+  EXPECT_THAT(equal, ElementsAre("slice-channels", "fold-norm", "rotate-residual"));
 }
 
 }  // namespace
