@@ -198,6 +198,7 @@ Vals layer_norm(const Call& c) {
   const size_t axis = c.axis(c.attr("axis", int64_t{-1}), x.shape.size());
   int64_t width = 1;
   for (size_t i = axis; i < x.shape.size(); ++i) width = checked_mul(width, x.shape[i], "width");
+  if (width < 1) c.refuse(Code::shape, fmt::format("of {}", to_string(x.shape)));
   const double eps = c.attr("epsilon", 1e-5);
   std::map<std::string, ConstantPtr> tensors;
   const auto flat = [&](size_t i, const char* role, const char* name) {

@@ -339,12 +339,16 @@ Vals range(const Call& c) {
   const double count = delta != 0 ? std::max(0.0, std::ceil((limit - start) / delta)) : -1;
   if (!(count >= 0 && count < 1e9)) c.refuse(Code::limit, "an endless range");
   c.to.spend({static_cast<int64_t>(count)});
-  const bool integer = c.known(0, "start").integer;
+  const Constant& by = c.known(2, "delta");
+  const int64_t step = by.integer ? by.integers[0] : 0;
+  const bool integer = c.known(0, "start").integer && by.integer;
   std::vector<int64_t> whole;
   std::vector<float> reals;
   for (int64_t i = 0; i < static_cast<int64_t>(count); ++i) {
     if (integer) {
-      whole.push_back(c.known(0, "start").integers[0] + i * static_cast<int64_t>(delta));
+      // Wraps around where the numbers of the file do.
+      whole.push_back(static_cast<int64_t>(static_cast<uint64_t>(c.known(0, "start").integers[0]) +
+                                           static_cast<uint64_t>(i) * static_cast<uint64_t>(step)));
     } else {
       reals.push_back(static_cast<float>(start + static_cast<double>(i) * delta));
     }
