@@ -10,6 +10,8 @@ import sys
 import tempfile
 import time
 
+# Not onnxruntime.py of this folder.
+sys.path = [path for path in sys.path if path not in ("", os.path.dirname(os.path.abspath(__file__)))]
 import numpy as np
 import onnxruntime
 from PIL import Image, ImageDraw, ImageFont
@@ -21,14 +23,16 @@ LINES, HEIGHT, WIDTH = 120, 48, 320
 
 
 class Options(ctypes.Structure):
-    _fields_ = [("batch", ctypes.c_int64), ("threads", ctypes.c_int32), ("verify", ctypes.c_int32)]
+    """sluice_options of sluice/engine/capi/sluice.h."""
+    _fields_ = [("batch", ctypes.c_int64), ("threads", ctypes.c_int32), ("verify_checksums", ctypes.c_int32),
+                ("sequences", ctypes.c_int32), ("last_rows", ctypes.c_int64)]
 
 
 class Sluice:
     def __init__(self, library, path, threads, outputs):
         self.lib = library
         self.handle = ctypes.c_void_p()
-        options = Options(1, threads, 0)
+        options = Options(batch=1, threads=threads)
         self.check(library.sluice_load(path.encode(), ctypes.byref(options), ctypes.byref(self.handle)))
         self.output = np.zeros(outputs, np.float32)
 
@@ -180,7 +184,7 @@ def main():
     parser.add_argument("--build", default="build/engine-only")
     parser.add_argument("--models", default=os.environ.get("SLUICE_MODELS", ""))
     parser.add_argument("--copies", nargs="*", default=[], help="further bundles of the recogniser")
-    parser.add_argument("--out", default="docs/results/onnx-models.json")
+    parser.add_argument("--out", default="", help="also write the report there")
     args = parser.parse_args()
     args.sluice = os.path.join(args.build, "sluice")
     library = ctypes.CDLL(os.path.abspath(os.path.join(args.build, "lib/engine/capi/libsluice.so")))

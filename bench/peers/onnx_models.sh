@@ -2,7 +2,7 @@
 # The OCR recogniser and the speech detector that scripts/fetch-models.sh brings, in Sluice and in ONNX Runtime: are the
 # outputs equal, are lines read equally well, which is faster (interleaved, medians).
 #
-#   bench/peers/onnx_models.sh                      both, into docs/results/onnx-models.json
+#   bench/peers/onnx_models.sh                      both
 #   bench/peers/onnx_models.sh ocr --threads 1 --out /tmp/report.json
 #
 # Python packages go into a virtual environment under ~/.cache/sluice (or $SLUICE_CACHE). Debian packages that it needs:
