@@ -28,7 +28,8 @@ void only_errors(F&& call) {
 }
 
 void read_values(const gguf::File& file) {
-  for (const auto& [key, value] : file.metadata()) {
+  for (const auto& entry : file.metadata()) {
+    const auto& key = entry.first;
     only_errors([&] { file.integer(key, INT64_MIN, INT64_MAX); });
     only_errors([&] { file.number(key, -1e300, 1e300); });
     only_errors([&] { file.flag(key); });

@@ -62,7 +62,8 @@ std::string pooling_kind(const Config& config) {
   }
   for (const auto& [key, value] : config.json().items()) {
     if (!key.starts_with("pooling_mode_") || !config.flag_or(key, false)) continue;
-    const auto mode = std::ranges::find_if(kModes, [&](const auto& m) { return key == m.first; });
+    const auto mode =
+        std::ranges::find_if(kModes, [&key = key](const auto& m) { return key == m.first; });
     if (mode == std::end(kModes) || !kind.empty())
       fail(Code::unsupported,
            "{}: expected one pooling of mean_tokens, cls_token and lasttoken, found this one{}",
