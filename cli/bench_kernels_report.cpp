@@ -7,8 +7,8 @@
 #include <cmath>
 #include <set>
 
+#include "cli/bench_json.h"
 #include "sluice/base/json.h"
-#include "sluice/base/origin.h"
 #include "sluice/base/table.h"
 #include "sluice/engine/measure/bars.h"
 #include "sluice/engine/measure/limit_probe.h"
@@ -112,8 +112,6 @@ std::string verdicts(const std::vector<Judgement>& judgements) {
   }
   return fmt::format("bars: {} of {} met\n\n{}\n", met, judgements.size(), table.text());
 }
-
-Json value_json(double value) { return {{"mean", value}, {"std", 0.0}, {"n", 1}}; }
 
 Json seconds_json(const engine::measure::Spread& s) {
   return {{"mean", s.mean},     {"std", s.deviation}, {"n", s.n},
@@ -268,24 +266,14 @@ Json kernels_json(const KernelRun& run, const std::vector<std::string>& figures)
     limits[fmt::format("f32_gflops_threads_{}", count)] = l.f32_peak * 1e-9;
     limits[fmt::format("int8_gops_threads_{}", count)] = l.int8_peak * 1e-9;
   }
-  return {{"slug", "kernels"},
-          {"id", nullptr},
-          {"family", "bench"},
-          {"scale", run.quick ? "tiny" : "small"},
-          {"date", today()},
-          {"commit", build_commit()},
-          {"command", run.command},
-          {"machine", machine_json(threads)},
-          {"data", Json::array()},
-          {"seeds", Json::array()},
-          {"rounds", run.rounds},
-          {"arms", arms},
-          {"bars", bars},
-          {"controls", Json::array()},
-          {"limits", limits},
-          {"figures", figures},
-          {"notes", all_notes(run)},
-          {"verdict", met ? "met" : "missed"}};
+  Json report = bench_report("kernels", run.command, threads, std::move(arms), std::move(limits),
+                             all_notes(run));
+  report["scale"] = run.quick ? "tiny" : "small";
+  report["rounds"] = run.rounds;
+  report["bars"] = std::move(bars);
+  report["figures"] = figures;
+  report["verdict"] = met ? "met" : "missed";
+  return report;
 }
 
 KernelRun kernels_from_json(const Json& report, const std::string& what) {

@@ -4,9 +4,9 @@
 
 #include <algorithm>
 
+#include "cli/bench_json.h"
 #include "cli/model_data.h"
 #include "sluice/base/json.h"
-#include "sluice/base/origin.h"
 #include "sluice/base/table.h"
 
 namespace sluice::cli {
@@ -47,15 +47,6 @@ std::string step_table(const BenchRow& row) {
                      row.batch, row.threads, row.threads == 1 ? "" : "s", format_seconds(total),
                      table.text());
 }
-
-Json samples_json(const std::vector<double>& samples) {
-  return {{"mean", mean(samples)},
-          {"std", stddev(samples)},
-          {"n", samples.size()},
-          {"median", median(samples)}};
-}
-
-Json value_json(double value) { return {{"mean", value}, {"std", 0.0}, {"n", 1}}; }
 
 }  // namespace
 
@@ -169,29 +160,9 @@ Json bench_json(const BenchRun& run) {
                       {"metrics", torch_metrics}});
     }
   }
-  Json limits = Json::object();
-  for (const auto& [threads, peak] : run.peak) {
-    limits[fmt::format("f32_gflops_threads_{}", threads)] = peak * 1e-9;
-    limits[fmt::format("read_gb_per_second_threads_{}", threads)] =
-        run.bandwidth.at(threads) * 1e-9;
-  }
-  return {{"slug", "bench"},
-          {"id", nullptr},
-          {"family", "bench"},
-          {"scale", "small"},
-          {"date", today()},
-          {"commit", build_commit()},
-          {"command", run.command},
-          {"machine", machine_json(most_threads)},
-          {"data", Json::array()},
-          {"seeds", Json::array()},
-          {"arms", arms},
-          {"bars", Json::array()},
-          {"controls", Json::array()},
-          {"limits", limits},
-          {"figures", Json::array()},
-          {"notes", {fmt::format("medians of {} interleaved rounds; random inputs", run.rounds)}},
-          {"verdict", "met"}};
+  return bench_report(
+      "bench", run.command, most_threads, std::move(arms), limits_json(run.peak, run.bandwidth),
+      Json::array({fmt::format("medians of {} interleaved rounds; random inputs", run.rounds)}));
 }
 
 }  // namespace sluice::cli

@@ -9,10 +9,10 @@
 #include <functional>
 #include <memory>
 
+#include "cli/bench_json.h"
 #include "cli/model_data.h"
 #include "sluice/base/error.h"
 #include "sluice/base/json.h"
-#include "sluice/base/origin.h"
 #include "sluice/base/progress.h"
 #include "sluice/base/table.h"
 #include "sluice/engine/graph/network.h"
@@ -74,15 +74,6 @@ std::vector<double> rates_of(const DecoderBenchRow& row) {
   for (const double s : row.seconds) rates.push_back(static_cast<double>(row.tokens) / s);
   return rates;
 }
-
-Json samples_json(const std::vector<double>& samples) {
-  return {{"mean", mean(samples)},
-          {"std", stddev(samples)},
-          {"n", samples.size()},
-          {"median", median(samples)}};
-}
-
-Json value_json(double value) { return {{"mean", value}, {"std", 0.0}, {"n", 1}}; }
 
 }  // namespace
 
@@ -212,31 +203,11 @@ Json decoder_bench_json(const DecoderBench& bench) {
                       {"cache_bytes", value_json(static_cast<double>(row.state_bytes))},
                       {"arena_bytes", value_json(static_cast<double>(row.arena_bytes))}}}});
   }
-  Json limits = Json::object();
-  for (const auto& [threads, peak] : bench.peak) {
-    limits[fmt::format("f32_gflops_threads_{}", threads)] = peak * 1e-9;
-    limits[fmt::format("read_gb_per_second_threads_{}", threads)] =
-        bench.bandwidth.at(threads) * 1e-9;
-  }
-  return {
-      {"slug", "bench-decoders"},
-      {"id", nullptr},
-      {"family", "bench"},
-      {"scale", "small"},
-      {"date", today()},
-      {"commit", build_commit()},
-      {"command", bench.command},
-      {"machine", machine_json(most_threads)},
-      {"data", Json::array()},
-      {"seeds", Json::array()},
-      {"arms", arms},
-      {"bars", Json::array()},
-      {"controls", Json::array()},
-      {"limits", limits},
-      {"figures", Json::array()},
-      {"notes",
-       {fmt::format("medians of {} interleaved rounds; ppN, tgN as in llama-bench", bench.rounds)}},
-      {"verdict", "met"}};
+  return bench_report(
+      "bench-decoders", bench.command, most_threads, std::move(arms),
+      limits_json(bench.peak, bench.bandwidth),
+      Json::array({fmt::format("medians of {} interleaved rounds; ppN, tgN as in llama-bench",
+                               bench.rounds)}));
 }
 
 }  // namespace sluice::cli

@@ -16,6 +16,7 @@
 #include "sluice/base/progress.h"
 #include "sluice/base/table.h"
 #include "sluice/data/retrieval.h"
+#include "sluice/engine/graph/evaluate.h"
 #include "sluice/engine/text/embedder.h"
 #include "sluice/engine/text/perplexity.h"
 #include "sluice/engine/text/retrieval.h"

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/classes.h"
 #include "cli/model_data.h"
 #include "cli/output.h"
 #include "cli/run_read.h"
@@ -37,13 +38,15 @@ struct Options {
   std::string size;
 };
 
-/// Which size of a nested network: the one asked for, or the last that the budget allows, or -1.
+/// Which size of a nested network: the one asked for, or the largest that the budget allows, or -1.
 int64_t choose_size(const Options& options, const bundle::Bundle& bundle) {
   const auto& sizes = bundle.sizes();
   if (!options.size.empty()) return bundle::find_size(sizes, options.size, bundle.path());
   int64_t chosen = -1;
   for (size_t i = 0; i < sizes.size() && options.budget_macs; ++i)
-    if (sizes[i].macs <= *options.budget_macs) chosen = static_cast<int64_t>(i);
+    if (sizes[i].macs <= *options.budget_macs &&
+        (chosen < 0 || sizes[i].macs >= sizes[static_cast<size_t>(chosen)].macs))
+      chosen = static_cast<int64_t>(i);
   return chosen;
 }
 
@@ -100,27 +103,6 @@ Picture from_sample(const LabelledData& data, int64_t index, const engine::Netwo
   return picture;
 }
 
-/// Logits -> probabilities, unless the graph ends in a softmax of its own.
-void to_probabilities(std::vector<float>& values, const bundle::Graph& graph) {
-  if (!graph.nodes.empty() && graph.nodes.back().op == "softmax") {
-    return;
-  }
-  const float largest = *std::max_element(values.begin(), values.end());
-  double sum = 0;
-  for (float& value : values) {
-    value = std::exp(value - largest);
-    sum += value;
-  }
-  for (float& value : values) {
-    value = static_cast<float>(value / sum);
-  }
-}
-
-std::string class_name(const std::vector<std::string>& labels, int64_t index) {
-  return index < static_cast<int64_t>(labels.size()) ? labels[static_cast<size_t>(index)]
-                                                     : fmt::format("class {}", index);
-}
-
 int run_text(const Options& options, const Globals& globals) {
   const bool pictures = !options.images.empty() || !options.samples.empty();
   if (pictures || (options.generate.wanted() && !options.texts.empty()))
@@ -149,6 +131,9 @@ int classify(const Options& options, const Globals& globals) {
   if (task.kind == "read") {
     if (options.images.empty())
       fail(Code::usage, "{} reads lines of text: give picture files", options.model);
+    if (options.invert || !options.size.empty())
+      fail(Code::usage, "{} reads lines of text: {} is for models that classify pictures",
+           options.model, options.invert ? "--invert" : "--size");
     Budget budget;
     budget.macs_per_sample = options.budget_macs;
     return read_lines(network, options.images, budget, globals);
@@ -174,7 +159,6 @@ int classify(const Options& options, const Globals& globals) {
       size < 0 ? "" : network.bundle().sizes()[static_cast<size_t>(size)].name;
   engine::Session session(network, {.batch = 1, .threads = globals.threads});
   const size_t classes = static_cast<size_t>(numel(network.output_shape()));
-  const size_t top = std::min(static_cast<size_t>(options.top), classes);
   Json results = Json::array();
   std::string text;
   for (const Picture& picture : pictures) {
@@ -186,26 +170,13 @@ int classify(const Options& options, const Globals& globals) {
         fail(Code::numeric, "{}: the output for {} is not finite", options.model, picture.name);
       }
     }
-    to_probabilities(output, network.bundle().graph());
-    std::vector<int64_t> order(classes);
-    std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
-      return output[static_cast<size_t>(a)] > output[static_cast<size_t>(b)];
-    });
+    const std::vector<Class> found = classes_of(network.bundle(), output, options.top);
     const std::string macs = format_macs(static_cast<double>(meter.macs()));
-    Json classes_json = Json::array();
-    Table table({"class", "probability"});
-    for (size_t i = 0; i < top; ++i) {
-      const double probability = output[static_cast<size_t>(order[i])];
-      classes_json.push_back({{"index", order[i]},
-                              {"label", class_name(task.labels, order[i])},
-                              {"probability", probability}});
-      table.row({class_name(task.labels, order[i]), fmt::format("{:.1f} %", 100 * probability)});
-    }
-    Json result = {{"picture", picture.name}, {"classes", classes_json}, {"macs", meter.macs()}};
-    text += fmt::format("{}{}\n{}", text.empty() ? "" : "\n", picture.name, table.text());
+    Json result = {
+        {"picture", picture.name}, {"classes", classes_json(found)}, {"macs", meter.macs()}};
+    text += fmt::format("{}{}\n{}", text.empty() ? "" : "\n", picture.name, classes_text(found));
     if (picture.label) {
-      const bool correct = *picture.label == order[0];
+      const bool correct = *picture.label == found[0].index;
       result["true"] = {{"index", *picture.label},
                         {"label", class_name(task.labels, *picture.label)},
                         {"correct", correct}};

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "cli/classes.h"
 #include "cli/model_data.h"
 #include "cli/output.h"
 #include "sluice/base/error.h"
@@ -23,35 +24,6 @@ std::string numbers(const std::vector<float>& values) {
   for (size_t i = 0; i < values.size(); ++i)
     line += fmt::format("{}{:.6g}", i ? " " : "", values[i]);
   return line + "\n";
-}
-
-std::vector<double> softmax_of(const std::vector<float>& logits) {
-  const double highest = *std::max_element(logits.begin(), logits.end());
-  std::vector<double> values;
-  double sum = 0;
-  for (const float logit : logits) sum += values.emplace_back(std::exp(logit - highest));
-  for (double& value : values) value /= sum;
-  return values;
-}
-
-/// The `top` most probable classes, as JSON and as a table.
-std::pair<Json, std::string> classes_of(const bundle::Task& task, const std::vector<float>& logits,
-                                        size_t top) {
-  const std::vector<double> probabilities = softmax_of(logits);
-  std::vector<size_t> order(logits.size());
-  std::iota(order.begin(), order.end(), size_t{0});
-  std::stable_sort(order.begin(), order.end(),
-                   [&](size_t a, size_t b) { return probabilities[a] > probabilities[b]; });
-  Json json = Json::array();
-  Table table({"class", "probability"});
-  for (size_t i = 0; i < std::min(top, order.size()); ++i) {
-    const size_t index = order[i];
-    const std::string label =
-        index < task.labels.size() ? task.labels[index] : fmt::format("class {}", index);
-    json.push_back({{"index", index}, {"label", label}, {"probability", probabilities[index]}});
-    table.row({label, fmt::format("{:.1f} %", 100 * probabilities[index])});
-  }
-  return {json, table.text()};
 }
 
 }  // namespace
@@ -78,9 +50,9 @@ int run_texts(const engine::Network& network, const std::vector<std::string>& te
                            text.tokens, network.input_shape()[0]));
     Json result = {{"text", texts[i]}, {"tokens", text.tokens}, {"cut", text.cut}};
     if (classifies) {
-      const auto [json, table] = classes_of(model.task(), text.values, static_cast<size_t>(top));
-      result["classes"] = json;
-      lines += fmt::format("{}text {}\n{}", i ? "\n" : "", i + 1, table);
+      const std::vector<Class> classes = classes_of(model, text.values, top);
+      result["classes"] = classes_json(classes);
+      lines += fmt::format("{}text {}\n{}", i ? "\n" : "", i + 1, classes_text(classes));
     } else {
       result["vector"] = text.values;
       lines += numbers(text.values);

@@ -1,7 +1,6 @@
 #include "cli/lab/text_corpus.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <optional>
 
 #include "sluice/base/error.h"
@@ -9,6 +8,7 @@
 #include "sluice/base/json.h"
 #include "sluice/base/progress.h"
 #include "sluice/base/table.h"
+#include "sluice/data/directory.h"
 #include "sluice/data/text/documents.h"
 #include "sluice/text/tokenizer.h"
 #include "sluice/text/train_bpe.h"
@@ -18,22 +18,15 @@ namespace {
 
 constexpr const char* kSeparator = "<|endoftext|>";
 
-std::string variable(const char* name) {
-  const char* value = std::getenv(name);
-  return value == nullptr ? "" : value;
-}
-
 /// A path, or the name of a set of texts that scripts/data.sh has made.
 std::string find_text(const std::string& text) {
   if (file_exists(text) || text.find('/') != std::string::npos) return text;
-  const std::string data = variable("SLUICE_DATA"), home = variable("XDG_DATA_HOME");
-  const std::string root =
-      !data.empty() ? data
-                    : (!home.empty() ? home : variable("HOME") + "/.local/share") + "/sluice";
-  const std::string path = root + "/" + text;
+  const std::string path = data::data_directory(text);
   if (!file_exists(path))
-    fail(Code::missing, "text '{}': neither a path nor a set of texts in {}; scripts/data.sh {}",
-         text, root, text);
+    fail(Code::missing,
+         "text '{}': neither a path nor a set of texts: there is no {}; "
+         "scripts/data.sh {}",
+         text, path, text);
   return path;
 }
 

@@ -10,6 +10,7 @@
 #include "sluice/base/file.h"
 #include "sluice/base/path_pattern.h"
 #include "sluice/base/random.h"
+#include "sluice/data/directory.h"
 #include "sluice/data/emoji.h"
 #include "sluice/data/gzip.h"
 #include "sluice/data/idx.h"
@@ -18,30 +19,10 @@
 namespace sluice::data {
 namespace {
 
-/// The directory that a set is read from: the caller's, then $SLUICE_DATA/<name>, then the
-/// package's.
+/// The directory that a set is read from: the caller's, or data_directory's.
 std::string find_directory(const std::string& name, const LoadOptions& options,
-                           const std::string& packaged) {
-  if (!options.directory.empty()) {
-    return options.directory;
-  }
-  if (const char* root = std::getenv("SLUICE_DATA"); root != nullptr && *root != '\0') {
-    const std::string directory = std::string(root) + "/" + name;
-    if (file_exists(directory)) {
-      return directory;
-    }
-  }
-  return packaged;
-}
-
-/// Where scripts/data.sh puts what no Debian package holds, when SLUICE_DATA is not set.
-std::string fetched_directory(const std::string& name) {
-  const auto variable = [](const char* key) {
-    const char* value = std::getenv(key);
-    return std::string(value == nullptr ? "" : value);
-  };
-  const std::string data = variable("XDG_DATA_HOME");
-  return (data.empty() ? variable("HOME") + "/.local/share" : data) + "/sluice/" + name;
+                           const std::string& packaged = "") {
+  return options.directory.empty() ? data_directory(name, packaged) : options.directory;
 }
 
 /// `file` or `file`.gz in `directory`.
@@ -243,7 +224,7 @@ ImageSet load_image_set(const std::string& name, const LoadOptions& options) {
   } else if (name == "digits") {
     set = load_digits(options);
   } else if (name == "emoji") {
-    set = load_emoji(find_directory(name, options, fetched_directory(name)));
+    set = load_emoji(find_directory(name, options));
   } else if (name == "blobs") {
     set = make_blobs();
   } else {

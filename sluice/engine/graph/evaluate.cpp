@@ -4,19 +4,17 @@
 #include <cmath>
 
 #include "sluice/base/error.h"
+#include "sluice/engine/kernel/reduce.h"
 
 namespace sluice::engine {
-namespace {
-
-/// -log softmax(logits)[label], in double.
-double cross_entropy(std::span<const float> logits, int64_t label) {
-  const double top = *std::max_element(logits.begin(), logits.end());
-  double sum = 0;
-  for (float x : logits) sum += std::exp(x - top);
-  return std::log(sum) + top - logits[static_cast<size_t>(label)];
+double cross_entropy(std::span<float> logits, int64_t label) {
+  const size_t best =
+      static_cast<size_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+  const double highest = logits[best], mine = logits[static_cast<size_t>(label)];
+  softmax(logits.data(), logits.data(), 1, logits.size());
+  // ln of the sum from the largest probability: the label's own may be 0 in f32.
+  return highest - mine - std::log(static_cast<double>(logits[best]));
 }
-
-}  // namespace
 
 Evaluation evaluate(const Network& network, const LabelledPixels& samples, int64_t batch,
                     int threads, const Budget* budget, int64_t size) {
@@ -65,8 +63,7 @@ Evaluation evaluate(const Network& network, const LabelledPixels& samples, int64
                    [&](uint8_t p) { return table[p]; });
     session.run(input, output, now, run_options);
     for (int64_t i = 0; i < now; ++i) {
-      const std::span<const float> logits(output.data() + i * classes,
-                                          static_cast<size_t>(classes));
+      const std::span<float> logits(output.data() + i * classes, static_cast<size_t>(classes));
       const int64_t label = samples.labels[static_cast<size_t>(first + i)];
       const auto best = std::max_element(logits.begin(), logits.end()) - logits.begin();
       correct += best == label;

@@ -23,6 +23,9 @@ struct Evaluation {
   double macs_per_sample = 0;  ///< metered
 };
 
+/// -ln softmax(logits)[label]; `logits` are overwritten. NaN for logits that are not numbers.
+double cross_entropy(std::span<float> logits, int64_t label);
+
 /// Throws Error{shape} when the samples do not fit the network's input or a label is outside its
 /// outputs. `size` as in RunOptions.
 Evaluation evaluate(const Network& network, const LabelledPixels& samples, int64_t batch = 250,

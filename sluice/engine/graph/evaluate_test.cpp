@@ -69,5 +69,16 @@ TEST(Evaluate, RefusesSamplesThatDoNotFit) {
   EXPECT_EQ(code({std::span(pixels).first(2), two, 0, 1}, 1, &budget), Code::limit);
 }
 
+TEST(Evaluate, CrossEntropyOfExtremeLogits) {
+  std::vector<float> logits{0, 200, -300};
+  EXPECT_NEAR(cross_entropy(logits, 2), 500, 1e-3);
+  logits = {1, 1, 1, 1};
+  EXPECT_NEAR(cross_entropy(logits, 3), std::log(4.0), 1e-6);
+  logits = {1, std::nanf("")};
+  EXPECT_FALSE(std::isfinite(cross_entropy(logits, 0)));
+  logits = {1, std::numeric_limits<float>::infinity()};
+  EXPECT_FALSE(std::isfinite(cross_entropy(logits, 0)));
+}
+
 }  // namespace
 }  // namespace sluice::engine

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "sluice/base/error.h"
+#include "sluice/engine/kernel/padded_picture.h"
 #include "sluice/engine/kernel/panel.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -126,7 +127,7 @@ struct GatheredConv {
   int64_t rows = 0, runs = 0, outputs = 0, bias_at = 0, picture = 0, lane = 0, lane_bytes = 0,
           scratch_bytes = 0;
 
-  bool padded() const { return shape.padding[0] > 0 || shape.padding[1] > 0; }
+  bool padded() const { return is_padded(shape); }
 };
 
 /// One sample's channels and where its operands lie.
@@ -355,22 +356,9 @@ Kernel make_gathered_conv(const onednn::ConvShape& shape, std::span<const float>
   const int64_t out = shape.out_channels, in = shape.in_channels, taps = conv->taps;
   constexpr int64_t kFloat = sizeof(float);
   SLUICE_CHECK(static_cast<int64_t>(weight.size()) == out * in * taps);
-  const auto reach = [&](int i) {
-    const int64_t size = i == 0 ? shape.in_height : shape.in_width,
-                  made = i == 0 ? shape.out_height : shape.out_width;
-    if (!conv->padded()) return size;
-    return std::max(size + shape.padding[i],
-                    (made - 1) * shape.stride[i] + (shape.kernel[i] - 1) * shape.dilation[i] + 1);
-  };
-  conv->padded_height = reach(0);
-  conv->padded_width = reach(1);
-  const int64_t picture =
-      checked_mul(checked_mul(conv->padded_height, conv->padded_width, "padded picture"),
-                  in * kFloat, "padded picture");
-  if (picture > int64_t{1} << 32) {
-    fail(Code::limit, "{}: the padded picture {} x {} x {} is too large", what, in,
-         conv->padded_height, conv->padded_width);
-  }
+  const PaddedPicture picture = padded_picture(shape, what);
+  conv->padded_height = picture.height;
+  conv->padded_width = picture.width;
   if (checked_mul(taps, in, "weights") > std::numeric_limits<uint32_t>::max())
     fail(Code::limit, "{}: {} weights per output are too many", what, taps * in);
   conv->weight =
@@ -396,7 +384,7 @@ Kernel make_gathered_conv(const onednn::ConvShape& shape, std::span<const float>
   conv->runs = take((taps + taps * in / kDepth + 1) * static_cast<int64_t>(sizeof(PanelRun)));
   conv->outputs = take(out * kFloat);
   conv->bias_at = take(panel_outputs(out) * kFloat);
-  conv->picture = take(picture);
+  conv->picture = take(picture.bytes);
   conv->lane_bytes =
       align_up((kDepth * kPanel + kSpill + panel_outputs(out) + kStrip * out) * kFloat);
   conv->lane = take(conv->lane_bytes * threads);

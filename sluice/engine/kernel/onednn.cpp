@@ -343,24 +343,28 @@ Kernel make_product(ProductType type, int64_t rows, int64_t in, int64_t out,
       });
 }
 
-void multiply_rows(const float* x, const float* weight, int64_t rows, int64_t in, int64_t out,
-                   float* y, int64_t y_stride) {
+namespace {
+
+void multiply(const float* a, const float* b, int64_t rows, int64_t in, int64_t out,
+              bool transposed, float scale, float* y, int64_t y_stride) {
   t_inside = true;
-  const dnnl_status_t status =
-      dnnl_sgemm('N', 'T', rows, out, in, 1.0f, x, in, weight, in, 0.0f, y, y_stride);
+  const dnnl_status_t status = dnnl_sgemm('N', transposed ? 'T' : 'N', rows, out, in, scale, a, in,
+                                          b, transposed ? in : out, 0.0f, y, y_stride);
   t_inside = false;
   if (status != dnnl_success)
     fail(Code::internal, "oneDNN: a product failed with status {}", int(status));
 }
 
+}  // namespace
+
+void multiply_rows(const float* x, const float* weight, int64_t rows, int64_t in, int64_t out,
+                   float* y, int64_t y_stride) {
+  multiply(x, weight, rows, in, out, true, 1.0f, y, y_stride);
+}
+
 void multiply_matrices(const float* a, const float* b, int64_t rows, int64_t in, int64_t out,
                        bool transposed, float scale, float* y) {
-  t_inside = true;
-  const dnnl_status_t status = dnnl_sgemm('N', transposed ? 'T' : 'N', rows, out, in, scale, a, in,
-                                          b, transposed ? in : out, 0.0f, y, out);
-  t_inside = false;
-  if (status != dnnl_success)
-    fail(Code::internal, "oneDNN: a product failed with status {}", int(status));
+  multiply(a, b, rows, in, out, transposed, scale, y, out);
 }
 
 Kernel make_pool(const ConvShape& s, Layout layout, bool maximum, int threads) {

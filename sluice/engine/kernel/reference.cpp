@@ -22,6 +22,31 @@ std::vector<ReferenceEntry> collect() {
 
 }  // namespace
 
+ReferenceWindow::ReferenceWindow(const ReferenceCall& call)
+    : x_(call.x()),
+      weight_(call.tensor("weight")),
+      height_(call.shape()[1]),
+      width_(call.shape()[2]),
+      kernel_{call.tensor_shape("weight")[2], call.tensor_shape("weight")[3]},
+      stride_(call.pair("stride", 1)),
+      padding_(call.pair("padding", 0)),
+      dilation_(call.pair("dilation", 1)) {}
+
+double ReferenceWindow::sum(int64_t plane, int64_t channel, int64_t i, int64_t j) const {
+  double sum = 0;
+  for (int64_t u = 0; u < kernel_[0]; ++u) {
+    for (int64_t v = 0; v < kernel_[1]; ++v) {
+      const int64_t row = i * stride_[0] + u * dilation_[0] - padding_[0];
+      const int64_t column = j * stride_[1] + v * dilation_[1] - padding_[1];
+      if (row < 0 || row >= height_ || column < 0 || column >= width_) continue;
+      sum += static_cast<double>(
+                 weight_[static_cast<size_t>((plane * kernel_[0] + u) * kernel_[1] + v)]) *
+             x_[static_cast<size_t>((channel * height_ + row) * width_ + column)];
+    }
+  }
+  return sum;
+}
+
 double activate_one(Activation kind, double x) {
   switch (kind) {
     case Activation::none:

@@ -45,6 +45,21 @@ struct ReferenceEntry {
 
 double activate_one(Activation kind, double x);
 
+/// The window of a convolution whose weight is [O,C,kh,kw], as its node declares it.
+class ReferenceWindow {
+ public:
+  explicit ReferenceWindow(const ReferenceCall& call);
+  /// Products of channel `channel` of the input [C,H,W] with kernel `plane` of the weight's O C,
+  /// for output place (i, j); outside the picture there is nothing.
+  double sum(int64_t plane, int64_t channel, int64_t i, int64_t j) const;
+
+ private:
+  const std::vector<double>& x_;
+  std::span<const float> weight_;
+  int64_t height_, width_;
+  std::vector<int64_t> kernel_, stride_, padding_, dilation_;
+};
+
 // One source file each.
 std::vector<ReferenceEntry> dense_references();
 std::vector<ReferenceEntry> binary_references();

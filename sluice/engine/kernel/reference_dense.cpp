@@ -12,14 +12,10 @@ using Vec = std::vector<double>;
 using Call = ReferenceCall;
 
 Vec conv2d(const Call& c) {
-  const Shape& in = c.shape();
   const Shape& out = c.out_shape();
-  const Shape& w = c.tensor_shape("weight");
-  const auto weight = c.tensor("weight");
-  const auto stride = c.pair("stride", 1), padding = c.pair("padding", 0),
-             dilation = c.pair("dilation", 1);
+  const ReferenceWindow window(c);
   const int64_t groups = bundle::attr_int(c.node.attrs, "groups", 1);
-  const int64_t out_each = out[0] / groups, in_each = w[1];
+  const int64_t out_each = out[0] / groups, in_each = c.tensor_shape("weight")[1];
   Vec y(c.out_count());
   for (int64_t o = 0; o < out[0]; ++o) {
     for (int64_t i = 0; i < out[1]; ++i) {
@@ -27,16 +23,7 @@ Vec conv2d(const Call& c) {
         double sum = c.has("bias") ? c.tensor("bias")[static_cast<size_t>(o)] : 0.0;
         for (int64_t k = 0; k < in_each; ++k) {
           const int64_t channel = o / out_each * in_each + k;
-          for (int64_t u = 0; u < w[2]; ++u) {
-            for (int64_t v = 0; v < w[3]; ++v) {
-              const int64_t row = i * stride[0] + u * dilation[0] - padding[0];
-              const int64_t column = j * stride[1] + v * dilation[1] - padding[1];
-              if (row < 0 || row >= in[1] || column < 0 || column >= in[2]) continue;
-              sum += static_cast<double>(
-                         weight[static_cast<size_t>(((o * in_each + k) * w[2] + u) * w[3] + v)]) *
-                     c.x()[static_cast<size_t>((channel * in[1] + row) * in[2] + column)];
-            }
-          }
+          sum += window.sum(o * in_each + k, channel, i, j);
         }
         y[static_cast<size_t>((o * out[1] + i) * out[2] + j)] = sum;
       }

@@ -13,10 +13,8 @@ double bias_of(const Call& c, int64_t o) {
 }
 
 Vec gathered_conv2d(const Call& c) {
-  const Shape &in = c.shape(), &out = c.out_shape(), &w = c.tensor_shape("weight");
-  const auto weight = c.tensor("weight");
-  const auto stride = c.pair("stride", 1), padding = c.pair("padding", 0),
-             dilation = c.pair("dilation", 1);
+  const Shape &in = c.shape(), &out = c.out_shape();
+  const ReferenceWindow window(c);
   const Vec& out_mask = *c.inputs[1];
   Vec y(c.out_count());
   for (int64_t o = 0; o < out[0]; ++o) {
@@ -26,16 +24,7 @@ Vec gathered_conv2d(const Call& c) {
         double sum = bias_of(c, o);
         for (int64_t k = 0; k < in[0]; ++k) {
           if (c.inputs.size() > 2 && !((*c.inputs[2])[static_cast<size_t>(k)] > 0)) continue;
-          for (int64_t u = 0; u < w[2]; ++u) {
-            for (int64_t v = 0; v < w[3]; ++v) {
-              const int64_t row = i * stride[0] + u * dilation[0] - padding[0];
-              const int64_t column = j * stride[1] + v * dilation[1] - padding[1];
-              if (row < 0 || row >= in[1] || column < 0 || column >= in[2]) continue;
-              sum += static_cast<double>(
-                         weight[static_cast<size_t>(((o * in[0] + k) * w[2] + u) * w[3] + v)]) *
-                     c.x()[static_cast<size_t>((k * in[1] + row) * in[2] + column)];
-            }
-          }
+          sum += window.sum(o * in[0] + k, k, i, j);
         }
         y[static_cast<size_t>((o * out[1] + i) * out[2] + j)] = sum;
       }
@@ -69,10 +58,8 @@ Vec prefix_linear(const Call& c) {
 
 /// Likewise.
 Vec prefix_conv2d(const Call& c) {
-  const Shape &in = c.shape(), &out = c.out_shape(), &w = c.tensor_shape("weight");
-  const auto weight = c.tensor("weight");
-  const auto stride = c.pair("stride", 1), padding = c.pair("padding", 0),
-             dilation = c.pair("dilation", 1);
+  const Shape &in = c.shape(), &out = c.out_shape();
+  const ReferenceWindow window(c);
   const auto sizes = bundle::prefix_sizes(c.node.attrs, out[0], in[0]);
   const int64_t table = (std::ssize(sizes) - 1) * out[0];
   Vec y(c.out_count());
@@ -82,16 +69,7 @@ Vec prefix_conv2d(const Call& c) {
       for (int64_t j = 0; j < out[2]; ++j) {
         double sum = 0;
         for (int64_t k = 0; k < sizes.back().columns; ++k) {
-          for (int64_t u = 0; u < w[2]; ++u) {
-            for (int64_t v = 0; v < w[3]; ++v) {
-              const int64_t row = i * stride[0] + u * dilation[0] - padding[0];
-              const int64_t column = j * stride[1] + v * dilation[1] - padding[1];
-              if (row < 0 || row >= in[1] || column < 0 || column >= in[2]) continue;
-              sum += static_cast<double>(
-                         weight[static_cast<size_t>(((o * in[0] + k) * w[2] + u) * w[3] + v)]) *
-                     c.x()[static_cast<size_t>((k * in[1] + row) * in[2] + column)];
-            }
-          }
+          sum += window.sum(o * in[0] + k, k, i, j);
         }
         y[static_cast<size_t>((o * out[1] + i) * out[2] + j)] = sum * scale + bias_of(c, table + o);
       }

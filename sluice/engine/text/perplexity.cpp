@@ -7,14 +7,14 @@
 #include <vector>
 
 #include "sluice/base/error.h"
-#include "sluice/engine/kernel/reduce.h"
+#include "sluice/engine/graph/evaluate.h"
 #include "sluice/engine/text/text_model.h"
 
 namespace sluice::engine {
 namespace {
 
 constexpr int64_t kUsualWindow = 1024;
-constexpr int64_t kParallelLogits = 1 << 17;  // some 100 us of one core
+constexpr int64_t kParallelLogits = 1 << 17;  // fewer are not worth waking threads
 
 struct Text {
   std::vector<int32_t> before;  ///< what every window begins with
@@ -56,15 +56,6 @@ double Perplexity::per_byte() const {
 }
 double Perplexity::bits_per_byte() const {
   return bytes > 0 ? nats / std::log(2.0) / static_cast<double>(bytes) : 0;
-}
-
-double cross_entropy(std::span<float> logits, int64_t label) {
-  const size_t best =
-      static_cast<size_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
-  const double highest = logits[best], mine = logits[static_cast<size_t>(label)];
-  softmax(logits.data(), logits.data(), 1, logits.size());
-  // ln of the sum from the largest probability: the label's own may be 0 in f32.
-  return highest - mine - std::log(static_cast<double>(logits[best]));
 }
 
 Perplexity perplexity(const Network& network, std::span<const int32_t> ids,

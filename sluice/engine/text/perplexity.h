@@ -53,7 +53,4 @@ Perplexity perplexity(const Network& network, std::span<const int32_t> ids,
 Perplexity perplexity(const Network& network, std::string_view text,
                       const PerplexityOptions& options = {});
 
-/// -ln softmax(logits)[label]; `logits` are overwritten. NaN for logits that are not numbers.
-double cross_entropy(std::span<float> logits, int64_t label);
-
 }  // namespace sluice::engine
