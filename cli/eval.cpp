@@ -164,7 +164,7 @@ Action setup(CLI::App& app) {
   app.add_option("--limit", options->data.limit, "First N pictures only; 0: all")
       ->check(CLI::NonNegativeNumber)
       ->type_name("N");
-  app.add_option("--batch", options->batch, "Pictures computed together")
+  app.add_option("--batch", options->batch, "Pictures, or texts, computed together")
       ->check(CLI::Range(1, 1 << 16))
       ->type_name("N")
       ->capture_default_str();
@@ -173,10 +173,12 @@ Action setup(CLI::App& app) {
       ->check(CLI::PositiveNumber)
       ->type_name("N");
   add_eval_text_options(app, options->texts);
-  return [options](const Globals& globals) {
-    return options->texts.wanted()
-               ? evaluate_texts(options->models, options->texts, options->budget_macs, globals)
-               : evaluate_models(*options, globals);
+  return [options, &app](const Globals& globals) {
+    if (!options->texts.wanted()) return evaluate_models(*options, globals);
+    for (const char* name : {"--data", "--data-dir", "--split", "--limit"})
+      if (app.count(name) > 0) fail(Code::usage, "{} belongs to pictures, not to texts", name);
+    if (app.count("--batch") > 0) options->texts.batch = options->batch;
+    return evaluate_texts(options->models, options->texts, options->budget_macs, globals);
   };
 }
 

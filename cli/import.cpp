@@ -37,6 +37,7 @@ const std::map<std::string, Weights> kTypes = {
 struct Options {
   std::string source, output, dtype = "keep";
   bundle::ImportOptions import;
+  std::string for_text;  ///< an option that was given and is none for ONNX
   OnnxChoice onnx;
 };
 
@@ -57,6 +58,9 @@ bool begins_as_gguf(const std::string& path) {
 
 int import(Options options, const Globals& globals) {
   if (options.source.ends_with(".onnx")) {
+    if (!options.for_text.empty())
+      fail(Code::usage, "{}: {} belongs to Hugging Face and GGUF models", options.source,
+           options.for_text);
     clean_up_on_interrupt(options.output);
     return import_onnx_model(options.source, options.output, options.onnx, globals);
   }
@@ -147,7 +151,12 @@ Action setup(CLI::App& app) {
       ->type_name("KIND");
   app.add_flag("--normalize", options->import.normalize, "Scale that vector to length 1");
   add_onnx_options(app, options->onnx);
-  return [options](const Globals& globals) { return import(*options, globals); };
+  return [options, &app](const Globals& globals) {
+    for (const char* name : {"--dtype", "--activations", "--context", "--block", "--cache-type",
+                             "--pooling", "--normalize"})
+      if (app.count(name) > 0) options->for_text = name;
+    return import(*options, globals);
+  };
 }
 
 const bool registered =

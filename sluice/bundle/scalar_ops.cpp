@@ -49,9 +49,9 @@ double unary_value(Unary kind, double x, double alpha, double beta) {
     case Unary::elu:
       return x >= 0 ? beta * x : beta * alpha * std::expm1(x);
     case Unary::celu:
-      return std::max(0.0, x) + std::min(0.0, alpha * std::expm1(x / alpha));
+      return std::max(x, 0.0) + std::min(alpha * std::expm1(x / alpha), 0.0);
     case Unary::hard_sigmoid:
-      return std::max(0.0, std::min(1.0, alpha * x + beta));
+      return std::min(std::max(alpha * x + beta, 0.0), 1.0);
     case Unary::thresholded_relu:
       return x > alpha ? x : 0;
     case Unary::shrink:

@@ -72,6 +72,9 @@ std::string_view unary_name(Unary kind);
 std::span<const std::string_view> unary_names();
 double unary_value(Unary kind, double x, double alpha, double beta);
 
+/// Comparisons and logic: the result is 0 or 1.
+inline bool is_question(Binary kind) { return kind >= Binary::equal; }
+
 std::optional<Binary> binary_from_name(std::string_view name);
 std::string_view binary_name(Binary kind);
 std::span<const std::string_view> binary_names();

@@ -15,7 +15,7 @@ struct ExportOptions {
   /// Type of the matrices. keep: as they are, where the format has a counterpart; the others go
   /// through f32. Vectors (norms, biases) stay f32 in GGUF.
   enum class Weights : uint8_t { keep, f32, f16, bf16, q8_0, q4_0 } weights = Weights::keep;
-  /// Called now and then with the tensors written and those in all.
+  /// Called now and then with the layers written and those in all.
   std::function<void(int64_t done, int64_t total)> progress{};
 };
 

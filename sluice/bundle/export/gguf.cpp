@@ -11,6 +11,7 @@
 #include "sluice/bundle/export/origin.h"
 #include "sluice/bundle/gguf/packed_blocks.h"
 #include "sluice/bundle/gguf/vocabulary.h"
+#include "sluice/bundle/rotary_rows.h"
 #include "sluice/bundle/text.h"
 
 namespace sluice::bundle {
@@ -90,6 +91,9 @@ class GgufExporter {
     int64_t positions = d.context > 0 ? d.context : bundle_.graph().inputs[0].shape[0];
     std::string name = std::filesystem::path(bundle_.path()).stem().string();
     if (origin_.positions > 0) positions = origin_.positions;
+    // A window that no run of this bundle reaches beyond: longer ones would.
+    for (const DecoderLayer& layer : d.layers)
+      if (layer.window > 0) positions = std::min(positions, layer.window);
     if (!origin_.name.empty()) name = origin_.name;
     writer_.set("general.architecture", std::string_view(architecture_));
     writer_.set("general.name", std::string_view(name));
@@ -123,7 +127,12 @@ class GgufExporter {
       result_.notes.push_back("no tokenizer: the file takes ids only");
     }
     if (const auto& stops = bundle_.task().stop_tokens; !stops.empty()) {
-      vocabulary.end_ids = stops;
+      // What llama.cpp appends to a text is the first; the other stops only end it.
+      std::vector<int64_t> ids = vocabulary.add_end ? vocabulary.end_ids : std::vector<int64_t>{};
+      ids.resize(std::min<size_t>(ids.size(), 1));
+      for (const int64_t id : stops)
+        if (std::find(ids.begin(), ids.end(), id) == ids.end()) ids.push_back(id);
+      vocabulary.end_ids = std::move(ids);
       if (stops.size() > 2)
         result_.notes.push_back("more than two stop tokens: GGUF has keys for the first two");
     }
@@ -142,8 +151,8 @@ class GgufExporter {
       linear(block + "attn_v", layer.v);
       linear(block + "attn_output", layer.out);
       if (!layer.q_norm.empty()) {
-        vector(block + "attn_q_norm.weight", layer.q_norm);
-        vector(block + "attn_k_norm.weight", layer.k_norm);
+        vector(block + "attn_q_norm.weight", layer.q_norm, 1);
+        vector(block + "attn_k_norm.weight", layer.k_norm, 1);
       }
       vector(block + "ffn_norm.weight", layer.middle_norm);
       linear(block + "ffn_gate", layer.gate);
@@ -163,24 +172,13 @@ class GgufExporter {
   }
 
   /// llama.cpp turns columns (2i, 2i+1) of a head for the architecture llama, (i, i + dims/2) for
-  /// the others; rows of queries and keys go where their pair is. `heads` 0: as they are.
+  /// the others; rows of queries and keys, and norms of heads, go where their pair is. `heads` 0:
+  /// as they are.
   std::vector<std::byte> in_order(std::span<const std::byte> rows, int64_t count, int64_t heads) {
-    std::vector<std::byte> out(rows.begin(), rows.end());
     const bool interleaved = architecture_ == "llama";
-    if (heads == 0 || decoder_.rope_interleaved == interleaved) return out;
-    const size_t each = rows.size() / static_cast<size_t>(count);
-    const int64_t width = count / heads, pairs = decoder_.rope_dims / 2;
-    for (int64_t h = 0; h < heads; ++h) {
-      for (int64_t pair = 0; pair < pairs; ++pair) {
-        for (int64_t part = 0; part < 2; ++part) {
-          const int64_t half = h * width + part * pairs + pair, woven = h * width + 2 * pair + part;
-          const size_t to = static_cast<size_t>(interleaved ? woven : half),
-                       from = static_cast<size_t>(interleaved ? half : woven);
-          std::memcpy(out.data() + to * each, rows.data() + from * each, each);
-        }
-      }
-    }
-    return out;
+    if (heads == 0 || decoder_.rope_interleaved == interleaved) return {rows.begin(), rows.end()};
+    return reorder_rotary_rows(rows, count, heads, decoder_.rope_dims,
+                               interleaved ? RotaryPairs::interleaved : RotaryPairs::halves);
   }
 
   void vector(const std::string& name, const std::string& tensor, int64_t heads = 0) {

@@ -12,6 +12,7 @@
 #include "sluice/bundle/export/origin.h"
 #include "sluice/bundle/export/replay.h"
 #include "sluice/bundle/import/rope_scaling.h"
+#include "sluice/bundle/rotary_rows.h"
 #include "sluice/bundle/text.h"
 
 namespace sluice::bundle {
@@ -234,8 +235,8 @@ class FolderExporter {
       linear(self + "v_proj", layer.v);
       linear(self + "o_proj", layer.out);
       if (!layer.q_norm.empty()) {
-        add(self + "q_norm.weight", layer.q_norm);
-        add(self + "k_norm.weight", layer.k_norm);
+        add(self + "q_norm.weight", layer.q_norm, 1);
+        add(self + "k_norm.weight", layer.k_norm, 1);
       }
       add(path + "post_attention_layernorm.weight", layer.middle_norm);
       linear(path + "mlp.gate_proj", layer.gate);
@@ -266,7 +267,8 @@ class FolderExporter {
     TensorView view{name, dtype, spec.shape, bytes};
     if (dtype != spec.dtype) view.bytes = kept_.emplace_back(converted(stored, dtype, tensor));
     if (heads > 0 && decoder_.rope_interleaved)
-      view.bytes = kept_.emplace_back(apart(view.bytes, spec.shape[0], heads));
+      view.bytes = kept_.emplace_back(reorder_rotary_rows(view.bytes, spec.shape[0], heads,
+                                                          decoder_.rope_dims, RotaryPairs::halves));
     views_.push_back(std::move(view));
   }
 
@@ -313,19 +315,6 @@ class FolderExporter {
              printable(tensor), i, values[i], dtype_name(dtype));
       std::memcpy(out.data() + 2 * i, &bits, 2);
     }
-    return out;
-  }
-
-  std::vector<std::byte> apart(std::span<const std::byte> rows, int64_t count,
-                               int64_t heads) const {
-    std::vector<std::byte> out(rows.begin(), rows.end());
-    const size_t each = rows.size() / static_cast<size_t>(count);
-    const int64_t width = count / heads, pairs = decoder_.rope_dims / 2;
-    for (int64_t h = 0; h < heads; ++h)
-      for (int64_t pair = 0; pair < pairs; ++pair)
-        for (int64_t part = 0; part < 2; ++part)
-          std::memcpy(out.data() + static_cast<size_t>(h * width + part * pairs + pair) * each,
-                      rows.data() + static_cast<size_t>(h * width + 2 * pair + part) * each, each);
     return out;
   }
 

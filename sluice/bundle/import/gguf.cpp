@@ -9,6 +9,7 @@
 #include "sluice/bundle/gguf/packed_blocks.h"
 #include "sluice/bundle/gguf/vocabulary.h"
 #include "sluice/bundle/import/family.h"
+#include "sluice/bundle/rotary_rows.h"
 #include "sluice/bundle/text.h"
 
 namespace sluice::bundle {
@@ -119,22 +120,10 @@ class GgufSource : public hf::Source {
     const bool vector = tensor.shape.size() == 1;
     const int64_t rows = tensor.shape[0];
     if (!interleaved_ || !(q || k) || rows != heads * sizes_.head_width) return;
-    if (vector && tensor.type != gguf::kF32) return;
-    const size_t each = tensor.bytes.size() / static_cast<size_t>(rows);
-    auto out = std::make_shared<std::vector<std::byte>>(tensor.bytes.begin(), tensor.bytes.end());
-    const int64_t pairs = sizes_.rope_dims / 2;
-    for (int64_t h = 0; h < heads; ++h) {
-      for (int64_t pair = 0; pair < pairs; ++pair) {
-        for (int64_t part = 0; part < 2; ++part) {
-          const int64_t to = h * sizes_.head_width + part * pairs + pair,
-                        from = h * sizes_.head_width + 2 * pair + part;
-          std::memcpy(out->data() + static_cast<size_t>(to) * each,
-                      tensor.bytes.data() + static_cast<size_t>(from) * each, each);
-        }
-      }
-    }
-    result.bytes = *out;
-    result.owned = std::move(out);
+    // convert() refuses vectors in blocks, which have no row by itself.
+    if (vector && gguf::find_type(tensor.type)->block > 1) return;
+    own(result,
+        reorder_rotary_rows(tensor.bytes, rows, heads, sizes_.rope_dims, RotaryPairs::halves));
   }
 
   static void own(StoredTensor& result, std::vector<std::byte> bytes) {
@@ -299,8 +288,7 @@ class Importer {
                         {"max_position_embeddings", key("context_length")},
                         {"rope_theta", key("rope.freq_base")},
                         {"partial_rotary_factor", key("rope.dimension_count")},
-                        {"rope_scaling.factor", key("rope.scaling.factor")},
-                        {"rope_scaling.attention_factor", key("rope.scaling.attn_factor")}});
+                        {"rope_scaling.factor", key("rope.scaling.factor")}});
     return config;
   }
 
@@ -311,6 +299,10 @@ class Importer {
     if (type != "linear" && type != "yarn")
       fail(Code::unsupported, "{}: expected none, linear or yarn, found '{}'",
            file_.field(key("rope.scaling.type")), printable(type, 60));
+    if (file_.has(key("rope.scaling.attn_factor")) &&
+        file_.number(key("rope.scaling.attn_factor"), -1e6, 1e6) != 1)
+      fail(Code::unsupported, "{}: expected 1, or none: attention is not scaled by it",
+           file_.field(key("rope.scaling.attn_factor")));
     json["rope_scaling"] = {{"rope_type", type},
                             {"factor", file_.number(key("rope.scaling.factor"), 1e-3, 1e6)}};
     if (file_.has(key("rope.scaling.original_context_length")))

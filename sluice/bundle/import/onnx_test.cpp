@@ -236,6 +236,11 @@ TEST(Onnx, RefusesMalformedFilesWithOneClearError) {
       .integers("s", {2}, {-5, 2})
       .node("Reshape", {"x", "s"}, {"y"})
       .output("y");
+  Graph recurrent;
+  recurrent.input("x", {3, 1, 2}).input("h", {2}).reals("w", {1, 6, 2}, ones(12));
+  recurrent.reals("r", {1, 6, 2}, ones(12));
+  recurrent.node("GRU", {"x", "w", "r", "", "", "h"}, {"y"}, {{"hidden_size", int64_t{2}}});
+  recurrent.output("y");
   Graph huge;
   huge.input("x", {1, 1LL << 40}).node("Relu", {"x"}, {"y"}).output("y");
   const auto foreign = [] {
@@ -251,7 +256,7 @@ TEST(Onnx, RefusesMalformedFilesWithOneClearError) {
   };
   const Case cases[] = {
       {"nothing", "", Code::format, "empty"},
-      {"another format", "GGUF\x03\x00\x00\x00", Code::format, ""},
+      {"another format", std::string("GGUF\x03\x00\x00\x00", 8), Code::format, "wire type 7"},
       {"cut in a length", good.substr(0, good.size() - 3), Code::format, "are left"},
       {"cut in a number", good + "\x08", Code::format, "does not end"},
       {"an endless number", "\x08\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", Code::format,
@@ -279,7 +284,7 @@ TEST(Onnx, RefusesMalformedFilesWithOneClearError) {
       {"nine dimensions", ranked.model(), Code::format, "more than 8 dimensions"},
       {"an input too large", huge.model(), Code::limit, "elements"},
       {"a tensor that overflows", with_tensor(raw_tensor({1LL << 40, 1LL << 40}, 1, "")),
-       Code::limit, ""},
+       Code::limit, "does not fit 63 bits"},
       {"a negative size", with_tensor(raw_tensor({-2}, 1, "12345678")), Code::shape, "negative"},
       {"too few bytes", with_tensor(raw_tensor({2}, 1, "1234")), Code::format, "takes 8 bytes"},
       {"too many bytes", with_tensor(raw_tensor({1}, 1, "12345678")), Code::format,
@@ -298,7 +303,7 @@ TEST(Onnx, RefusesMalformedFilesWithOneClearError) {
       {"a missing input", with_node("Conv", {}), Code::format, "input 1 is missing"},
       {"a window too large",
        with_node("Conv", {{"pads", list({0, 0, 1LL << 40, 0})}}, {1, 2, 4, 4}, {"w"}), Code::limit,
-       ""},
+       "padding out of range"},
       {"a stride of 0", with_node("Conv", {{"strides", list({0, 1})}}, {1, 2, 4, 4}, {"w"}),
        Code::limit, "stride"},
       {"a weight for other channels", with_node("Conv", {}, {1, 5, 4, 4}, {"w"}), Code::shape,
@@ -307,7 +312,8 @@ TEST(Onnx, RefusesMalformedFilesWithOneClearError) {
       {"a shape of another size", with_node("Reshape", {}, {1, 2, 4, 4}, {"two"}), Code::shape,
        "elements"},
       {"a negative shape", negative.model(), Code::shape, "size -5"},
-      {"an expansion without end", with_node("Expand", {}, {1, 1}, {"big"}), Code::limit, ""},
+      {"an expansion without end", with_node("Expand", {}, {1, 1}, {"big"}), Code::limit,
+       "repetitions"},
       {"an expansion to nothing", with_node("Expand", {}, {1, 1}, {"none"}), Code::shape, "size 0"},
       {"a shape of floats", with_node("Reshape", {}, {1, 2}, {"r"}), Code::dtype, "integers"},
       {"a permutation that repeats", with_node("Transpose", {{"perm", list({0, 0, 1, 2})}}),
@@ -323,6 +329,8 @@ TEST(Onnx, RefusesMalformedFilesWithOneClearError) {
        with_node("Pad", {{"mode", std::string("wrap")}, {"pads", list({0, 0, 0, 0, 0, 0, 0, 1})}},
                  {1, 2, 4, 4}, {}, 9),
        Code::unsupported, "wrap"},
+      {"a recurrent state of another shape", recurrent.model(14), Code::shape,
+       "initial state 2; expected 1 x 1 x 2"},
       {"a recurrent layer without weights",
        with_node("LSTM", {{"hidden_size", int64_t{2}}}, {1, 1, 2}), Code::format,
        "input 1 is missing"},
@@ -339,6 +347,14 @@ TEST(Onnx, LimitsWhatIsComputedWhileReading) {
   OnnxOptions options;
   options.folded_elements = 1 << 20;
   EXPECT_ERROR(build(graph.model(), options), Code::limit, "too many numbers");
+  // Nothing is in it, but whoever walks the second dimension would never come back.
+  Graph hollow;
+  hollow.input("x", {1, 2}).reals("e", {0, int64_t{1} << 60}, {});
+  hollow.integers("from", {1}, {0}).integers("to", {1}, {int64_t{1} << 59});
+  hollow.integers("axis", {1}, {1}).integers("step", {1}, {2});
+  hollow.node("Slice", {"e", "from", "to", "axis", "step"}, {"c"});
+  hollow.node("Concat", {"x", "c"}, {"y"}, {{"axis", int64_t{0}}}).output("y");
+  EXPECT_ERROR(build(hollow.model()), Code::limit, "too many numbers");
 }
 
 }  // namespace

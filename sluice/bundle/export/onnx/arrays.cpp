@@ -119,7 +119,7 @@ void binary(Writer& to) {
     a = truth(to, a);
     b = truth(to, b);
   }
-  const bool question = *binary_from_name(kind) >= Binary::equal;
+  const bool question = is_question(*binary_from_name(kind));
   std::vector<Attribute> attributes;
   if (kind == "fmod") attributes.push_back({"fmod", int64_t{1}});
   if (!question) {

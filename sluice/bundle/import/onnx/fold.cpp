@@ -114,8 +114,6 @@ int64_t integer_value(Binary kind, int64_t a, int64_t b) {
   }
 }
 
-bool is_question(Binary kind) { return kind >= Binary::equal; }
-
 }  // namespace
 
 ConstantPtr make_constant(Shape shape, std::vector<float> values) {

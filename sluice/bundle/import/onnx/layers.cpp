@@ -35,15 +35,19 @@ ConstantPtr two_dimensional(const Call& c, ConstantPtr weight) {
   return copy;
 }
 
+/// The weight of a convolution over the picture x (or signal, [1,C,W]) as [..,..,kh,kw].
+ConstantPtr window_weight(const Call& c, const Shape& x) {
+  const ConstantPtr weight = reals(c, 1, "W");
+  if (weight->shape.size() != x.size())
+    c.refuse(Code::shape, fmt::format("weight {} for {}", to_string(weight->shape), to_string(x)));
+  return two_dimensional(c, weight);
+}
+
 Vals conv(const Call& c) {
-  ConstantPtr weight = reals(c, 1, "W");
-  ConstantPtr bias = c.has(2) ? reals(c, 2, "B") : nullptr;
+  const ConstantPtr bias = c.has(2) ? reals(c, 2, "B") : nullptr;
   const Shape original = c.in(0).shape;
   const Val x = picture(c, c.in(0));
-  if (weight->shape.size() != original.size())
-    c.refuse(Code::shape,
-             fmt::format("weight {} for {}", to_string(weight->shape), to_string(original)));
-  weight = two_dimensional(c, weight);
+  ConstantPtr weight = window_weight(c, original);
   const Window window = read_window(c, {weight->shape[2], weight->shape[3]}, original.size() - 2);
   Placed placed = place(c, x, window);
   const int64_t groups = c.attr("group", int64_t{1});
@@ -73,14 +77,10 @@ Vals conv(const Call& c) {
 }
 
 Vals conv_transpose(const Call& c) {
-  ConstantPtr weight = reals(c, 1, "W");
-  ConstantPtr bias = c.has(2) ? reals(c, 2, "B") : nullptr;
+  const ConstantPtr bias = c.has(2) ? reals(c, 2, "B") : nullptr;
   const Shape original = c.in(0).shape;
   const Val x = picture(c, c.in(0));
-  if (weight->shape.size() != original.size())
-    c.refuse(Code::shape,
-             fmt::format("weight {} for {}", to_string(weight->shape), to_string(original)));
-  weight = two_dimensional(c, weight);
+  ConstantPtr weight = window_weight(c, original);
   const size_t dims = original.size() - 2;
   Window window = read_window(c, {weight->shape[2], weight->shape[3]}, dims, false);
   std::vector<int64_t> extra = c.attr_list("output_padding", std::vector<int64_t>(dims, 0)),

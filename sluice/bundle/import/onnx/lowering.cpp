@@ -34,8 +34,6 @@ ConstantPtr storable(const ConstantPtr& constant, const std::string& what) {
 
 bool is_scalar(const Val& value) { return value.constant && value.constant->size() == 1; }
 
-bool is_question(Binary kind) { return kind >= Binary::equal; }
-
 /// `x op c` that is x.
 bool is_identity(Binary kind, double c, bool reversed) {
   switch (kind) {
@@ -78,7 +76,10 @@ Val Lowering::made(int node, Shape shape) const {
 }
 
 void Lowering::spend(const Shape& shape) {
-  left_ -= std::max<int64_t>(1, numel(shape, "constant"));
+  // A dimension of 0 hides the others from the number of elements, but not from who walks them.
+  int64_t most = 1;
+  for (const int64_t size : shape) most = checked_mul(most, std::max<int64_t>(1, size), "constant");
+  left_ -= std::min(most, std::max<int64_t>(left_, 0) + 1);
   if (left_ < 0)
     fail(Code::limit, "{}: node '{}': too many numbers to compute while reading the graph",
          net_.what, printable(path_, 80));
@@ -240,6 +241,9 @@ Val Lowering::gather(const Val& x, size_t axis, const std::vector<int64_t>& indi
 
 Val Lowering::slice(const Val& x, size_t axis, int64_t start, int64_t size) {
   Shape shape = x.shape;
+  if (axis >= shape.size() || start < 0 || size < 0 || start > shape[axis] - size)
+    fail(Code::shape, "{}: node '{}': {} from {} of dimension {} of {}", net_.what,
+         printable(path_, 80), size, start, axis, to_string(x.shape));
   shape[axis] = size;
   if (x.constant) {
     spend(shape);

@@ -68,6 +68,13 @@ class Recurrent {
       if (b.integer || b.shape != Shape{directions_, 2 * gates_ * hidden_})
         c.refuse(Code::shape, fmt::format("B {}", to_string(b.shape)));
     }
+    if (numel(x) < 1) c.refuse(Code::shape, fmt::format("X {}", to_string(x)));
+    const Shape states =
+        batch_first_ ? Shape{batch_, directions_, hidden_} : Shape{directions_, batch_, hidden_};
+    for (const size_t i : {size_t{5}, size_t{6}})
+      if (c.has(i) && c.in(i).shape != states)
+        c.refuse(Code::shape, fmt::format("initial state {}; expected {}", to_string(c.in(i).shape),
+                                          to_string(states)));
     if (c.has(4)) {
       for (const int64_t length : c.integers(4, "sequence_lens"))
         if (length != rows_) c.refuse(Code::unsupported, "sequences of different lengths");

@@ -137,6 +137,8 @@ Vals slice(const Call& c) {
       x = c.to.slice(x, axis, std::min(start, size), std::max<int64_t>(0, end - start));
       continue;
     }
+    c.to.spend({std::max<int64_t>(
+        1, std::abs(end - start) / std::max<int64_t>(1, std::abs(step + (step == INT64_MIN))))});
     std::vector<int64_t> indices;
     for (int64_t at = start; step > 0 ? at < end : at > end;) {
       indices.push_back(at);
