@@ -10,6 +10,7 @@
 
 #include "sluice/base/error.h"
 #include "sluice/base/json.h"
+#include "sluice/base/machine.h"
 #include "sluice/text/normalizers.h"
 #include "sluice/text/pre_tokenizers.h"
 #include "sluice/text/tables.h"
@@ -40,8 +41,7 @@ void count_words(std::string_view text, const PreTokenizer& cutter, Scratch& scr
 
 WordCounts count_all(std::span<const TrainingText> texts, int threads) {
   const auto cutter = make_byte_level_split(kGpt2Expression, "training a tokenizer");
-  const size_t cores = std::max<size_t>(
-      1, threads > 0 ? static_cast<size_t>(threads) : std::thread::hardware_concurrency());
+  const size_t cores = static_cast<size_t>(threads > 0 ? threads : describe_machine().cores);
   const size_t workers = std::min(cores, std::max<size_t>(1, texts.size()));
   std::vector<WordCounts> counts(workers);
   std::vector<std::exception_ptr> errors(texts.size());
@@ -58,13 +58,12 @@ WordCounts count_all(std::span<const TrainingText> texts, int threads) {
       }
     }
   };
-  std::vector<std::thread> others;
-  for (size_t i = 1; i < workers; ++i) {
-    others.emplace_back([&, i] { work(counts[i]); });
-  }
-  work(counts[0]);
-  for (std::thread& thread : others) {
-    thread.join();
+  {
+    std::vector<std::jthread> others;  // joined at the end, also when one cannot be started
+    for (size_t i = 1; i < workers; ++i) {
+      others.emplace_back([&, i] { work(counts[i]); });
+    }
+    work(counts[0]);
   }
   for (const std::exception_ptr& error : errors) {
     if (error) {

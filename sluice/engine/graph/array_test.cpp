@@ -10,6 +10,7 @@
 #include "sluice/bundle/scalar_ops.h"
 #include "sluice/engine/graph/network.h"
 #include "sluice/engine/graph/test_networks.h"
+#include "sluice/engine/kernel/array.h"
 #include "sluice/engine/kernel/reference.h"
 
 namespace sluice::engine {
@@ -217,7 +218,6 @@ TEST(Arrays, EveryUnaryKindMatchesTheReference) {
   const auto names = bundle::unary_names();
   Value last;
   for (const std::string_view kind : names) {
-    // Where rounding decides between far values, the number is moved off the step.
     const Attributes attrs{{"kind", std::string(kind)}, {"alpha", 0.7}, {"beta", 0.9}};
     last = net.node("unary", std::string(kind), {x}, attrs);
     if (kind != names.back()) net.builder().output(last);
@@ -226,12 +226,26 @@ TEST(Arrays, EveryUnaryKindMatchesTheReference) {
   expect_parity(model, 1, "0.05 to 0.95", 1e-5, 0.05f, 0.95f);
   NetworkBuilder signs(2);
   const Value y = signs.input({37});
-  for (const char* kind : {"clip", "leaky_relu", "elu", "celu", "hard_sigmoid", "abs", "neg", "erf",
-                           "sign", "softplus", "softsign", "shrink"})
+  for (const char* kind :
+       {"clip", "leaky_relu", "elu", "celu", "hard_sigmoid", "abs", "neg", "erf", "sign",
+        "softplus", "softsign", "shrink", "floor", "ceil", "round", "trunc", "not"})
     signs.builder().output(signs.node(
         "unary", kind, {y}, {{"kind", std::string(kind)}, {"alpha", 0.2}, {"beta", 0.5}}));
   expect_parity(signs.finish(signs.node("unary", "last", {y}, {{"kind", std::string("square")}})),
                 2, "both signs");
+}
+
+TEST(Arrays, WhatIsNoNumberStaysNone) {
+  std::vector<float> x(37, std::nanf("")), y(x.size());
+  for (const bundle::Unary kind :
+       {bundle::Unary::linear, bundle::Unary::clip, bundle::Unary::hard_sigmoid,
+        bundle::Unary::celu, bundle::Unary::leaky_relu, bundle::Unary::softplus}) {
+    unary_array(kind, 0.2f, 0.5f, x.data(), y.data(), x.size());
+    for (const float value : y)
+      EXPECT_TRUE(std::isnan(value)) << bundle::unary_name(kind) << " " << value;
+    EXPECT_TRUE(std::isnan(bundle::unary_value(kind, std::nan(""), 0.2, 0.5)))
+        << bundle::unary_name(kind);
+  }
 }
 
 // A convolution leaves pictures channels last: everything after it has to see the same values.

@@ -302,6 +302,7 @@ struct Session::State {
     float* to = output.data();
     for (int64_t s = 0; s < samples; ++s) {
       const int64_t count = wanted[static_cast<size_t>(s)] * width;
+      if (count == 0) continue;  // `output` may be empty
       std::memcpy(to, lane.outputs[0] + lane.rows[1].start[s + 1] * width - count,
                   static_cast<size_t>(count) * sizeof(float));
       to += count;

@@ -85,7 +85,7 @@ bool UnaryRow(bundle::Unary kind, float alpha, float beta, const float* in, floa
       map1(in, out, count, [=](V x) HWY_ATTR { return hn::MulAdd(x, a, b); });
       return true;
     case Unary::clip:
-      map1(in, out, count, [=](V x) HWY_ATTR { return hn::Min(hn::Max(x, a), b); });
+      map1(in, out, count, [=](V x) HWY_ATTR { return hn::Min(b, hn::Max(a, x)); });
       return true;
     case Unary::leaky_relu:
       map1(in, out, count,

@@ -39,7 +39,8 @@ void unary_array(bundle::Unary kind, float alpha, float beta, const float* in, f
                  size_t count);
 
 /// Along dimensions that lie one after another: in [outer][reduced][inner] -> out [outer][inner].
-/// Sums and products are kept in double precision; argmax and argmin give the first of equal ones.
+/// Sums and products are kept in double precision, but for means of numbers that lie one behind the
+/// other (average_plain's); argmax and argmin give the first of equal ones.
 void reduce_middle(bundle::Reduce kind, const float* in, float* out, size_t outer, size_t reduced,
                    size_t inner);
 

@@ -25,7 +25,7 @@ using bundle::PackedMatrix;
 // planes).
 constexpr int64_t kProductRows = 9, kUnpackedRows = 128, kUnpackedRowsEarly = 16;
 constexpr int64_t kTileRows = 9;
-// Less than this is done by one thread before two have met (some 10 us).
+// Less than this is done by one thread before two have met.
 constexpr int64_t kParallelMacs = 1 << 17;
 // A strip of packed weights beside eight rows of activations in the second-level cache.
 constexpr int64_t kDotStrip = 256 << 10;

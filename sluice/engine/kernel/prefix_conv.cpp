@@ -10,6 +10,7 @@
 
 #include "sluice/base/error.h"
 #include "sluice/engine/kernel/elementwise.h"
+#include "sluice/engine/kernel/padded_picture.h"
 #include "sluice/engine/kernel/panel.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -28,13 +29,14 @@ void Finish(float* y, const float* other, int64_t pixels, int64_t stride, int64_
             const float* scale, const float* bias, bool relu) {
   const D d;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
-  const auto floor = hn::Set(d, relu ? 0.0f : -INFINITY);
+  const auto zero = hn::Zero(d);
   for (int64_t p = 0; p < pixels; ++p, y += stride) {
     int64_t o = 0;
     for (; o + lanes <= rows; o += lanes) {
       auto v = hn::MulAdd(hn::LoadU(d, y + o), hn::LoadU(d, scale + o), hn::LoadU(d, bias + o));
       if (other) v = hn::Add(v, hn::LoadU(d, other + o));
-      hn::StoreU(hn::Max(v, floor), d, y + o);
+      // A number first: what is not one stays so without relu, and is 0 with it.
+      hn::StoreU(relu ? hn::Max(v, zero) : v, d, y + o);
     }
     for (; o < rows; ++o) {
       const float v = y[o] * scale[o] + bias[o] + (other ? other[o] : 0.0f);
@@ -67,7 +69,7 @@ struct PrefixConv {
   bool has_scale = false;
   int threads = 1;
 
-  bool padded() const { return shape.padding[0] > 0 || shape.padding[1] > 0; }
+  bool padded() const { return is_padded(shape); }
   /// Floats from pixel to pixel of what the products read.
   int64_t pixel_stride(const PrefixSize& size) const {
     return padded() ? size.columns : shape.in_channels;
@@ -226,24 +228,10 @@ Kernel make_prefix_conv(const onednn::ConvShape& shape, const onednn::Tail& tail
   SLUICE_CHECK(static_cast<int64_t>(weight.size()) == out * in * taps);
   SLUICE_CHECK(scale.empty() || static_cast<int64_t>(scale.size()) == count * out);
   SLUICE_CHECK(bias.empty() || static_cast<int64_t>(bias.size()) == count * out);
-  const auto reach = [&](int i) {
-    const int64_t size = i == 0 ? shape.in_height : shape.in_width,
-                  made = i == 0 ? shape.out_height : shape.out_width;
-    if (!conv->padded()) return size;
-    return std::max(size + shape.padding[i],
-                    (made - 1) * shape.stride[i] + (shape.kernel[i] - 1) * shape.dilation[i] + 1);
-  };
-  conv->padded_height = reach(0);
-  conv->padded_width = reach(1);
   constexpr int64_t kFloat = sizeof(float);
-  const int64_t picture =
-      conv->padded() ? checked_mul(checked_mul(conv->padded_height, conv->padded_width, "picture"),
-                                   in * kFloat, "picture")
-                     : 0;
-  if (picture > int64_t{1} << 32) {
-    fail(Code::limit, "{}: the padded picture {} x {} x {} is too large", what, in,
-         conv->padded_height, conv->padded_width);
-  }
+  const PaddedPicture picture = padded_picture(shape, what);
+  conv->padded_height = picture.height;
+  conv->padded_width = picture.width;
   int64_t block = in;
   for (const PrefixSize& size : sizes) {
     SLUICE_CHECK(size.rows >= 1 && size.rows <= out && size.columns >= 1 && size.columns <= in);
@@ -280,7 +268,7 @@ Kernel make_prefix_conv(const onednn::ConvShape& shape, const onednn::Tail& tail
 
   Kernel kernel;
   kernel.name = "sluice prefix_conv";
-  kernel.scratch_bytes = picture;
+  kernel.scratch_bytes = conv->padded() ? picture.bytes : 0;
   kernel.metered = true;
   kernel.bind = [conv](const Binding& b) -> std::function<void()> {
     const float* x = b.inputs[0];

@@ -148,6 +148,21 @@ TEST(PrefixConv, EverySizeMatchesTheReference) {
   });
 }
 
+TEST(PrefixConv, WhatIsNoNumberStaysNoneWithoutRelu) {
+  std::mt19937_64 random(3);
+  testing::for_each_target([&] {
+    Layer l;
+    l.shape.in_channels = 1, l.shape.out_channels = 37;  // whole vectors and a tail
+    l.sizes = {{37, 1}};
+    l.weight = l.scale = random_floats(random, 37);
+    l.x = {NAN};
+    const Kernel kernel =
+        make_prefix_conv(l.shape, l.tail, l.weight, l.scale, {}, l.sizes, 1, "test");
+    const int64_t size = 0;
+    for (const float v : run(l, kernel, &size, nullptr)) EXPECT_TRUE(std::isnan(v));
+  });
+}
+
 TEST(PrefixConv, WhatASizeLeavesOutIsNotRead) {
   std::mt19937_64 random(2);
   Layer l = random_layer(random);

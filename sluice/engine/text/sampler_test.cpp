@@ -85,8 +85,12 @@ TEST(Sampler, LargeVocabulariesAreCutAsSmallOnesAre) {
   while (sum < 0.9 * total) sum += std::exp(double(logits[size_t(order[count++])]));
   ASSERT_GT(count, 300u);
   const std::set<int32_t> kept(order.begin(), order.begin() + std::ptrdiff_t(count));
-  for (const int32_t id : support({.temperature = 1, .top_p = 0.9}, logits))
+  ptrdiff_t deepest = 0;
+  for (const int32_t id : support({.temperature = 1, .top_p = 0.9}, logits)) {
     EXPECT_TRUE(kept.contains(id));
+    deepest = std::max(deepest, std::find(order.begin(), order.end(), id) - order.begin());
+  }
+  EXPECT_GT(deepest, 256) << "nothing beyond the first numbers that are sorted";
 }
 
 TEST(Sampler, PenaltyMovesLogitsOfSeenTokensTowardsLess) {
