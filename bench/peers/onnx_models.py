@@ -1,6 +1,5 @@
 """See onnx_models.sh. Sluice runs through its C library, so that both engines run in one process, in turns."""
 import argparse
-import ctypes
 import difflib
 import json
 import os
@@ -10,11 +9,11 @@ import sys
 import tempfile
 import time
 
-# Not onnxruntime.py of this folder.
-sys.path = [path for path in sys.path if path not in ("", os.path.dirname(os.path.abspath(__file__)))]
 import numpy as np
 import onnxruntime
 from PIL import Image, ImageDraw, ImageFont
+
+import sluice_library
 
 FONTS = ["DejaVuSans.ttf", "DejaVuSerif.ttf", "DejaVuSansMono.ttf", "DejaVuSans-Bold.ttf"]
 FONT_FOLDER = "/usr/share/fonts/truetype/dejavu"
@@ -22,31 +21,10 @@ TEXT = "/usr/share/common-licenses/GPL-3"  # on every Debian system
 LINES, HEIGHT, WIDTH = 120, 48, 320
 
 
-class Options(ctypes.Structure):
-    """sluice_options of sluice/engine/capi/sluice.h."""
-    _fields_ = [("batch", ctypes.c_int64), ("threads", ctypes.c_int32), ("verify_checksums", ctypes.c_int32),
-                ("sequences", ctypes.c_int32), ("last_rows", ctypes.c_int64)]
-
-
-class Sluice:
-    def __init__(self, library, path, threads, outputs):
-        self.lib = library
-        self.handle = ctypes.c_void_p()
-        options = Options(batch=1, threads=threads)
-        self.check(library.sluice_load(path.encode(), ctypes.byref(options), ctypes.byref(self.handle)))
-        self.output = np.zeros(outputs, np.float32)
-
-    def check(self, status):
-        if status != 0:
-            self.lib.sluice_last_error.restype = ctypes.c_char_p
-            raise RuntimeError(self.lib.sluice_last_error().decode())
-
-    def run(self, x):
-        pointer = ctypes.POINTER(ctypes.c_float)
-        self.check(self.lib.sluice_run(self.handle, x.ctypes.data_as(pointer), ctypes.c_size_t(x.size),
-                                       self.output.ctypes.data_as(pointer), ctypes.c_size_t(self.output.size),
-                                       ctypes.c_int64(1)))
-        return self.output
+def loaded(path, threads, outputs):
+    """A call from an input to the output, which it writes over each time."""
+    network, output = sluice_library.Network(path, 1, threads, sequences=False), np.zeros(outputs, np.float32)
+    return lambda x: network.run(x, output)
 
 
 def runtime(path, threads):
@@ -105,7 +83,7 @@ def decode(output, labels):
     return text
 
 
-def ocr(args, library, work):
+def ocr(args, work):
     folder = os.path.join(args.models, "ocr")
     model, keys = os.path.join(folder, "ch_PP-OCRv4_rec_infer.onnx"), os.path.join(folder, "ppocr_keys_v1.txt")
     bundle = os.path.join(work, "ocr.safetensors")
@@ -114,9 +92,9 @@ def ocr(args, library, work):
     labels = [""] + open(keys, encoding="utf-8").read().rstrip("\n").split("\n") + [" "]
     rival, outputs = runtime(model, args.threads), None
     outputs = rival.run(None, {"x": np.zeros((1, 3, HEIGHT, WIDTH), np.float32)})[0].shape
-    mine = {"sluice": Sluice(library, bundle, args.threads, outputs)}
+    mine = {"sluice": loaded(bundle, args.threads, outputs)}
     for name in args.copies:
-        mine[os.path.basename(name)] = Sluice(library, name, args.threads, outputs)
+        mine[os.path.basename(name)] = loaded(name, args.threads, outputs)
     largest, right, same, errors, characters = 0.0, {}, {}, {}, 0
     for i, line in enumerate(text_lines()):
         x = ocr_input(render(line, FONTS[i % len(FONTS)]))
@@ -124,7 +102,7 @@ def ocr(args, library, work):
         characters += len(line)
         read = {"onnxruntime": decode(expected[0], labels)}
         for name, session in mine.items():
-            found = session.run(x)
+            found = session(x)
             if name == "sluice":
                 largest = max(largest, float(np.abs(found - expected).max()))
             read[name] = decode(found[0], labels)
@@ -134,7 +112,7 @@ def ocr(args, library, work):
             matched = sum(b.size for b in difflib.SequenceMatcher(None, line, text, False).get_matching_blocks())
             errors[name] = errors.get(name, 0) + max(len(line), len(text)) - matched
     times = interleaved({"onnxruntime": lambda: rival.run(None, {"x": x}),
-                         **{name: (lambda s=s: s.run(x)) for name, s in mine.items()}}, args.seconds)
+                         **{name: (lambda s=s: s(x)) for name, s in mine.items()}}, args.seconds)
     rows = {name: {"lines_read": right[name], "as_onnxruntime": same[name],
                    "character_errors": round(errors[name] / characters, 4), "ms": round(times[name], 3),
                    "speed_over_onnxruntime": round(times["onnxruntime"] / times[name], 3)} for name in times}
@@ -151,13 +129,13 @@ def speech_like(seconds=6):
     return (0.1 * voice + 0.01 * noise).astype(np.float32)
 
 
-def vad(args, library, work):
+def vad(args, work):
     model = os.path.join(args.models, "vad", "silero_vad_16k_op15.onnx")
     bundle = os.path.join(work, "vad.safetensors")
     subprocess.run([args.sluice, "import", model, "-o", bundle, "--input", "input=1x576", "--input", "state=2x1x128",
                     "--value", "sr=16000", "--carry", "state=stateN", "--quiet"], check=True,
                    stdout=subprocess.DEVNULL)
-    rival, mine = runtime(model, 1), Sluice(library, bundle, 1, (1,))
+    rival, mine = runtime(model, 1), loaded(bundle, 1, (1,))
     sound, rate = speech_like(), np.array(16000, np.int64)
     state, context = np.zeros((2, 1, 128), np.float32), np.zeros(64, np.float32)
     largest, frames, speech = 0.0, 0, 0
@@ -165,12 +143,12 @@ def vad(args, library, work):
         x = np.concatenate([context, sound[at:at + 512]])[None]
         context = x[0, -64:].copy()
         expected, state = rival.run(None, {"input": x, "state": state, "sr": rate})
-        found = mine.run(x)
+        found = mine(x)
         largest = max(largest, float(abs(found[0] - expected[0, 0])))
         frames += 1
         speech += int(found[0] > 0.5)
     times = interleaved({"onnxruntime": lambda: rival.run(None, {"input": x, "state": state, "sr": rate}),
-                         "sluice": lambda: mine.run(x)}, args.seconds, 4000)
+                         "sluice": lambda: mine(x)}, args.seconds, 4000)
     return {"frames": frames, "speech": speech, "largest_difference": largest,
             "arms": {name: {"ms": round(ms, 4), "speed_over_onnxruntime": round(times["onnxruntime"] / ms, 3)}
                      for name, ms in times.items()}}
@@ -187,13 +165,13 @@ def main():
     parser.add_argument("--out", default="", help="also write the report there")
     args = parser.parse_args()
     args.sluice = os.path.join(args.build, "sluice")
-    library = ctypes.CDLL(os.path.abspath(os.path.join(args.build, "lib/engine/capi/libsluice.so")))
+    os.environ.setdefault("SLUICE_LIBRARY", os.path.abspath(os.path.join(args.build, "lib/engine/capi/libsluice.so")))
     report = {"command": "bench/peers/onnx_models.sh " + " ".join(sys.argv[1:]),
               "onnxruntime": onnxruntime.__version__, "threads": args.threads,
               "machine": next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), "")}
     with tempfile.TemporaryDirectory() as work:
         for name in args.what:
-            report[name] = {"ocr": ocr, "vad": vad}[name](args, library, work)
+            report[name] = {"ocr": ocr, "vad": vad}[name](args, work)
     text = json.dumps(report, indent=1)
     print(text)
     if args.out:

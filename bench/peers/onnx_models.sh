@@ -5,18 +5,11 @@
 #   bench/peers/onnx_models.sh                      both
 #   bench/peers/onnx_models.sh ocr --threads 1 --out /tmp/report.json
 #
-# Python packages go into a virtual environment under ~/.cache/sluice (or $SLUICE_CACHE). Debian packages that it needs:
-# python3-venv fonts-dejavu-core, and a build of engine-only.
+# bench/peers/setup.sh onnxruntime installs the rival. Also needed: Debian's fonts-dejavu-core, and a build of engine-only.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 cache=${SLUICE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/sluice}
-environment=$cache/onnx-models-venv
-if [ ! -x "$environment/bin/python" ]; then
-  mkdir -p "$cache"
-  python3 -m venv "$environment"
-  "$environment/bin/python" -m pip install --quiet --disable-pip-version-check \
-    onnxruntime==1.32.0 numpy pillow==13.0.0
-fi
+bench/peers/setup.sh onnxruntime >&2
 export SLUICE_MODELS=${SLUICE_MODELS:-$cache/models}
-exec "$environment/bin/python" bench/peers/onnx_models.py "$@"
+exec "$cache/peers/onnxruntime/bin/python" bench/peers/onnx_models.py "$@"

@@ -1,7 +1,7 @@
 """Interleaved timing of engines, each in a process of its own: a worker reads one JSON line, works, answers with one.
 
 Workers wait in a read while another one works, so that no thread of theirs spins beside it; a pause before each
-measurement lets pools that spin after their work fall asleep. Used by onnxruntime.py and llama_cpp.py."""
+measurement lets pools that spin after their work fall asleep. Used by minilm.py and llama_cpp.py."""
 import datetime
 import json
 import os

@@ -17,12 +17,13 @@ apt() {
 for peer in "${@:-help}"; do
   case $peer in
     onnxruntime)
-      if ! [ -e "$root/onnxruntime/.complete" ]; then
+      if ! [ -e "$root/onnxruntime/.complete-2" ]; then  # 2: with pillow
         python3 -c 'import venv, ensurepip' 2>/dev/null || apt python3-venv
         rm -rf "$root/onnxruntime"
         python3 -m venv "$root/onnxruntime"
-        "$root/onnxruntime/bin/pip" --disable-pip-version-check install -q onnxruntime==1.32.0 onnx==1.23.2 numpy==2.4.6
-        touch "$root/onnxruntime/.complete"
+        "$root/onnxruntime/bin/pip" --disable-pip-version-check install -q onnxruntime==1.32.0 onnx==1.23.2 numpy==2.4.6 \
+          pillow==13.0.0
+        touch "$root/onnxruntime/.complete-2"
       fi
       echo "peers: $root/onnxruntime"
       ;;

@@ -23,11 +23,11 @@ def library():
 
 
 class Network:
-    def __init__(self, path, batch, threads, last_rows=0):
+    def __init__(self, path, batch, threads, last_rows=0, sequences=True):
         self.lib = library()
         self.lib.sluice_last_error.restype = ctypes.c_char_p
         self.handle = ctypes.c_void_p()
-        self.check(self.lib.sluice_load(os.fsencode(path), ctypes.byref(Options(batch, threads, 0, 1, last_rows)),
+        self.check(self.lib.sluice_load(os.fsencode(path), ctypes.byref(Options(batch, threads, 0, int(sequences), last_rows)),
                                         ctypes.byref(self.handle)))
 
     def check(self, status):
@@ -44,6 +44,13 @@ class Network:
         arguments = (handle, inputs, ctypes.c_size_t(len(flat)), output, ctypes.c_size_t(outputs), tokens,
                      ctypes.c_int64(len(samples)))
         return lambda: self.check(run(*arguments))
+
+    def run(self, x, output):
+        """Of a network without sequences, one sample; both are numpy arrays of float32."""
+        floats = ctypes.POINTER(ctypes.c_float)
+        self.check(self.lib.sluice_run(self.handle, x.ctypes.data_as(floats), ctypes.c_size_t(x.size),
+                                       output.ctypes.data_as(floats), ctypes.c_size_t(output.size), ctypes.c_int64(1)))
+        return output
 
     def reset(self):
         self.check(self.lib.sluice_reset(self.handle))

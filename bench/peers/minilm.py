@@ -3,7 +3,7 @@
 
   scripts/fetch-models.sh minilm
   bench/peers/setup.sh onnxruntime libtorch
-  bench/peers/onnxruntime.py --out docs/results
+  bench/peers/minilm.py --out docs/results
 
 Cases: one text of 16 and of 128 tokens, 32 texts of 128 tokens, and 32 texts of the lengths that the first 32 documents
 of the retrieval test set have (scripts/make-retrieval-set.py; 10 to 256 tokens). ONNX Runtime and LibTorch pad a batch
@@ -85,7 +85,6 @@ def sluice_worker(path, threads):
 
 def onnxruntime_worker(path, threads):
     import numpy
-    sys.path[:] = [p for p in sys.path if os.path.abspath(p) != HERE]  # this file has the name of the package
     import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -188,14 +187,14 @@ def main():
     if options.worker:
         return globals()[options.worker[0] + "_worker"](options.worker[1], options.threads)
     if not os.path.exists(os.path.join(MODEL, "model.safetensors")):
-        sys.exit("onnxruntime.py: no all-MiniLM-L6-v2; get it with scripts/fetch-models.sh minilm")
+        sys.exit("minilm.py: no all-MiniLM-L6-v2; get it with scripts/fetch-models.sh minilm")
     python = os.path.join(CACHE, "peers/onnxruntime/bin/python")
     if not os.path.exists(python):
-        sys.exit("onnxruntime.py: no ONNX Runtime; get it with bench/peers/setup.sh onnxruntime")
+        sys.exit("minilm.py: no ONNX Runtime; get it with bench/peers/setup.sh onnxruntime")
     sluice = next((p for p in (f"{race.ROOT}/build/{b}/sluice" for b in ("release", "engine-only"))
                    if os.path.exists(p)), None)
     if not sluice:
-        sys.exit("onnxruntime.py: no sluice; build it with scripts/build.sh engine-only")
+        sys.exit("minilm.py: no sluice; build it with scripts/build.sh engine-only")
     with tempfile.TemporaryDirectory() as folder:
         make = f"import sys; sys.path.insert(0, {HERE!r}); import minilm_onnx as m; sys.path.pop(0); " \
                f"m.build({MODEL!r}, {folder + '/f32.onnx'!r}); m.quantize({folder + '/f32.onnx'!r}, {folder + '/i8.onnx'!r})"
@@ -243,7 +242,7 @@ def main():
     bars.append({"name": "load of a mapped bundle, ms", "claim": "below 50 ms", "arm": "sluice-f32", "metric": "load_ms",
                  "relation": "<=", "against": None, "op": "value", "bound": 50})
     document = race.report(
-        "peer-onnxruntime", "bench/peers/onnxruntime.py" + (f" --out {options.out}" if options.out else ""),
+        "peer-onnxruntime", "bench/peers/minilm.py" + (f" --out {options.out}" if options.out else ""),
         ["random ids; lengths of 32 documents of the retrieval test set"], arms, bars, {},
         ["ONNX Runtime 1.32 with fused BERT operators, int8 by its dynamic quantization; LibTorch 1.13 of Debian, "
          "OpenBLAS told to use its AVX-512 kernels", "batch32-real: Sluice computes the tokens that are there, the "
