@@ -167,12 +167,14 @@ TEST_F(TrainText, ALostProcessEndsTheRunWithAnErrorAndAUsableCheckpoint) {
   EXPECT_THAT(first.err, HasSubstr("sluice: error [io]: process 0 of 2: lost another process"));
   EXPECT_THAT(first.err, HasSubstr("c holds the state after step"));
   Arguments again = arguments;
-  again.back() = "train.steps=100000";
-  again.insert(again.end(), {"--resume"});
-  bool continues = false;
-  const Finished resumed = run(again, {.when = [&] { return continues = true; }, .send = SIGINT});
-  EXPECT_TRUE(continues);
+  again.push_back("--resume");
+  // It has read the checkpoint once it writes the next one.
+  const std::string before = read_bytes(checkpoint);
+  const Finished resumed = run(
+      again, {.when = [&] { return file_exists(checkpoint) && read_bytes(checkpoint) != before; },
+              .send = SIGINT});
   EXPECT_THAT(resumed.err, testing::Not(HasSubstr("error [")));
+  EXPECT_NE(read_bytes(checkpoint), before);
 }
 
 TEST_F(TrainText, MistakesAreNamed) {

@@ -79,7 +79,7 @@ int tune(const Options& options, const Globals& globals) {
          student.root->vocabulary(), options.teacher, teacher.root->vocabulary());
   }
   prepare_output(options.output);
-  const bool encoder = student.task.kind == "embed";
+  const bool encoder = student.task.kind != "generate";
   const int64_t tokens = std::min(options.tokens, student.input_shape[0]);
   const TextSamples samples =
       encoder ? load_lines(options.text, student, options.lines, tokens, "--text")
@@ -139,7 +139,7 @@ int tune(const Options& options, const Globals& globals) {
     return kSuccess;
   }
   Table table({"difference to the teacher", "before", "after"});
-  table.row({encoder ? "output: 1 - cosine" : "output: KL divergence, nats",
+  table.row({student.task.kind == "embed" ? "output: 1 - cosine" : "output: KL divergence, nats",
              fmt::format("{:.4g}", before.output), fmt::format("{:.4g}", after.output)});
   if (!distill.features.empty()) {
     table.row({"features, relative squares", fmt::format("{:.4g}", before.features),

@@ -260,7 +260,10 @@ at::Tensor Attention::mix(const at::Tensor& q, const at::Tensor& k, const at::Te
   }
 #if TORCH_VERSION_MAJOR >= 2
   if (seen.defined()) {
-    return at::scaled_dot_product_attention(q, k, v, seen, 0.0, false, scale());
+    // As below: with a mask of booleans, a row that sees nothing is NaN before LibTorch 2.5.
+    const at::Tensor mask =
+        at::zeros(seen.sizes(), q.options()).masked_fill(seen.logical_not(), -1e30);
+    return at::scaled_dot_product_attention(q, k, v, mask, 0.0, false, scale());
   }
   return at::scaled_dot_product_attention(q, k, v, {}, 0.0, plain, scale());
 #else

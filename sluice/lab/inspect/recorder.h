@@ -24,7 +24,6 @@ class Recorder final : public SlotWatcher {
   void after(const std::string& path, const Brick& brick, const at::Tensor& x,
              at::Tensor& y) override;
   const std::map<std::string, at::Tensor>& records() const { return records_; }
-  void clear() { records_.clear(); }
 
  private:
   std::vector<std::string> patterns_;

@@ -73,6 +73,5 @@ std::vector<std::string> model_names();
 /// width, gated 8/3 width rounded up to a multiple of 32. input_shape is [block]: the most tokens
 /// of one run of the engine; forwards take any T <= context.
 Model make_model(const std::string& name, const Json& options, uint64_t seed);
-std::vector<std::string> text_model_names();
 
 }  // namespace sluice::lab

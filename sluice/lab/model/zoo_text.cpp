@@ -172,10 +172,8 @@ void draw(Brick& root, const Plan& p, uint64_t seed) {
 
 }  // namespace
 
-std::vector<std::string> text_model_names() { return {"decoder", "encoder"}; }
-
 Model make_model(const std::string& name, const Json& options, uint64_t seed) {
-  const std::vector<std::string> names = text_model_names();
+  const std::vector<std::string> names = {"decoder", "encoder"};
   if (std::find(names.begin(), names.end(), name) == names.end()) {
     const std::string near = nearest_name(name, names);
     fail(Code::config, "unknown text model '{}'{}; known: {}", name.substr(0, 60),

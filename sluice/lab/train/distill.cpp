@@ -1,7 +1,5 @@
 #include "sluice/lab/train/distill.h"
 
-#include <torch/nn/utils/clip_grad.h>
-
 #include <chrono>
 #include <cmath>
 
@@ -38,6 +36,14 @@ at::Tensor compare(const std::string& kind, double temperature, const at::Tensor
   const at::Tensor expected = at::log_softmax(teacher / temperature, -1);
   const at::Tensor found = at::log_softmax(student / temperature, -1);
   return (expected.exp() * (expected - found)).sum(-1).mean() * temperature * temperature;
+}
+
+/// The rows that are text, where samples have lengths and the tensor a row per token.
+at::Tensor rows_of(const at::Tensor& x, const DistillBatch& batch) {
+  if (!batch.lengths.defined() || x.dim() != 3 || x.size(1) != batch.x.size(1)) return x;
+  const at::Tensor inside =
+      at::arange(x.size(1), batch.lengths.options()).unsqueeze(0) < batch.lengths.unsqueeze(1);
+  return x.index({inside.to(x.device())});
 }
 
 /// Outputs of slots whose paths match, in the order of the paths.
@@ -85,7 +91,8 @@ DistillLoss Distiller::loss(Model& student, const DistillBatch& batch) {
   }
   const at::Tensor found = run(student, learnt);
   DistillLoss result;
-  const at::Tensor output = compare(output_, options_.temperature, found, expected);
+  const at::Tensor output =
+      compare(output_, options_.temperature, rows_of(found, batch), rows_of(expected, batch));
   result.total = output * options_.output_weight;
   result.output = output.item<double>();
   for (size_t i = 0; i < options_.features.size(); ++i) {
@@ -102,7 +109,8 @@ DistillLoss Distiller::loss(Model& student, const DistillBatch& batch) {
              a[j].first, to_string(a[j].second.sizes()), b[j].first,
              to_string(b[j].second.sizes()));
       }
-      const at::Tensor one = relative_square(a[j].second, b[j].second);
+      const at::Tensor one =
+          relative_square(rows_of(a[j].second, batch), rows_of(b[j].second, batch));
       sum = sum.defined() ? sum + one : one;
     }
     sum = sum / static_cast<double>(a.size());
@@ -116,13 +124,7 @@ TuneResult tune(Model& student, Distiller& distiller,
                 const std::function<DistillBatch(int64_t step)>& batches,
                 const TuneOptions& options) {
   if (options.steps < 1) fail(Code::config, "tune: steps: at least 1, found {}", options.steps);
-  NamedParameters parameters;
-  std::vector<at::Tensor> tensors;
-  for (const auto& item : student.root->named_parameters()) {
-    if (!item.value().requires_grad()) continue;
-    parameters.emplace_back(item.key(), item.value());
-    tensors.push_back(item.value());
-  }
+  const NamedParameters parameters = trainable_parameters(*student.root);
   if (parameters.empty()) {
     fail(Code::usage, "tune: the network has no weights to train; dequantize it first");
   }
@@ -143,7 +145,7 @@ TuneResult tune(Model& student, Distiller& distiller,
            options.optimizer.rate);
     }
     loss.total.backward();
-    if (options.clip > 0) torch::nn::utils::clip_grad_norm_(tensors, options.clip);
+    if (options.clip > 0) clip_gradients(parameters, options.clip);
     optimizer->step();
     if (options.after_step) options.after_step(step);
     if (step < window) result.first_loss += value / static_cast<double>(window);

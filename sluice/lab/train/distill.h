@@ -27,7 +27,8 @@ struct DistillOptions {
   std::vector<FeaturePair> features = {};
 };
 
-/// x: what the model takes; lengths: undefined, or the samples' true lengths (Context::lengths).
+/// x: what the model takes; lengths: undefined, or the samples' true lengths (Context::lengths):
+/// rows behind them do not count.
 struct DistillBatch {
   at::Tensor x, lengths;
 };

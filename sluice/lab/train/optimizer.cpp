@@ -5,6 +5,7 @@
 
 #include "sluice/base/error.h"
 #include "sluice/base/path_pattern.h"
+#include "sluice/lab/brick/brick.h"
 #include "sluice/lab/train/muon.h"
 
 namespace sluice::lab {
@@ -61,6 +62,24 @@ void save_adam(std::map<std::string, at::Tensor>& out, const std::string& name,
 }
 
 }  // namespace
+
+NamedParameters trainable_parameters(const Brick& root) {
+  NamedParameters out;
+  for (const auto& item : root.named_parameters())
+    if (item.value().requires_grad()) out.emplace_back(item.key(), item.value());
+  return out;
+}
+
+/// Global norm clipping without waiting for the device.
+void clip_gradients(const NamedParameters& parameters, double limit) {
+  std::vector<at::Tensor> norms;
+  for (const auto& [name, p] : parameters)
+    if (p.grad().defined()) norms.push_back(p.grad().detach().norm());
+  if (norms.empty()) return;
+  const auto factor = (limit / (torch::stack(norms).norm() + 1e-6)).clamp_max(1.0);
+  for (const auto& [name, p] : parameters)
+    if (p.grad().defined()) p.grad().mul_(factor);
+}
 
 std::unique_ptr<torch::optim::Optimizer> make_optimizer(const OptimizerOptions& options,
                                                         const NamedParameters& parameters) {

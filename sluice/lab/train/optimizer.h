@@ -9,6 +9,11 @@ namespace sluice::lab {
 
 using NamedParameters = std::vector<std::pair<std::string, at::Tensor>>;
 
+/// Those that require gradients.
+NamedParameters trainable_parameters(const Brick& root);
+/// Global norm clipping without waiting for the device.
+void clip_gradients(const NamedParameters& parameters, double limit);
+
 /// Changes parameters by their gradients. State moves in and out by parameter name.
 class Optimizer {
  public:

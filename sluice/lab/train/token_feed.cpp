@@ -85,8 +85,7 @@ TextEvaluation evaluate_text(Model& model, const data::TokenFile& file, data::Te
   auto& root = *model.root;
   const bool was_training = root.is_training();
   root.eval();
-  const auto parameters = root.parameters();
-  const c10::Device device = parameters.empty() ? c10::kCPU : parameters[0].device();
+  const c10::Device device = device_of(root);
   const int64_t predicted = max_tokens > 0 ? std::min(max_tokens, ids - 1) : ids - 1;
   at::Tensor loss;
   int64_t done = 0;

@@ -15,29 +15,11 @@
 namespace sluice::lab {
 namespace {
 
-NamedParameters trainable_parameters(const Brick& root) {
-  NamedParameters out;
-  for (const auto& item : root.named_parameters())
-    if (item.value().requires_grad()) out.emplace_back(item.key(), item.value());
-  return out;
-}
-
 at::Generator make_step_generator(c10::Device device, uint64_t seed) {
   if (device.is_cpu()) return at::make_generator<at::CPUGeneratorImpl>(seed);
   auto generator = at::globalContext().defaultGenerator(device).clone();
   generator.set_current_seed(seed);
   return generator;
-}
-
-/// Global norm clipping without waiting for the device.
-void clip_gradients(const NamedParameters& parameters, double limit) {
-  std::vector<at::Tensor> norms;
-  for (const auto& [name, p] : parameters)
-    if (p.grad().defined()) norms.push_back(p.grad().detach().norm());
-  if (norms.empty()) return;
-  const auto factor = (limit / (torch::stack(norms).norm() + 1e-6)).clamp_max(1.0);
-  for (const auto& [name, p] : parameters)
-    if (p.grad().defined()) p.grad().mul_(factor);
 }
 
 }  // namespace
@@ -142,8 +124,14 @@ std::pair<at::Tensor, at::Tensor> Trainer::State::run_part() {
 }
 
 void Trainer::State::sum_over_processes(at::Tensor& loss, at::Tensor& hits) {
-  // One message: everything in one run of numbers.
-  std::vector<at::Tensor> parts{loss.reshape(1), hits.to(loss.scalar_type()).reshape(1)};
+  // One message: everything in one run of numbers, with a count of the processes that have a
+  // gradient for each parameter. One that none has (a gate that was closed) stays without, so that
+  // the optimizer skips it as in a run of one process.
+  std::vector<float> present;
+  for (const auto& [name, p] : parameters) present.push_back(p.grad().defined() ? 1.0f : 0.0f);
+  const auto count = static_cast<int64_t>(present.size());
+  std::vector<at::Tensor> parts{loss.reshape(1), hits.to(loss.scalar_type()).reshape(1),
+                                torch::tensor(present).to(loss.device(), loss.scalar_type())};
   for (const auto& [name, p] : parameters)
     parts.push_back(p.grad().defined() ? p.grad().reshape(-1)
                                        : torch::zeros({p.numel()}, p.options()));
@@ -152,13 +140,16 @@ void Trainer::State::sum_over_processes(at::Tensor& loss, at::Tensor& hits) {
   options.processes->sum(all);
   loss = all[0].clone();
   hits = all[1].to(torch::kInt64);
-  int64_t at = 2;
-  for (const auto& [name, p] : parameters) {
-    if (p.grad().defined())
-      p.grad().copy_(all.narrow(0, at, p.numel()).view(p.sizes()));
-    else
-      p.mutable_grad() = all.narrow(0, at, p.numel()).view(p.sizes()).clone();
+  const auto having = all.narrow(0, 2, count).cpu();
+  int64_t at = 2 + count;
+  for (int64_t i = 0; i < count; ++i) {
+    auto& p = parameters[static_cast<size_t>(i)].second;
+    const auto sum = all.narrow(0, at, p.numel()).view(p.sizes());
     at += p.numel();
+    if (p.grad().defined())
+      p.grad().copy_(sum);
+    else if (having[i].item<float>() > 0)
+      p.mutable_grad() = sum.clone();
   }
   if (loss.is_cpu()) require_finite(loss.item<double>(), step);
 }

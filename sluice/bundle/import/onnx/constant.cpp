@@ -44,7 +44,7 @@ void decode(Type type, std::span<const std::byte> bytes, Constant& to) {
   const size_t each = type_bytes(type), count = bytes.size() / each;
   if (type == Type::f32) {
     to.reals.resize(count);
-    std::memcpy(to.reals.data(), bytes.data(), bytes.size());
+    if (count > 0) std::memcpy(to.reals.data(), bytes.data(), bytes.size());
     return;
   }
   for (size_t i = 0; i < count; ++i) {

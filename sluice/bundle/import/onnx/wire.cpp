@@ -125,7 +125,7 @@ void Wire::reals(std::vector<float>& to, std::string_view field) const {
     refuse(fmt::format("field '{}': {} bytes are no whole number of floats", field, bytes_.size()));
   const size_t first = to.size();
   to.resize(first + bytes_.size() / 4);
-  std::memcpy(to.data() + first, bytes_.data(), bytes_.size());
+  if (!bytes_.empty()) std::memcpy(to.data() + first, bytes_.data(), bytes_.size());
 }
 
 void Wire::doubles(std::vector<double>& to, std::string_view field) const {
@@ -139,7 +139,7 @@ void Wire::doubles(std::vector<double>& to, std::string_view field) const {
         fmt::format("field '{}': {} bytes are no whole number of doubles", field, bytes_.size()));
   const size_t first = to.size();
   to.resize(first + bytes_.size() / 8);
-  std::memcpy(to.data() + first, bytes_.data(), bytes_.size());
+  if (!bytes_.empty()) std::memcpy(to.data() + first, bytes_.data(), bytes_.size());
 }
 
 }  // namespace sluice::bundle::onnx
