@@ -6,6 +6,7 @@
 
 #include "sluice/base/error.h"
 #include "sluice/base/json.h"
+#include "sluice/base/utf8.h"
 
 namespace sluice::bundle {
 namespace {
@@ -54,20 +55,7 @@ std::string printable(std::string_view text, size_t max_bytes) {
   return out;
 }
 
-bool is_utf8(std::string_view text) {
-  for (size_t i = 0; i < text.size();) {
-    const auto c = static_cast<unsigned char>(text[i]);
-    const auto second = i + 1 < text.size() ? static_cast<unsigned char>(text[i + 1]) : 0u,
-               third = i + 2 < text.size() ? static_cast<unsigned char>(text[i + 2]) : 0u;
-    size_t length = c < 0x80 ? 1 : plain_length(text, i);
-    if (length == 0 && c == 0xC2 && second >= 0x80 && second < 0xA0) length = 2;
-    if (length == 0 && c == 0xE2 && (second == 0x80 || second == 0x81) && (third & 0xC0u) == 0x80u)
-      length = 3;
-    if (length == 0) return false;
-    i += length;
-  }
-  return true;
-}
+bool is_utf8(std::string_view text) { return valid_utf8_prefix(text) == text.size(); }
 
 bool is_plain_text(std::string_view text) {
   for (size_t i = 0; i < text.size();) {

@@ -165,22 +165,6 @@ size_t broken_utf8_size(std::string_view text, bool& incomplete) {
   return good;
 }
 
-size_t valid_utf8_prefix(std::string_view text) {
-  size_t at = 0;
-  while (at < text.size()) {
-    if (static_cast<unsigned char>(text[at]) < 0x80) {
-      ++at;
-      continue;
-    }
-    bool incomplete;
-    if (broken_utf8_size(text.substr(at, 4), incomplete) != 0) {
-      break;
-    }
-    at += utf8_size(text[at]);
-  }
-  return at;
-}
-
 std::string repair_utf8(std::string_view text) {
   std::string out;
   out.reserve(text.size());

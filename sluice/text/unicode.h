@@ -9,6 +9,8 @@
 #include <string_view>
 #include <vector>
 
+#include "sluice/base/utf8.h"
+
 namespace sluice::text {
 
 constexpr char32_t kReplacementCharacter = 0xFFFD;
@@ -29,8 +31,6 @@ size_t count_code_points(std::string_view text);
 
 bool is_ascii(std::string_view text);
 
-/// Bytes at the start of `text` that are valid UTF-8.
-size_t valid_utf8_prefix(std::string_view text);
 /// Bytes of the broken sequence at the start of `text` that one U+FFFD stands for (the longest
 /// prefix of a valid sequence, or one byte). `incomplete` is set when more bytes could still
 /// complete it.

@@ -6,36 +6,12 @@
 #include "sluice/base/error.h"
 #include "sluice/base/file.h"
 #include "sluice/base/json.h"
+#include "sluice/base/utf8.h"
 
 namespace sluice::data {
 namespace {
 
 namespace fs = std::filesystem;
-
-/// Offset of the first byte that is not UTF-8 or is zero; npos when all is text.
-size_t first_bad_byte(std::string_view text) {
-  const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
-  for (size_t at = 0; at < text.size();) {
-    const unsigned lead = byte(at);
-    if (lead == 0) return at;
-    if (lead < 0x80) {
-      ++at;
-      continue;
-    }
-    const size_t size = lead < 0xC2 ? 0 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : lead < 0xF5 ? 4 : 0;
-    if (size == 0 || size > text.size() - at) return at;
-    // Too long forms, surrogates and what lies above U+10FFFF show in the second byte.
-    const unsigned second = byte(at + 1);
-    const unsigned low = lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80;
-    const unsigned high = lead == 0xED ? 0x9F : lead == 0xF4 ? 0x8F : 0xBF;
-    if (second < low || second > high) return at;
-    for (size_t i = 2; i < size; ++i) {
-      if ((byte(at + i) & 0xC0) != 0x80) return at;
-    }
-    at += size;
-  }
-  return std::string_view::npos;
-}
 
 class Reader {
  public:
@@ -64,8 +40,8 @@ class Reader {
  private:
   void add(const std::string& name, std::string_view text, const std::string& where) {
     if (text.find_first_not_of(" \t\r\n\f\v") == std::string_view::npos) return;
-    const size_t bad = first_bad_byte(text);
-    if (bad != std::string_view::npos) {
+    const size_t bad = std::min(valid_utf8_prefix(text), text.find('\0'));
+    if (bad < text.size()) {
       fail(Code::format,
            "{}: byte 0x{:02X} at offset {} is not text in UTF-8; convert the file (iconv), or take "
            "it out of the folder",

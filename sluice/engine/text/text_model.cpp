@@ -1,7 +1,7 @@
 #include "sluice/engine/text/text_model.h"
 
 #include "sluice/base/error.h"
-#include "sluice/text/unicode.h"
+#include "sluice/base/utf8.h"
 
 namespace sluice::engine {
 
@@ -33,7 +33,7 @@ text::Tokenizer tokenizer_of(const Network& network) {
 }
 
 void require_utf8(std::string_view text, const std::string& what) {
-  const size_t good = text::valid_utf8_prefix(text);
+  const size_t good = valid_utf8_prefix(text);
   if (good < text.size())
     fail(Code::format, "{}: byte {} (0x{:02x}) is not UTF-8; convert the text first", what, good,
          static_cast<unsigned char>(text[good]));
