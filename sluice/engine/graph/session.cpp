@@ -290,7 +290,8 @@ struct Session::State {
     set_rows(lane.rows[0], {}, samples);
     set_rows(lane.rows[1], tokens, samples);
     set_last(lane, std::span(wanted).first(tokens.size()));
-    std::memcpy(lane.inputs[0], input.data(), rows_bytes(lane, plan.inputs[0]));
+    if (const size_t bytes = rows_bytes(lane, plan.inputs[0]); bytes > 0)
+      std::memcpy(lane.inputs[0], input.data(), bytes);
     compute(lane);
     if (plan.values[static_cast<size_t>(plan.outputs[0])].rows != 1) {
       if (const size_t bytes = rows_bytes(lane, plan.outputs[0]); bytes > 0)
