@@ -108,8 +108,15 @@ int import(Options options, const Globals& globals) {
   table.row({"kind", result.kind});
   table.row({"parameters", format_count(cost.params)});
   table.row({"file", format_bytes(static_cast<int64_t>(model.file_bytes()))});
-  table.row({"context", fmt::format("{} tokens", result.context)});
-  table.row({"tokenizer", result.tokenizer ? "tokenizer.json, in the file" : "none: ids only"});
+  if (result.kind == "classify") {
+    const Shape& picture = model.graph().inputs[0].shape;
+    table.row({"pictures",
+               fmt::format("{} x {} pixels, {} channels", picture[1], picture[2], picture[0])});
+    table.row({"classes", std::to_string(model.task().labels.size())});
+  } else {
+    table.row({"context", fmt::format("{} tokens", result.context)});
+    table.row({"tokenizer", result.tokenizer ? "tokenizer.json, in the file" : "none: ids only"});
+  }
   if (!result.ignored.empty()) table.row({"not needed", joined(result.ignored, 4)});
   print(table.text());
   return kSuccess;

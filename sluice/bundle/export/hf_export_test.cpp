@@ -105,6 +105,21 @@ TEST_F(FolderExport, EncodersComeBackAsTheSameFunction) {
   }
 }
 
+TEST_F(FolderExport, PictureModelsComeBackBitByBit) {
+  for (const char* name : {"vit", "deit", "deit_distilled"}) {
+    for (const Json& mean : {Json{0.5, 0.5, 0.5}, Json{0.485, 0.456, 0.406}}) {
+      Json document = golden(name);
+      document["preprocessor"] = {{"image_mean", mean}, {"size", {{"height", 12}}}};
+      write_model(document, source, DType::f32);
+      import_hugging_face(source, model);
+      export_hugging_face(Bundle::open(model), out);
+      expect_same_tensors(name);
+      EXPECT_EQ(read_json_file(out + "/config.json"), document["config"]);
+      EXPECT_EQ(read_json_file(out + "/preprocessor_config.json"), document["preprocessor"]);
+    }
+  }
+}
+
 TEST_F(FolderExport, ADecoderThatEmbedsKeepsItsPooling) {
   write_model(golden("qwen3"), source);
   import_hugging_face(source, model, {.pooling = "last"});

@@ -34,6 +34,8 @@ Origin find_origin(const Bundle& bundle) {
       origin.positions = static_cast<int64_t>(std::min<uint64_t>(it->get<uint64_t>(), 1 << 24));
     if (const auto it = step.find("config"); it != step.end() && it->is_object())
       origin.config = *it;
+    if (const auto it = step.find("preprocessor"); it != step.end() && it->is_object())
+      origin.preprocessor = *it;
   }
   return origin;
 }

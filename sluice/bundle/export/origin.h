@@ -11,11 +11,12 @@
 namespace sluice::bundle {
 
 struct Origin {
-  std::string name;            ///< of the folder or file; "" when it was not imported
-  std::string architecture;    ///< class of transformers
-  int64_t positions = 0;       ///< that the model was made for; 0: unknown
-  bool f16 = false;            ///< f32 tensors may have been f16
-  std::optional<Json> config;  ///< config.json
+  std::string name;                  ///< of the folder or file; "" when it was not imported
+  std::string architecture;          ///< class of transformers
+  int64_t positions = 0;             ///< that the model was made for; 0: unknown
+  bool f16 = false;                  ///< f32 tensors may have been f16
+  std::optional<Json> config;        ///< config.json
+  std::optional<Json> preprocessor;  ///< preprocessor_config.json
 };
 Origin find_origin(const Bundle& bundle);
 

@@ -216,6 +216,9 @@ Replayed replay_import(const Bundle& bundle, const Origin& origin) {
   const BundleSource& source = *owned;
   hf::Weights weights(std::move(owned), options);
   hf::Model model{config, weights, options, pooling, result.architecture, Builder(), {}};
+  if (origin.preprocessor)
+    model.preprocessor.emplace(*origin.preprocessor,
+                               bundle.path() + ": preprocessor_config.json of its import");
   hf::build_family(model);
   rename_to_brick_paths(model.builder);
   require_same(model.builder.graph(), bundle, result.architecture);

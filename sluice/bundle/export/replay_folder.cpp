@@ -104,6 +104,8 @@ ExportResult export_replayed(const Bundle& bundle, const Origin& origin, const s
   }
   if (model.pooling) write_pooling(*model.pooling, model.context, folder);
   write_text_file(folder + "/config.json", model.config.dump(2) + "\n");
+  if (origin.preprocessor)
+    write_text_file(folder + "/preprocessor_config.json", origin.preprocessor->dump(2) + "\n");
   if (model.architecture.starts_with("Bert") ||
       model.architecture.find("Roberta") != std::string::npos)
     result.notes.push_back(

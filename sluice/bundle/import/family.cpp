@@ -33,7 +33,7 @@ ImportResult finish_import(Model& model, Texts texts, const std::string& output)
   rename_to_brick_paths(model.builder);
   const Json bricks = describe_bricks(model.builder, result.context);
   if (!bricks.is_null()) model.builder.set_model_json(bricks.dump());
-  Task task;
+  Task task = std::move(model.task);
   task.kind = result.kind;
   task.stop_tokens = std::move(texts.stop_tokens);
   model.builder.set_task(task);

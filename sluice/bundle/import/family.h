@@ -33,6 +33,10 @@ struct Model {
   bool biases_as_stored = false;
   /// Divisors of the rotary frequencies that are stored as a tensor; empty: config says.
   std::vector<float> rope_factors{};
+  /// preprocessor_config.json, of models of pictures.
+  std::optional<Config> preprocessor{};
+  /// What the family knows of the task besides its kind, which result has.
+  Task task{};
 
   /// path.weight [out, columns of x], and path.bias where there is one.
   Value linear(const std::string& path, const Value& x, int64_t out, bool bias);
@@ -80,5 +84,6 @@ void build_family(Model& model);
 void build_decoder(Model& model);
 void build_gpt2(Model& model);
 void build_encoder(Model& model);
+void build_vision(Model& model);
 
 }  // namespace sluice::bundle::hf

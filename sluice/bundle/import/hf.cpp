@@ -23,13 +23,23 @@ struct Architecture {
   void (*build)(Model&);
 };
 constexpr Architecture kArchitectures[] = {
-    {"LlamaForCausalLM", hf::build_decoder},    {"MistralForCausalLM", hf::build_decoder},
-    {"Qwen2ForCausalLM", hf::build_decoder},    {"Qwen3ForCausalLM", hf::build_decoder},
-    {"MixtralForCausalLM", hf::build_decoder},  {"Qwen2MoeForCausalLM", hf::build_decoder},
-    {"Qwen3MoeForCausalLM", hf::build_decoder}, {"GPT2LMHeadModel", hf::build_gpt2},
-    {"BertModel", hf::build_encoder},           {"BertForMaskedLM", hf::build_encoder},
-    {"RobertaModel", hf::build_encoder},        {"RobertaForMaskedLM", hf::build_encoder},
-    {"XLMRobertaModel", hf::build_encoder},     {"XLMRobertaForMaskedLM", hf::build_encoder}};
+    {"LlamaForCausalLM", hf::build_decoder},
+    {"MistralForCausalLM", hf::build_decoder},
+    {"Qwen2ForCausalLM", hf::build_decoder},
+    {"Qwen3ForCausalLM", hf::build_decoder},
+    {"MixtralForCausalLM", hf::build_decoder},
+    {"Qwen2MoeForCausalLM", hf::build_decoder},
+    {"Qwen3MoeForCausalLM", hf::build_decoder},
+    {"GPT2LMHeadModel", hf::build_gpt2},
+    {"BertModel", hf::build_encoder},
+    {"BertForMaskedLM", hf::build_encoder},
+    {"RobertaModel", hf::build_encoder},
+    {"RobertaForMaskedLM", hf::build_encoder},
+    {"XLMRobertaModel", hf::build_encoder},
+    {"XLMRobertaForMaskedLM", hf::build_encoder},
+    {"ViTForImageClassification", hf::build_vision},
+    {"DeiTForImageClassification", hf::build_vision},
+    {"DeiTForImageClassificationWithTeacher", hf::build_vision}};
 
 const Architecture& architecture_of(const Config& config) {
   const std::vector<std::string> names = config.texts("architectures");
@@ -215,6 +225,8 @@ ImportResult import_hugging_face(const std::string& source, const std::string& o
   Model model{
       config,    weights, options, chosen_pooling(sentence.pooling, options), architecture.name,
       Builder(), {}};
+  const std::string preprocessor = folder + "/preprocessor_config.json";
+  if (file_exists(preprocessor)) model.preprocessor = Config::read(preprocessor);
   architecture.build(model);
   hf::Texts texts;
   if (model.result.kind == "generate")
@@ -226,8 +238,12 @@ ImportResult import_hugging_face(const std::string& source, const std::string& o
   }
   texts.step = {{"step", "import"}, {"format", "huggingface"}, {"source", base_name(top)}};
   // For the way back: fields that the graph has no need of.
-  if (is_shallow(config.json(), kConfigLevels) && config.json().dump().size() <= kConfigBytes)
-    texts.step["config"] = config.json();
+  const auto keep = [&texts](const char* key, const Config& file) {
+    if (is_shallow(file.json(), kConfigLevels) && file.json().dump().size() <= kConfigBytes)
+      texts.step[key] = file.json();
+  };
+  keep("config", config);
+  if (model.preprocessor) keep("preprocessor", *model.preprocessor);
   return hf::finish_import(model, std::move(texts), output);
 }
 

@@ -4,7 +4,8 @@
 // Decoders: LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM,
 // GPT2LMHeadModel; with experts MixtralForCausalLM, Qwen2MoeForCausalLM, Qwen3MoeForCausalLM.
 // Encoders: BertModel, RobertaModel, XLMRobertaModel and their masked language models, with the
-// pooling of sentence-transformers. A decoder with a pooling embeds, too.
+// pooling of sentence-transformers. A decoder with a pooling embeds, too. Pictures:
+// ViTForImageClassification, DeiTForImageClassification and its distilled one.
 //
 // What a model has and the bundle could not hold is refused, never dropped: other architectures,
 // RoPE scalings, activations, and tensors that no layer uses. Every size is checked against the
@@ -47,7 +48,7 @@ struct ImportOptions {
 
 struct ImportResult {
   std::string architecture;  ///< "BertModel"
-  std::string kind;          ///< of the task: "embed", "generate"
+  std::string kind;          ///< of the task: "embed", "generate", "classify" (pictures)
   int64_t layers = 0, width = 0, vocabulary = 0, context = 0;
   int64_t positions = 0;             ///< that the model was made for: the most context can be
   bool tokenizer = false;            ///< there was one

@@ -183,6 +183,9 @@ auto unset(const char* field) {
 auto shape(const char* tensor, Shape sizes) {
   return [=](Json& d) { d["tensors"][tensor] = sizes; };
 }
+auto pixels(Json preprocessor) {
+  return [=](Json& d) { d["preprocessor"] = preprocessor; };
+}
 auto rope(Json scaling) { return set("rope_scaling", std::move(scaling)); }
 
 const Refusal kRefusals[] = {
@@ -266,6 +269,26 @@ const Refusal kRefusals[] = {
      Code::unsupported, "'position_embedding_type'"},
     {"RobertaPaddingBeyondPositions", "roberta", set("pad_token_id", 19), Code::config,
      "'max_position_embeddings': expected more than 20"},
+    {"PicturesWithoutPreprocessor", "vit", [](Json&) {}, Code::missing, "preprocessor_config.json"},
+    {"PixelsUpTo255", "vit", pixels({{"do_rescale", false}}), Code::unsupported,
+     "'rescale_factor': expected pixels divided by 255"},
+    {"MeansOfTwoChannels", "vit", pixels({{"image_mean", {0.5, 0.4}}}), Code::config,
+     "'image_mean': expected a number for each of 3 channels, found 2"},
+    {"DeviationOfZero", "vit", pixels({{"image_std", {0.5, 0.0, 0.5}}}), Code::config,
+     "'image_std'"},
+    {"PatchLargerThanThePicture", "vit", set("patch_size", 13), Code::config,
+     "'patch_size': patches of 13 pixels in a picture of 12"},
+    {"OblongPatches", "vit", set("patch_size", {4, 2}), Code::unsupported, "'patch_size'"},
+    {"ClassWithoutName", "vit", set("id2label", {{"0", "a"}, {"2", "b"}}), Code::config,
+     "'id2label': 2 names, but none of class 1"},
+    {"VitHeadsDoNotDivide", "vit", set("num_attention_heads", 5), Code::config,
+     "'num_attention_heads'"},
+    {"PositionsOfOtherPatches", "deit",
+     [](Json& d) {
+       d["preprocessor"] = Json::object();
+       d["tensors"]["deit.embeddings.position_embeddings"] = {1, 10, 32};
+     },
+     Code::shape, "asks for 1 x 11 x 32"},
 };
 
 class Refusals : public ::testing::TestWithParam<Refusal> {};

@@ -76,6 +76,8 @@ inline void write_model(const Json& golden, const std::string& folder, DType dty
                         size_t shards = 1) {
   make_directories(folder);
   write_text_file(folder + "/config.json", golden["config"].dump());
+  if (golden.contains("preprocessor"))
+    write_text_file(folder + "/preprocessor_config.json", golden["preprocessor"].dump());
   std::vector<std::vector<RawTensor>> parts(shards);
   Json index;
   size_t next = 0;

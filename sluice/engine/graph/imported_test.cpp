@@ -127,6 +127,57 @@ TEST_P(Encoders, VectorsAreThoseOfTransformers) {
 
 INSTANTIATE_TEST_SUITE_P(Architectures, Encoders, ::testing::Values("bert", "roberta"));
 
+class Pictures : public ::testing::TestWithParam<const char*> {};
+
+std::vector<float> classes_of(const Imported& model, const std::vector<float>& pixels) {
+  const Network network = Network::open(model.path);
+  Session session(network, {.batch = 1, .threads = 1});
+  std::vector<float> out(size_t(numel(network.output_shape())));
+  session.run(pixels, out, 1);
+  return out;
+}
+
+TEST_P(Pictures, LogitsAreThoseOfTheDefinition) {
+  Json document = golden(GetParam());
+  const auto pixels = document["pixels"].get<std::vector<float>>();
+  const auto expected = document["logits"].get<std::vector<double>>();
+  document["preprocessor"] = {{"image_mean", {0.25, 0.25, 0.25}}, {"image_std", 0.5}};
+  for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+    const Imported model(document, {}, dtype);
+    EXPECT_EQ(model.result.kind, "classify");
+    const bundle::Task task = bundle::Bundle::open(model.path).task();
+    EXPECT_EQ(task.mean, 0.25);
+    EXPECT_EQ(task.std, 0.5);
+    EXPECT_EQ(task.labels.back(), "class 4");
+    EXPECT_LT(relative_error(classes_of(model, pixels), expected), 2e-6);
+  }
+  EXPECT_LT(relative_error(
+                classes_of(Imported(document, {.weights = ImportOptions::Weights::bf16}), pixels),
+                expected),
+            1e-2);
+}
+
+TEST_P(Pictures, WhatDiffersBetweenChannelsIsALayer) {
+  Json document = golden(GetParam());
+  auto pixels = document["pixels"].get<std::vector<float>>();
+  const std::vector<double> mean{0.485, 0.456, 0.406}, std{0.229, 0.224, 0.225};
+  document["preprocessor"] = {{"image_mean", mean}, {"image_std", std}};
+  const Imported model(document, {});
+  const bundle::Task task = bundle::Bundle::open(model.path).task();
+  EXPECT_EQ(task.mean, 0);
+  EXPECT_EQ(task.std, 1);
+  for (size_t i = 0; i < pixels.size(); ++i) {
+    const size_t channel = i / (pixels.size() / 3);
+    pixels[i] = float(pixels[i] * std[channel] + mean[channel]);
+  }
+  EXPECT_LT(
+      relative_error(classes_of(model, pixels), document["logits"].get<std::vector<double>>()),
+      2e-5);
+}
+
+INSTANTIATE_TEST_SUITE_P(Architectures, Pictures,
+                         ::testing::Values("vit", "deit", "deit_distilled"));
+
 TEST(Imported, TextsOfDifferentLengthsInOneBatchDoNotSeeEachOther) {
   const Imported model(golden("bert"), {.pooling = "mean"});
   const Network network = Network::open(model.path);
