@@ -107,13 +107,15 @@ int run_text(const Options& options, const Globals& globals) {
   const bool pictures = !options.images.empty() || !options.samples.empty();
   if (pictures || (options.generate.wanted() && !options.texts.empty()))
     fail(Code::usage, "give texts, prompts or pictures, not several. See: sluice run --help");
-  if (!options.size.empty()) fail(Code::usage, "--size goes with pictures and --sample");
+  if (!options.size.empty() && !options.generate.wanted())
+    fail(Code::usage, "--size goes with pictures, --sample and --prompt");
   Budget budget;
   budget.macs_per_sample = options.budget_macs;
   const auto network = engine::Network::open(options.model);
-  return options.generate.wanted()
-             ? generate(network, options.generate, budget, globals)
-             : run_texts(network, options.texts, options.top, budget, globals);
+  GenerateOptions generating = options.generate;
+  generating.size = options.size;
+  return generating.wanted() ? generate(network, generating, budget, globals)
+                             : run_texts(network, options.texts, options.top, budget, globals);
 }
 
 int classify(const Options& options, const Globals& globals) {
@@ -247,7 +249,9 @@ const bool registered =
                    "sluice run nested.safetensors --sample 7 --size w50-d4\n"
                    "sluice run minilm.safetensors --text 'Hello there' --json\n"
                    "sluice run qwen.safetensors --prompt 'Once upon a time' "
-                   "--temperature 0.8 --top-p 0.95",
+                   "--temperature 0.8 --top-p 0.95\n"
+                   "sluice run large.safetensors --prompt 'Once upon a time' --draft "
+                   "small.safetensors",
                    setup});
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <iostream>
 #include <iterator>
+#include <optional>
 
 #include "cli/model_data.h"
 #include "cli/output.h"
@@ -79,6 +80,9 @@ int64_t peak_memory() {
 
 void report(const engine::GenerationStatistics& s) {
   const int64_t rows = s.prompt_tokens + s.decoded_tokens;
+  if (s.proposed > 0)
+    log_line(fmt::format("draft: {} of {} proposed tokens were accepted ({:.0f} %)", s.accepted,
+                         s.proposed, 100.0 * double(s.accepted) / double(s.proposed)));
   log_line(fmt::format(
       "prompt: {} tokens, {:.1f} tokens/s; then {} tokens, {:.1f} tokens/s; {} MACs a token ran",
       s.prompt_tokens, s.prompt_rate(), s.decoded_tokens, s.decode_rate(),
@@ -147,11 +151,44 @@ void add_generate_options(CLI::App& app, GenerateOptions& options) {
   app.add_option("--stop", options.stop, "A text that ends generation; repeatable")
       ->allow_extra_args(false)
       ->type_name("WORDS");
+  app.add_option("--draft", options.draft,
+                 "A smaller bundle with the same tokenizer that proposes tokens, which the model "
+                 "checks together: the same text in fewer runs")
+      ->type_name("MODEL");
+  app.add_option("--draft-size", options.draft_size,
+                 "Propose with that size of a nested network: of --draft, or of the model itself")
+      ->type_name("NAME");
+  app.add_option("--draft-tokens", options.draft_tokens, "Most tokens proposed at a time")
+      ->check(CLI::Range(1, 64))
+      ->type_name("N")
+      ->capture_default_str();
   app.add_option("--batch", options.batch, "Most prompts computed together")
       ->check(CLI::Range(1, 1024))
       ->type_name("N")
       ->capture_default_str();
 }
+
+namespace {
+
+/// -1 where none is asked for.
+int64_t size_of(const engine::Network& network, const std::string& name) {
+  const bundle::Bundle& model = network.bundle();
+  return name.empty() ? -1 : bundle::find_size(model.sizes(), name, model.path());
+}
+
+/// The network that proposes, if any.
+std::optional<engine::Network> open_draft(const engine::Network& network,
+                                          const GenerateOptions& options) {
+  if (options.draft.empty())
+    return options.draft_size.empty() ? std::nullopt : std::optional(network);
+  auto draft = engine::Network::open(options.draft);
+  if (draft.bundle().tokenizer_json() != network.bundle().tokenizer_json())
+    fail(Code::usage, "--draft {}: its tokenizer is not that of {}; ids would mean other texts",
+         options.draft, network.bundle().path());
+  return draft;
+}
+
+}  // namespace
 
 int generate(const engine::Network& network, const GenerateOptions& options, const Budget& budget,
              const Globals& globals) {
@@ -170,10 +207,15 @@ int generate(const engine::Network& network, const GenerateOptions& options, con
                         .stop = options.stop});
     requests.back().sampling.seed += i;
   }
+  const std::optional<engine::Network> draft = open_draft(network, options);
   engine::Generator generator(network, &tokenizer,
                               {.batch = std::min<int64_t>(options.batch, std::ssize(prompts)),
                                .threads = globals.threads,
-                               .budget = budget});
+                               .budget = budget,
+                               .size = size_of(network, options.size),
+                               .draft = draft ? &*draft : nullptr,
+                               .draft_size = draft ? size_of(*draft, options.draft_size) : -1,
+                               .draft_tokens = options.draft_tokens});
   // One text is shown as it comes; several would mix.
   const bool streams = prompts.size() == 1 && !globals.json;
   const auto results = generator.run(requests, [&](const engine::GeneratedPiece& piece) {
@@ -185,17 +227,23 @@ int generate(const engine::Network& network, const GenerateOptions& options, con
     Json texts = Json::array();
     for (size_t i = 0; i < results.size(); ++i) texts.push_back(to_json(prompts[i], results[i]));
     const int64_t rows = s.prompt_tokens + s.decoded_tokens;
-    print_json({{"model", model.path()},
-                {"results", texts},
-                {"prompt_tokens", s.prompt_tokens},
-                {"prompt_tokens_per_second", s.prompt_rate()},
-                {"decoded_tokens", s.decoded_tokens},
-                {"decoded_tokens_per_second", s.decode_rate()},
-                {"macs", s.macs},
-                {"macs_per_token", rows > 0 ? s.macs / rows : 0},
-                {"cache_bytes", generator.session().state_bytes()},
-                {"arena_bytes", generator.session().arena_bytes()},
-                {"peak_memory_bytes", peak_memory()}});
+    Json report = {{"model", model.path()},
+                   {"results", texts},
+                   {"prompt_tokens", s.prompt_tokens},
+                   {"prompt_tokens_per_second", s.prompt_rate()},
+                   {"decoded_tokens", s.decoded_tokens},
+                   {"decoded_tokens_per_second", s.decode_rate()},
+                   {"macs", s.macs},
+                   {"macs_per_token", rows > 0 ? s.macs / rows : 0},
+                   {"cache_bytes", generator.session().state_bytes()},
+                   {"arena_bytes", generator.session().arena_bytes()},
+                   {"peak_memory_bytes", peak_memory()}};
+    if (draft) {
+      report["draft"] = draft->bundle().path();
+      report["proposed_tokens"] = s.proposed;
+      report["accepted_tokens"] = s.accepted;
+    }
+    print_json(report);
     return kSuccess;
   }
   if (streams) {

@@ -24,6 +24,8 @@ struct GenerateOptions {
   int64_t max_tokens = 128, batch = 8;
   engine::Sampling sampling;
   std::vector<std::string> stop;
+  std::string draft, size, draft_size;  ///< a bundle; sizes of nested networks, as typed
+  int64_t draft_tokens = 4;
   bool wanted() const { return !prompts.empty() || !files.empty(); }
 };
 void add_generate_options(CLI::App& app, GenerateOptions& options);

@@ -97,6 +97,28 @@ TEST_F(Language, RunStopsAtAString) {
   EXPECT_EQ(stopped["text"], whole.substr(0, whole.find(stop)));
 }
 
+TEST_F(Language, ADraftProposesAndTheTextStays) {
+  const std::string draft = directory / "draft.safetensors";
+  ASSERT_EQ(sluice({"import", directory / "llama", "-o", draft, "--dtype", "i8"}).exit_code, 0);
+  const Arguments plain{"run", decoder, "--prompt", "w3 w4", "--max-tokens", "20", "--json"};
+  Arguments drafted = plain;
+  drafted.insert(drafted.end(), {"--draft", draft, "--draft-tokens", "3"});
+  const Json expected = json_of(sluice(plain)), found = json_of(sluice(drafted));
+  EXPECT_EQ(found["results"], expected["results"]);
+  EXPECT_FALSE(expected.contains("accepted_tokens"));
+  EXPECT_GT(found["accepted_tokens"], 10);  // its weights are nearly the same
+  EXPECT_LE(found["accepted_tokens"], found["proposed_tokens"]);
+  drafted.erase(std::find(drafted.begin(), drafted.end(), "--json"));
+  EXPECT_THAT(sluice(drafted).err, HasSubstr("proposed tokens were accepted"));
+  make_encoder();
+  Arguments other = plain;
+  other.insert(other.end(), {"--draft", encoder});
+  refuse(other, 2, "its tokenizer is not that of");
+  other = plain;
+  other.insert(other.end(), {"--draft-size", "w50"});
+  refuse(other, 2, "w50");
+}
+
 TEST_F(Language, RunRefusesWhatMakesNoSense) {
   const auto refuse_run = [&](const Arguments& more, int code, const std::string& words) {
     Arguments arguments{"run", decoder};

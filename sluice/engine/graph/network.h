@@ -122,6 +122,13 @@ class Session {
   int64_t position(int64_t sample) const;
   /// Rows that a sequence may have; the largest int64_t when nothing limits it.
   int64_t capacity() const;
+  /// The sample's next row is the one at `position`: what came from there on is as if it had never
+  /// run (proposed tokens that were refused). Throws Error{usage} for a position that it has not
+  /// reached, Error{unsupported} where a state has no way back that far: of linear attention and
+  /// carried values none, of a window's cache what it has room for.
+  void rewind(int64_t sample, int64_t position);
+  /// How far rewind() goes back from the furthest position reached; the largest int64_t: anywhere.
+  int64_t rewind_limit() const;
   /// The next row of the sample (of all) is its first. Needed after a run that threw: until then
   /// further runs are refused with Error{state}.
   void reset(int64_t sample);

@@ -65,6 +65,7 @@ struct Plan {
   std::vector<int64_t> offsets;      ///< by buffer
   int64_t arena_bytes = 0, scratch_bytes = 0, state_bytes = 0;
   int64_t capacity = kUnlimited;  ///< rows of a sequence that every state can hold
+  int64_t rewind = kUnlimited;    ///< rows that every state can go back
   /// Sizes that a run may choose from, and what each saves of the cost's MACs; empty: none.
   std::vector<int64_t> size_savings;
   /// By size (one entry where there are none): the steps that it needs, in order. The others lead

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "sluice/base/error.h"
+#include "sluice/base/test_error.h"
 #include "sluice/engine/graph/network.h"
 #include "sluice/engine/graph/test_networks.h"
 #include "sluice/engine/kernel/reference.h"
@@ -152,8 +153,9 @@ TEST_P(Sequences, RaggedPiecesOfABatchMatchTheReference) {
 INSTANTIATE_TEST_SUITE_P(
     Decoders, Sequences,
     ::testing::Values(DecoderShape{}, DecoderShape{.recurrent = false}, DecoderShape{.window = 5},
-                      DecoderShape{.cache = 11, .window = 5}, DecoderShape{.last = true},
-                      DecoderShape{.drop = true},
+                      DecoderShape{.cache = 11, .window = 5},
+                      DecoderShape{.cache = 11, .window = 5, .recurrent = false},
+                      DecoderShape{.last = true}, DecoderShape{.drop = true},
                       DecoderShape{.recurrent = false, .last = true, .drop = true}));
 
 TEST_P(Sequences, LastRowsAreThoseOfAllRows) {
@@ -191,6 +193,49 @@ TEST_P(Sequences, LastRowsAreThoseOfAllRows) {
       if (HasFatalFailure()) return;
     }
   }
+}
+
+TEST_P(Sequences, GoBackAsIfLaterRowsHadNeverRun) {
+  DecoderShape shape = GetParam();
+  if (shape.last) GTEST_SKIP() << "the network pools";
+  shape.tokens = 7;
+  const Model model = decoder(shape);
+  const Network network(model.bundle);
+  Session session(network, {.batch = 2, .threads = 1, .sequences = true}),
+      fresh(network, {.batch = 2, .threads = 1, .sequences = true});
+  const auto run = [&](Session& s, const std::vector<float>& ids, int64_t sample) {
+    std::vector<float> output(ids.size() * size_t(kWords));
+    std::vector<int64_t> tokens(2, 0);
+    tokens[size_t(sample)] = int64_t(ids.size());
+    s.run_tokens(ids, output, tokens);
+    return output;
+  };
+  if (shape.recurrent) {
+    EXPECT_EQ(session.rewind_limit(), 0);
+    run(session, random_ids(1, 3), 1);
+    EXPECT_ERROR(session.rewind(1, 2), Code::unsupported, "cannot go back to 2");
+    return;
+  }
+  // Through more rows than a window's cache holds.
+  const int64_t most = shape.window > 0 ? shape.cache - shape.window + 1 : 7;
+  EXPECT_GE(session.rewind_limit(), most);
+  for (uint64_t round = 0; round < 8; ++round) {
+    const int64_t sample = int64_t(round % 2), kept = session.position(sample) + 3;
+    const auto first = random_ids(10 + round, 3), refused = random_ids(20 + round, 4),
+               next = random_ids(30 + round, 2);
+    run(session, first, sample);
+    run(fresh, first, sample);
+    run(session, refused, sample);
+    session.rewind(sample, kept);
+    EXPECT_EQ(session.position(sample), kept);
+    expect_rows(run(session, next, sample), run(fresh, next, sample));
+  }
+  EXPECT_ERROR(session.rewind(0, session.position(0) + 1), Code::usage, "expected 0 to");
+  EXPECT_ERROR(session.rewind(2, 0), Code::usage, "sample 2");
+  session.rewind(0, 0);
+  fresh.reset(0);
+  const auto again = random_ids(3, 5);
+  expect_rows(run(session, again, 0), run(fresh, again, 0));
 }
 
 TEST(Sequence, RowsThatNobodyWantsAreNotComputed) {

@@ -73,6 +73,7 @@ struct Session::State {
   const bool stateful, sequences;
   bool failed = false;            ///< in the middle: the states are out of step
   std::vector<int64_t> position;  ///< [batch], of sequences
+  std::vector<int64_t> reached;   ///< [batch], the furthest positions since reset()
   std::vector<int64_t> whole;     ///< [batch] tokens of run()
   std::vector<int64_t> wanted;    ///< [batch] last rows that run_tokens() gives
   const int64_t last_rows;        ///< Options::last_rows; 0: all
@@ -126,6 +127,7 @@ struct Session::State {
     plan_options.mapped = stateful && sequences;
     plan = make_plan(n.bundle(), plan_options, n.state_->packed);
     position.assign(static_cast<size_t>(one_chunk ? batch : 0), 0);
+    reached = position;
     whole.assign(static_cast<size_t>(sequences ? batch : 0), n.input_shape()[0]);
     wanted.assign(whole.size(), 0);
     if (last_rows > 0 && plan.values[static_cast<size_t>(plan.outputs[0])].rows == 0) {
@@ -339,9 +341,10 @@ struct Session::State {
 
   void advance(std::span<const int64_t> tokens, int64_t samples) {
     if (!stateful) return;
-    for (int64_t s = 0; s < samples; ++s)
-      position[static_cast<size_t>(s)] +=
-          tokens.empty() ? network.input_shape()[0] : tokens[static_cast<size_t>(s)];
+    for (size_t s = 0; s < static_cast<size_t>(samples); ++s) {
+      position[s] += tokens.empty() ? network.input_shape()[0] : tokens[s];
+      reached[s] = std::max(reached[s], position[s]);
+    }
   }
 
   /// Fills `wanted`.
@@ -564,17 +567,45 @@ int64_t Session::position(int64_t sample) const {
 
 int64_t Session::capacity() const { return state_->plan.capacity; }
 
+int64_t Session::rewind_limit() const {
+  return state_->carried.empty() && state_->stateful ? state_->plan.rewind : 0;
+}
+
+void Session::rewind(int64_t sample, int64_t position) {
+  State& state = *state_;
+  state.check_sample(sample);
+  if (state.failed)
+    fail(Code::state, "session: an earlier run failed half-way; reset() all samples");
+  const size_t s = static_cast<size_t>(sample);
+  const int64_t now = this->position(sample);
+  if (position < 0 || position > now)
+    fail(Code::usage, "session: rewind of sequence {} to position {}; expected 0 to {}", sample,
+         position, now);
+  if (position == now) return;
+  if (position == 0) return reset(sample);
+  if (state.reached[s] - position > rewind_limit())
+    fail(
+        Code::unsupported,
+        "{}: sequence {} reached position {} and cannot go back to {}: its states keep the last {} "
+        "rows apart, no more. reset() it and run the rows again",
+        state.network.bundle().path(), sample, state.reached[s], position, rewind_limit());
+  state.position[s] = position;
+}
+
 void Session::reset(int64_t sample) {
   state_->check_sample(sample);
   if (state_->failed) {
     fail(Code::state, "session: an earlier run failed half-way; reset() all samples");
   }
-  if (state_->stateful) state_->position[static_cast<size_t>(sample)] = 0;
+  if (state_->stateful)
+    state_->position[static_cast<size_t>(sample)] = state_->reached[static_cast<size_t>(sample)] =
+        0;
   state_->forget(sample);
 }
 
 void Session::reset() {
   std::fill(state_->position.begin(), state_->position.end(), 0);
+  std::fill(state_->reached.begin(), state_->reached.end(), 0);
   for (int64_t s = 0; s < state_->batch; ++s) state_->forget(s);
   state_->failed = false;
 }

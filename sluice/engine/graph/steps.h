@@ -61,6 +61,10 @@ class Planner {
   void add_sizes(size_t index, const std::vector<int64_t>& macs, int64_t counted);
   /// A sequence cannot be longer than this.
   void limit_capacity(int64_t rows) { plan_.capacity = std::min(plan_.capacity, rows); }
+  /// A sequence cannot go back by more than this.
+  void limit_rewind(int64_t rows) { plan_.rewind = std::min(plan_.rewind, rows); }
+  /// The current group sees all rows of the network's input.
+  bool sees_all_rows() const { return rows_ == (options_.sequences ? 1 : 0); }
 
  private:
   Step named_step(const Group& group) const;

@@ -92,6 +92,7 @@ struct AttentionCall {
   Work* work;
   std::vector<AttentionRows> samples;
   int64_t cache_bytes;
+  bool rewinds;  ///< positions are those of the sequence, which may have gone back
 
   void run() {
     const int64_t unit = tokens / rows->per_sample, key_unit = keys / rows->per_sample;
@@ -106,6 +107,7 @@ struct AttentionCall {
       sample.out = out + first * unit * spec.heads * spec.value_width;
       if (spec.cache == 0) continue;
       if (!position || position[s] == 0) seen[s] = 0;
+      if (rewinds) seen[s] = std::min(seen[s], position[s]);
       sample.seen = seen[s];
       sample.cache = caches + s * cache_bytes;
       seen[s] += sample.rows;
@@ -127,12 +129,19 @@ void plan_attention(Planner& planner, size_t index, Step step) {
   for (const std::string& input : group.inputs)
     step.inputs.push_back(planner.fetch(input, Layout::plain));
   const int64_t seen_bytes = align_up(samples * static_cast<int64_t>(sizeof(int64_t)));
+  // Otherwise a cache's positions are not those of the sequence.
+  const bool rewinds = spec.cache > 0 && planner.sees_all_rows() &&
+                       q[0] == planner.bundle().graph().inputs[0].shape[0];
   if (spec.cache > 0) {
     step.kernel.state_bytes = checked_add(
         seen_bytes, checked_mul(samples, attention_cache_bytes(spec), "cache"), "cache");
     // A window's cache wraps where nothing that is still seen is overwritten.
     const bool wraps = spec.window > 0 && spec.cache >= spec.window + q[0] - 1;
     if (!wraps) planner.limit_capacity(spec.cache);
+    if (!rewinds) planner.limit_rewind(0);
+    // Position p took the place of p - cache. What a row at q looks back to, q - window + 1, is
+    // still there when none before it was taken.
+    if (wraps) planner.limit_rewind(spec.cache - spec.window + 1);
   }
   step.kernel.name = "sluice attention";
   step.kernel.counts_rows = true;
@@ -157,7 +166,8 @@ void plan_attention(Planner& planner, size_t index, Step step) {
              b.rows,
              b.work,
              std::vector<AttentionRows>(static_cast<size_t>(samples)),
-             spec.cache > 0 ? attention_cache_bytes(spec) : 0};
+             spec.cache > 0 ? attention_cache_bytes(spec) : 0,
+             rewinds};
     return [call] { call->run(); };
   };
   planner.finish(index, std::move(step), Layout::plain);
@@ -182,6 +192,7 @@ void plan_linear_attention(Planner& planner, size_t index, Step step) {
   const int64_t each = linear_attention_state_bytes(spec),
                 states = checked_mul(samples, each, "state"),
                 own = align_up(linear_attention_scratch_bytes(spec, threads));
+  if (carry) planner.limit_rewind(0);
   step.kernel.name = "sluice linear_attention";
   step.kernel.counts_rows = true;
   step.kernel.metered = true;

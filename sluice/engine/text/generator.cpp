@@ -6,6 +6,8 @@
 #include <optional>
 
 #include "sluice/base/error.h"
+#include "sluice/base/random.h"
+#include "sluice/engine/text/speculative.h"
 #include "sluice/engine/text/stop_strings.h"
 #include "sluice/engine/text/text_model.h"
 
@@ -14,6 +16,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 constexpr size_t kTokensBefore = 8;  // of the prompt, for the decoder of the text
+constexpr int64_t kMostDrafted = 64;
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
@@ -48,13 +51,17 @@ struct Generator::State {
     int64_t prompt_tokens = 0;
     int64_t computed = 0;  ///< of tokens
     std::vector<int32_t> stop_tokens;
+    Sampler draft_sampler;  ///< draws of its own
   };
 
   Network network;
   std::optional<text::Tokenizer> tokenizer;
   Budget budget;
   Session session;
-  int64_t vocabulary, block, logits_width;
+  int64_t vocabulary, block, logits_width, size, draft_tokens;
+  std::optional<Drafter> drafter;
+  std::vector<Proposal> proposals;  ///< by place
+  std::vector<double> target, residual;
   std::vector<std::optional<Place>> places;
   std::vector<float> input, logits;
   std::vector<int64_t> rows, wanted;
@@ -67,7 +74,9 @@ struct Generator::State {
         session(open(n, options)),
         vocabulary(vocabulary_of(n)),
         block(n.input_shape()[0]),
-        logits_width(n.output_shape()[1]) {
+        logits_width(n.output_shape()[1]),
+        size(options.size),
+        draft_tokens(options.draft ? options.draft_tokens : 0) {
     if (t) tokenizer = *t;
     if (session.state_bytes() == 0) {
       fail(Code::unsupported,
@@ -81,7 +90,25 @@ struct Generator::State {
     places.resize(static_cast<size_t>(options.batch));
     rows.resize(places.size());
     wanted.resize(places.size());
-    logits.resize(static_cast<size_t>(options.batch * logits_width));
+    proposals.resize(places.size());
+    logits.resize(static_cast<size_t>(options.batch * (draft_tokens + 1) * logits_width));
+    if (options.draft) open_draft(*options.draft, options);
+  }
+
+  void open_draft(const Network& draft, const Options& options) {
+    if (session.rewind_limit() <= draft_tokens)
+      fail(Code::unsupported,
+           "{}: its sequences cannot go back behind a refused token (linear attention and carried "
+           "values cannot); run it without a draft",
+           network.bundle().path());
+    const Shape &in = draft.input_shape(), &out = draft.output_shape();
+    if (in.size() != 1 || out.size() != 2 || out[0] != in[0] || out[1] != logits_width)
+      fail(Code::shape, "{}: expected ids [T] in and logits [T,{}] out, as of {}; found {} and {}",
+           draft.bundle().path(), logits_width, network.bundle().path(), to_string(in),
+           to_string(out));
+    drafter.emplace(
+        draft, Drafter::Options{
+                   .batch = options.batch, .threads = options.threads, .size = options.draft_size});
   }
 
   static Session open(const Network& n, const Options& options) {
@@ -91,8 +118,14 @@ struct Generator::State {
            "{}: expected a decoder, ids [T] in and logits [T,V] out, found {} and {}",
            n.bundle().path(), to_string(n.input_shape()), to_string(out));
     }
-    return Session(
-        n, {.batch = options.batch, .threads = options.threads, .sequences = true, .last_rows = 1});
+    const int64_t drafted = options.draft ? options.draft_tokens : 0;
+    if (options.draft && (drafted < 1 || drafted > kMostDrafted || drafted >= out[0]))
+      fail(Code::usage, "{} tokens to propose at a time; expected 1 to {}", drafted,
+           std::min(kMostDrafted, out[0] - 1));
+    return Session(n, {.batch = options.batch,
+                       .threads = options.threads,
+                       .sequences = true,
+                       .last_rows = drafted + 1});
   }
 
   void check(const GenerationRequest& r, size_t index, size_t count) const {
@@ -121,6 +154,9 @@ struct Generator::State {
 
   void start(size_t place, const GenerationRequest& r, size_t index) {
     session.reset(static_cast<int64_t>(place));
+    if (drafter) drafter->keep(static_cast<int64_t>(place), 0);
+    Sampling drafting = r.sampling;
+    drafting.seed = derive_seed(r.sampling.seed, "draft", 0);
     Place p{index,
             Sampler(r.sampling),
             StopStrings(r.stop),
@@ -128,7 +164,8 @@ struct Generator::State {
             r.prompt,
             std::ssize(r.prompt),
             0,
-            r.stop_tokens};
+            r.stop_tokens,
+            Sampler(drafting)};
     for (const int64_t id : network.bundle().task().stop_tokens)
       p.stop_tokens.push_back(static_cast<int32_t>(id));
     if (tokenizer) {
@@ -140,7 +177,26 @@ struct Generator::State {
     places[place] = std::move(p);
   }
 
-  /// One run of the network: the next block of each prompt, the next token of the others.
+  /// Tokens of the draft for every sequence that is behind its prompt.
+  void propose(std::span<const GenerationRequest> requests) {
+    std::vector<Drafter::Wish> wishes(places.size());
+    for (size_t s = 0; s < places.size(); ++s) {
+      if (!places[s]) continue;
+      Place& p = *places[s];
+      const int64_t length = std::ssize(p.tokens), generated = length - p.prompt_tokens;
+      if (length - p.computed != 1) continue;
+      // The last of a run is chosen without a proposal.
+      const int64_t room = std::min(session.capacity() - length, drafter->capacity() - length),
+                    wanted_most = requests[p.request].max_tokens - generated - 1;
+      wishes[s] = {p.tokens, std::clamp<int64_t>(std::min(room, wanted_most), 0, draft_tokens),
+                   &p.draft_sampler};
+    }
+    drafter->propose(wishes, proposals);
+    for (const Proposal& proposal : proposals) statistics.proposed += std::ssize(proposal.tokens);
+  }
+
+  /// One run of the network: the next block of each prompt; the next token of the others, with what
+  /// was proposed behind it.
   void compute() {
     input.clear();
     for (size_t s = 0; s < places.size(); ++s) {
@@ -152,8 +208,13 @@ struct Generator::State {
       wanted[s] = rows[s] == left ? 1 : 0;
       const auto from = p.tokens.begin() + p.computed;
       input.insert(input.end(), from, from + rows[s]);
+      const std::vector<int32_t>& proposed = proposals[s].tokens;
+      input.insert(input.end(), proposed.begin(), proposed.end());
+      rows[s] += std::ssize(proposed);
+      wanted[s] += std::ssize(proposed);
     }
-    session.run_tokens(input, logits, rows, {.meter = &meter, .budget = &budget, .last = wanted});
+    session.run_tokens(input, logits, rows,
+                       {.meter = &meter, .budget = &budget, .size = size, .last = wanted});
   }
 
   void emit(Place& p, Generated& result, int32_t token, const std::string& text,
@@ -163,9 +224,13 @@ struct Generator::State {
       finish = Finish::cancelled;
   }
 
-  int32_t choose(Place& p, std::span<const float> row) const {
+  /// The next token; `proposal`, if any, is token `at` of what was proposed.
+  int32_t choose(Place& p, std::span<const float> row, const Proposal* proposal, size_t at) {
     try {
-      return p.sampler.next(row, p.tokens);
+      if (!proposal) return p.sampler.next(row, p.tokens);
+      p.sampler.distribution(row, p.tokens, target);
+      return verify(proposal->tokens[at], proposal->distributions[at], target, p.sampler, residual)
+          .token;
     } catch (const Error& e) {
       throw Error(e.code(),
                   fmt::format("{}: behind token {} of prompt {}: {}", network.bundle().path(),
@@ -173,10 +238,34 @@ struct Generator::State {
     }
   }
 
-  /// The next token; whether, and why, it was the last.
-  std::optional<Finish> accept(Place& p, std::span<const float> row, Generated& result,
-                               const OnPiece& on_piece, int64_t max_tokens) {
-    const int32_t token = choose(p, row);
+  /// Takes the tokens that a run of the network allows: as many proposals as stand, and one more.
+  std::optional<Finish> accept_rows(size_t place, const float* row, Generated& result,
+                                    const OnPiece& on_piece, int64_t max_tokens) {
+    Place& p = *places[place];
+    const Proposal& proposal = proposals[place];
+    const size_t proposed = proposal.tokens.size();
+    const int64_t known = std::ssize(p.tokens);
+    std::optional<Finish> finish;
+    size_t taken = 0;
+    for (;; ++taken, row += logits_width) {
+      const std::span<const float> here(row, static_cast<size_t>(logits_width));
+      const int32_t token = choose(p, here, taken < proposed ? &proposal : nullptr, taken);
+      finish = accept(p, token, result, on_piece, max_tokens);
+      if (finish || taken == proposed || token != proposal.tokens[taken]) break;
+    }
+    statistics.accepted += static_cast<int64_t>(taken);
+    if (proposed == 0) return finish;
+    const int64_t valid = known + static_cast<int64_t>(taken);
+    rows[place] = valid - p.computed;
+    if (finish) return finish;
+    session.rewind(static_cast<int64_t>(place), valid);
+    drafter->keep(static_cast<int64_t>(place), valid);
+    return finish;
+  }
+
+  /// Adds the token; whether, and why, it was the last.
+  std::optional<Finish> accept(Place& p, int32_t token, Generated& result, const OnPiece& on_piece,
+                               int64_t max_tokens) {
     std::optional<Finish> finish;
     if (std::ranges::count(p.stop_tokens, token)) {
       finish = Finish::stop_token;
@@ -222,6 +311,7 @@ struct Generator::State {
     for (auto& place : places) place.reset();
     session.reset();
     meter.reset();
+    if (drafter) drafter->reset_meter();
     statistics = {};
     size_t next = 0;
     while (true) {
@@ -232,18 +322,19 @@ struct Generator::State {
         any = any || places[s].has_value();
       }
       if (!any) break;
+      if (drafter) propose(requests);
       compute();
       std::vector<size_t> done;
       size_t row = 0;
       for (size_t s = 0; s < places.size(); ++s) {
         if (!places[s] || wanted[s] == 0) continue;
-        Place& p = *places[s];
-        const std::span<const float> here(logits.data() + row++ * static_cast<size_t>(logits_width),
-                                          static_cast<size_t>(logits_width));
+        const size_t request = places[s]->request;
+        const float* first = logits.data() + row * static_cast<size_t>(logits_width);
+        row += static_cast<size_t>(wanted[s]);
         const auto finish =
-            accept(p, here, results[p.request], on_piece, requests[p.request].max_tokens);
+            accept_rows(s, first, results[request], on_piece, requests[request].max_tokens);
         if (!finish) continue;
-        results[p.request].finish = *finish;
+        results[request].finish = *finish;
         done.push_back(s);
       }
       account(seconds_since(start_time));
@@ -251,8 +342,8 @@ struct Generator::State {
         if (places[s]) places[s]->computed += rows[s];
       for (const size_t s : done) places[s].reset();
     }
-    statistics.macs = meter.macs();
-    statistics.bytes = meter.bytes();
+    statistics.macs = meter.macs() + (drafter ? drafter->meter().macs() : 0);
+    statistics.bytes = meter.bytes() + (drafter ? drafter->meter().bytes() : 0);
     return results;
   }
 };

@@ -9,6 +9,10 @@
 // Each request holds one of `batch` places; a place that becomes free takes the next request, whose
 // prompt is computed beside the others' next tokens. Logits are computed for rows that a token is
 // chosen from, and no others.
+//
+// With a draft network a run checks several proposed tokens of each sequence at once, see
+// speculative.h: fewer runs of the large network, the same text when greedy, the same distribution
+// when sampling.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -55,9 +59,10 @@ struct Generated {
 /// decoded_tokens is less than the tokens generated. A run of the network that computes rows of
 /// both kinds is split by their number.
 struct GenerationStatistics {
-  int64_t prompt_tokens = 0, decoded_tokens = 0;  ///< rows computed
+  int64_t prompt_tokens = 0, decoded_tokens = 0;  ///< rows computed, refused proposals left out
   double prompt_seconds = 0, decode_seconds = 0;  ///< choosing tokens and decoding text included
-  int64_t macs = 0, bytes = 0;                    ///< metered
+  int64_t macs = 0, bytes = 0;                    ///< metered, those of the draft included
+  int64_t proposed = 0, accepted = 0;             ///< tokens of the draft
   double prompt_rate() const {
     return prompt_seconds > 0 ? double(prompt_tokens) / prompt_seconds : 0;
   }
@@ -72,10 +77,15 @@ class Generator {
     int64_t batch = 1;  ///< sequences at once; each has a cache for the whole context
     int threads = 0;    ///< 0: all cores of the process
     Budget budget{};
+    int64_t size = -1;               ///< of a nested network, see RunOptions::size
+    const Network* draft = nullptr;  ///< may be the network itself, with a smaller draft_size
+    int64_t draft_size = -1;
+    int64_t draft_tokens = 4;  ///< most proposed at a time, 1 to 64
   };
   /// `tokenizer` may be null: then there is no text and there are no stop strings. Throws
   /// Error{unsupported} when the network does not give logits per token or does not continue
-  /// sequences.
+  /// sequences, or with a draft when one of the two cannot go back behind refused tokens;
+  /// Error{shape} when the draft has another vocabulary.
   Generator(const Network& network, const text::Tokenizer* tokenizer, const Options& options);
   ~Generator();
   Generator(Generator&&) noexcept;

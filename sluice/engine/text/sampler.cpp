@@ -57,7 +57,8 @@ void Sampler::penalize(std::span<const int32_t> seen) {
   }
 }
 
-int32_t Sampler::next(std::span<const float> logits, std::span<const int32_t> seen) {
+float Sampler::prepare(std::span<const float> logits, std::span<const int32_t> seen,
+                       std::span<const float>& now) {
   float highest = check_logits(logits);
   const bool penalized = sampling_.repetition_penalty != 1 && !seen.empty();
   if (penalized || sampling_.temperature > 0) logits_.assign(logits.begin(), logits.end());
@@ -65,10 +66,35 @@ int32_t Sampler::next(std::span<const float> logits, std::span<const int32_t> se
     penalize(seen);
     highest = check_logits(logits_);
   }
-  const std::span<const float> now = penalized ? std::span<const float>(logits_) : logits;
+  now = penalized ? std::span<const float>(logits_) : logits;
+  return highest;
+}
+
+int32_t Sampler::next(std::span<const float> logits, std::span<const int32_t> seen) {
+  std::span<const float> now;
+  const float highest = prepare(logits, seen, now);
   if (sampling_.temperature == 0)
     return static_cast<int32_t>(std::find(now.begin(), now.end(), highest) - now.begin());
   return draw(highest);
+}
+
+void Sampler::distribution(std::span<const float> logits, std::span<const int32_t> seen,
+                           std::vector<double>& probabilities) {
+  std::span<const float> now;
+  const float highest = prepare(logits, seen, now);
+  probabilities.assign(logits.size(), 0.0);
+  if (sampling_.temperature == 0) {
+    probabilities[static_cast<size_t>(std::find(now.begin(), now.end(), highest) - now.begin())] =
+        1;
+    return;
+  }
+  const double total = weigh(highest);
+  for (size_t i = 0; i < weights_.size(); ++i)
+    probabilities[static_cast<size_t>(candidates_[i].id)] = weights_[i] / total;
+}
+
+double Sampler::uniform() {
+  return static_cast<double>(derive_seed(sampling_.seed, "sample", draws_++) >> 11) * 0x1p-53;
 }
 
 /// How many of the sorted candidates top-p and min-p leave; at least one.
@@ -82,7 +108,7 @@ size_t Sampler::kept(double total) const {
   return candidates_.size();
 }
 
-int32_t Sampler::draw(float highest) {
+double Sampler::weigh(float highest) {
   candidates_.clear();
   for (size_t i = 0; i < logits_.size(); ++i) {
     if (logits_[i] > -std::numeric_limits<float>::infinity())
@@ -97,21 +123,21 @@ int32_t Sampler::draw(float highest) {
     candidates_.resize(static_cast<size_t>(sampling_.top_k));
   }
   const double scale = 1 / sampling_.temperature;
-  const auto weigh = [&](const Candidate& c) {
+  const auto weight_of = [&](const Candidate& c) {
     return std::exp((static_cast<double>(c.logit) - highest) * scale);
   };
   double total = 0;
   size_t count = candidates_.size();
   weights_.resize(count);
   if (sampling_.top_p < 1 || sampling_.min_p > 0) {
-    for (const Candidate& c : candidates_) total += weigh(c);
+    for (const Candidate& c : candidates_) total += weight_of(c);
     // Few are ever wanted of a large vocabulary: sort so many as prove to be enough.
     for (size_t sorted = 0; sorted < count;) {
       const size_t more = std::min(count, std::max(kFirstSorted, 4 * sorted));
       std::partial_sort(at(sorted), at(more), candidates_.end(), before);
       double sum = 0;
       for (size_t i = 0; i < more; ++i) {
-        weights_[i] = weigh(candidates_[i]);
+        weights_[i] = weight_of(candidates_[i]);
         sum += weights_[i];
       }
       sorted = more;
@@ -123,11 +149,16 @@ int32_t Sampler::draw(float highest) {
     total = 0;
     for (size_t i = 0; i < count; ++i) total += weights_[i];
   } else {
-    for (size_t i = 0; i < count; ++i) total += weights_[i] = weigh(candidates_[i]);
+    for (size_t i = 0; i < count; ++i) total += weights_[i] = weight_of(candidates_[i]);
   }
-  const double random =
-      static_cast<double>(derive_seed(sampling_.seed, "sample", draws_++) >> 11) * 0x1p-53;
-  double rest = random * total;
+  weights_.resize(count);
+  return total;
+}
+
+int32_t Sampler::draw(float highest) {
+  const double total = weigh(highest);
+  const size_t count = weights_.size();
+  double rest = uniform() * total;
   for (size_t i = 0; i + 1 < count; ++i) {
     rest -= weights_[i];
     if (rest < 0) return candidates_[i].id;

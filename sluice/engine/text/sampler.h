@@ -38,12 +38,24 @@ class Sampler {
   /// or +infinity, or none is left to choose from.
   int32_t next(std::span<const float> logits, std::span<const int32_t> seen = {});
 
+  /// What next() draws from: a probability for each logit, 0 where the sampling leaves it out. The
+  /// same errors.
+  void distribution(std::span<const float> logits, std::span<const int32_t> seen,
+                    std::vector<double>& probabilities);
+  /// The next random number, 0 <= u < 1.
+  double uniform();
+
  private:
   struct Candidate {
     float logit;
     int32_t id;
   };
   void penalize(std::span<const int32_t> seen);
+  /// Checks, penalizes, and fills logits_ where anything is drawn; the highest of `now`.
+  float prepare(std::span<const float> logits, std::span<const int32_t> seen,
+                std::span<const float>& now);
+  /// Fills candidates_ and weights_ with what can be drawn, first comes first; the sum.
+  double weigh(float highest);
   int32_t draw(float highest);
   size_t kept(double total) const;
 
