@@ -114,7 +114,10 @@ class VisionTransformer {
       fail(Code::unsupported, "{}: expected pixels divided by 255", p.field("rescale_factor"));
     if (!p.flag_or("do_normalize", true)) return;
     const auto numbers = [&](const char* field, Range range) {
-      std::vector<double> values = p.numbers(field, range);
+      const auto found = p.json().find(field);
+      const bool one = found != p.json().end() && found->is_number();
+      std::vector<double> values =
+          one ? std::vector{p.number(field, range)} : p.numbers(field, range);
       if (values.empty()) values = {0.5};  // of the library's ViTImageProcessor
       if (values.size() == 1) values.assign(static_cast<size_t>(channels_), values[0]);
       if (values.size() != static_cast<size_t>(channels_))

@@ -1,6 +1,6 @@
 // For tests: small random networks, and comparing them.
 #pragma once
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include "sluice/base/temp_directory.h"
 #include "sluice/base/test_error.h"

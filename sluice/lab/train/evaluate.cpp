@@ -1,4 +1,4 @@
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include "sluice/lab/train/trainer.h"
 
@@ -21,10 +21,8 @@ LabEvaluation evaluate(Model& model, const Feed& feed, bool log_gates, int64_t b
     const auto logits = model.forward(part.inputs, context);
     const auto best = logits.argmax(1);
     predictions.push_back(best);
-    namespace F = torch::nn::functional;
     const auto part_loss =
-        F::cross_entropy(logits, part.labels, F::CrossEntropyFuncOptions().reduction(torch::kSum))
-            .to(torch::kDouble);
+        at::cross_entropy_loss(logits, part.labels, {}, at::Reduction::Sum).to(torch::kDouble);
     const auto part_hits = (best == part.labels).sum();
     loss = loss.defined() ? loss + part_loss : part_loss;
     hits = hits.defined() ? hits + part_hits : part_hits;

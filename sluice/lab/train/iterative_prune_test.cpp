@@ -1,6 +1,6 @@
 #include "sluice/lab/train/iterative_prune.h"
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include "sluice/base/json.h"
 #include "sluice/lab/train/train_testing.h"

@@ -1,6 +1,6 @@
 #include "sluice/lab/train/muon.h"
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <cmath>
 

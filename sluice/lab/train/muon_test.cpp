@@ -1,7 +1,7 @@
 #include "sluice/lab/train/muon.h"
 
 #include <gtest/gtest.h>
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include "sluice/base/test_error.h"
 

@@ -1,6 +1,6 @@
 #include "sluice/lab/train/optimizer.h"
 
-#include <torch/torch.h>
+#include <torch/optim.h>  // sgd, adam, adamw
 #include <sstream>
 
 #include "sluice/base/error.h"

@@ -1,7 +1,7 @@
 // Building LibTorch optimizers and moving their state in and out by parameter name: LibTorch keys
 // it by address, in a type that changed between versions. Internal to train.
 #pragma once
-#include <torch/optim.h>
+#include <torch/optim/optimizer.h>
 
 #include "sluice/lab/train/trainer.h"
 

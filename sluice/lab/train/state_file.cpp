@@ -1,6 +1,6 @@
 #include "sluice/lab/train/state_file.h"
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include "sluice/base/error.h"
 #include "sluice/base/json.h"

@@ -1,6 +1,6 @@
 #include "sluice/lab/train/token_feed.h"
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <numeric>
 
@@ -102,9 +102,8 @@ TextEvaluation evaluate_text(Model& model, const data::TokenFile& file, data::Te
       const Autocast cast(bf16);
       logits = model.forward(part.inputs, forward);
     }
-    const auto sum = torch::nn::functional::cross_entropy(
-                         logits.flatten(0, 1).to(torch::kFloat), part.labels.flatten(),
-                         torch::nn::functional::CrossEntropyFuncOptions().reduction(torch::kSum))
+    const auto sum = at::cross_entropy_loss(logits.flatten(0, 1).to(torch::kFloat),
+                                            part.labels.flatten(), {}, at::Reduction::Sum)
                          .to(torch::kDouble);
     loss = loss.defined() ? loss + sum : sum;
   }

@@ -1,7 +1,7 @@
 #include "sluice/lab/train/token_feed.h"
 
 #include <gmock/gmock.h>
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <cmath>
 #include <numeric>

@@ -1,6 +1,6 @@
 #include "sluice/lab/train/trainer.h"
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <cmath>
 #include <numbers>
@@ -105,10 +105,9 @@ std::pair<at::Tensor, at::Tensor> Trainer::State::run_part() {
       logits = model.forward(batch.inputs.narrow(0, first, rows), context);
     }
     if (logits.dim() == 3) logits = logits.flatten(0, 1);  // [batch, T, V]
-    namespace F = torch::nn::functional;
-    auto loss =
-        F::cross_entropy(options.bf16 ? logits.to(torch::kFloat) : logits, labels,
-                         F::CrossEntropyFuncOptions().label_smoothing(options.label_smoothing));
+    constexpr int64_t kIgnored = -100;  // a label that counts for nothing, LibTorch's default
+    auto loss = at::cross_entropy_loss(options.bf16 ? logits.to(torch::kFloat) : logits, labels, {},
+                                       at::Reduction::Mean, kIgnored, options.label_smoothing);
     if (hooks.extra_loss) {
       const auto extra = hooks.extra_loss(log, step);
       if (extra.defined()) loss = loss + extra;

@@ -1,5 +1,5 @@
 // Checkpoints of a Trainer.
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include "sluice/base/json.h"
 #include "sluice/lab/train/state_file.h"

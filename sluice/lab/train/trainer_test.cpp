@@ -1,7 +1,7 @@
 #include "sluice/lab/train/trainer.h"
 
 #include <gmock/gmock.h>
-#include <torch/torch.h>
+#include <torch/optim.h>
 
 #include <fstream>
 #include <limits>
