@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "sluice/base/error.h"
 #include "sluice/base/json_fwd.h"
@@ -35,6 +36,8 @@ class AttributeReader {
   bool boolean(std::string_view key, bool fallback) const;
   std::string text(std::string_view key) const;
   std::string text(std::string_view key, const std::string& fallback) const;
+  /// A list of integers; empty when absent. At most `most` of them.
+  std::vector<int64_t> integers(std::string_view key, size_t most) const;
   /// An object; throws when absent.
   const Json& object(std::string_view key) const;
 

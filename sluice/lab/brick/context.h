@@ -6,6 +6,7 @@
 #include <ATen/core/Generator.h>
 #include <ATen/core/Tensor.h>
 
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -58,6 +59,11 @@ class Context {
   /// [batch] int64: rows of each sample that count, of inputs padded to one length; undefined: all.
   /// Attention does not look at the others, pooling leaves them out.
   at::Tensor lengths;
+  /// Which of the sizes of a nested network runs (nested.h), from 0; -1: the last, the whole one.
+  int64_t size = -1;
+  /// By number of units: which of them run ([units] of 0 and 1) in place of the leading ones that
+  /// the size asks for. For controls that show what the order of units does; computes them all.
+  const std::map<int64_t, at::Tensor>* unit_masks = nullptr;
   SlotWatcher* watcher = nullptr;
 
   const std::string& path() const { return path_; }

@@ -45,6 +45,9 @@ struct Registry {
       {"transformer_block", make_transformer_block},
       {"decoder", make_decoder},
       {"text_encoder", make_text_encoder},
+      {"nested_linear", make_nested_linear},
+      {"nested_conv2d", make_nested_conv2d},
+      {"nested_chain", make_nested_chain},
   };
 };
 
@@ -270,6 +273,19 @@ std::string AttributeReader::text(std::string_view key) const {
 
 std::string AttributeReader::text(std::string_view key, const std::string& fallback) const {
   return find(key) == nullptr ? fallback : text(key);
+}
+
+std::vector<int64_t> AttributeReader::integers(std::string_view key, size_t most) const {
+  const Json* value = find(key);
+  if (value == nullptr) return {};
+  const bool numbers =
+      value->is_array() && std::all_of(value->begin(), value->end(),
+                                       [](const Json& each) { return each.is_number_integer(); });
+  if (!numbers) wrong(key, "a list of integers", *value);
+  if (value->size() > most) {
+    fail(Code::limit, "{} of {}: {} entries; at most {}", key, kind_, value->size(), most);
+  }
+  return value->get<std::vector<int64_t>>();
 }
 
 const Json& AttributeReader::object(std::string_view key) const {

@@ -9,6 +9,7 @@
 #include "sluice/lab/brick/attributes.h"
 #include "sluice/lab/brick/init.h"
 #include "sluice/lab/brick/layers.h"
+#include "sluice/lab/brick/nested.h"
 #include "sluice/lab/gate/gate.h"
 #include "sluice/lab/quant/packed_weight.h"
 
@@ -51,6 +52,46 @@ void check_packed(const Model& model, const bundle::Bundle& bundle) {
   }
 }
 
+// A nested brick and the node it was lowered to say the same, for as many sizes as the table has.
+void check_nested(const Model& model, const bundle::Bundle& bundle) {
+  std::map<std::string, const bundle::Node*> nodes;
+  for (const bundle::Node& node : bundle.graph().nodes) nodes[node.path] = &node;
+  const auto count = static_cast<int64_t>(std::max<size_t>(1, model.sizes.size()));
+  const auto expect = [&](const std::string& path, const char* name, std::vector<int64_t> list) {
+    const std::vector<int64_t>* found = nullptr;
+    if (const auto node = nodes.find(path); node != nodes.end()) {
+      if (const auto attr = node->second->attrs.find(name); attr != node->second->attrs.end()) {
+        found = std::get_if<std::vector<int64_t>>(&attr->second);
+      }
+    }
+    if (found == nullptr || *found != list) {
+      fail(Code::format, "{}: {}: '{}' of the model description and of the graph differ",
+           bundle.path(), path, name);
+    }
+  };
+  const auto require_count = [&](const std::string& path, int64_t found) {
+    if (found == count) return;
+    fail(Code::format, "{}: {}: {} sizes; the table of sizes has {}", bundle.path(), path, found,
+         count);
+  };
+  for (const SlotRef& ref : walk(*model.root)) {
+    const Brick* brick = ref.slot->get().get();
+    if (const auto* layer = dynamic_cast<const NestedLayer*>(brick)) {
+      require_count(ref.path, layer->sizes().count);
+      const auto each = [&](const std::vector<int64_t>& list, int64_t all) {
+        return list.empty() ? std::vector<int64_t>(static_cast<size_t>(count), all) : list;
+      };
+      if (!nodes.contains(ref.path)) continue;  // behind the last end that any size takes
+      expect(ref.path, "rows", each(layer->sizes().rows, layer->outputs()));
+      expect(ref.path, "columns", each(layer->sizes().columns, layer->inputs()));
+    } else if (const auto* chain = dynamic_cast<const NestedChain*>(brick)) {
+      if (!chain->exits().empty()) {
+        require_count(ref.path, static_cast<int64_t>(chain->exits().size()));
+      }
+    }
+  }
+}
+
 void require_root(const Model& model) {
   if (model.root == nullptr) fail(Code::state, "the model has no bricks");
 }
@@ -59,7 +100,11 @@ void require_root(const Model& model) {
 
 at::Tensor Model::forward(const at::Tensor& x, Context& context) {
   if (context.budget.macs_per_sample || context.budget.weight_bytes) {
-    context.budget.require(cost(), "model");
+    Cost needed = cost();
+    if (context.size >= 0 && context.size < static_cast<int64_t>(sizes.size())) {
+      needed.macs = sizes[static_cast<size_t>(context.size)].macs;
+    }
+    context.budget.require(needed, "model");
   }
   if (context.meter != nullptr) context.meter->add_samples(x.size(0));
   return root->forward(x, context);
@@ -139,6 +184,16 @@ void lower(const Model& model, bundle::Builder& builder) {
   for (const auto& [path, tensor] : named_state(*model.root)) {
     if (tensor.is_floating_point()) add_tensor(builder, path, tensor);
   }
+  if (!model.sizes.empty()) {
+    const std::string what = "model";
+    const bundle::GraphInfo info = bundle::check_graph(builder.graph(), what);
+    const bundle::GraphSizes graph = bundle::graph_sizes(builder.graph(), info, what);
+    std::vector<bundle::SizeEntry> sizes = model.sizes;
+    for (size_t i = 0; i < std::min(sizes.size(), graph.macs.size()); ++i) {
+      sizes[i].macs = graph.macs[i];
+    }
+    builder.set_sizes(std::move(sizes));
+  }
   builder.set_task(model.task);
   if (!model.tokenizer.empty()) builder.set_tokenizer(model.tokenizer);
   builder.set_model_json(describe(model).dump());
@@ -168,6 +223,7 @@ Model load_model(const bundle::Bundle& bundle) {
   Model model;
   model.input_shape = json_get<std::vector<int64_t>>(description, "input_shape", place);
   model.task = bundle.task();
+  model.sizes = bundle.sizes();
   model.tokenizer = bundle.tokenizer_json();
   model.provenance = parse_json(bundle.provenance_json(), what + ": sluice.provenance");
   if (!model.provenance.is_array()) {
@@ -216,6 +272,7 @@ Model load_model(const bundle::Bundle& bundle) {
     known.insert(path);
   }
   check_packed(model, bundle);
+  check_nested(model, bundle);
   for (const SlotRef& ref : walk(*model.root)) {  // what slicing takes for granted
     if (const auto* mask = dynamic_cast<const ConstantMask*>(ref.slot->get().get())) {
       checked_mask(mask->mask, fmt::format("{}: {}", what, ref.path));

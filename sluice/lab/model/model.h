@@ -14,11 +14,15 @@ struct Model {
   bundle::Task task;
   std::string tokenizer = {};       ///< text of tokenizer.json; "" when there is none
   Json provenance = Json::array();  ///< steps in order; append with add_step
+  /// Of a nested network: what Context::size chooses from (lab/pass/subnet.h sets it), the whole
+  /// network last. The bundle gets this table, with MACs as the graph has them.
+  std::vector<bundle::SizeEntry> sizes = {};
 
   Cost cost() const { return root->cost(input_shape); }
   void add_step(Json step) { provenance.push_back(std::move(step)); }
   /// Runs the bricks. Counts the samples when the context has a meter, and refuses with
-  /// Error{limit} before computing when the model's cost exceeds the context's budget.
+  /// Error{limit} before computing when the model's cost exceeds the context's budget (MACs: those
+  /// of the context's size).
   at::Tensor forward(const at::Tensor& x, Context& context);
 };
 
@@ -30,7 +34,7 @@ void save_bundle(const Model& model, const std::string& path);
 /// The same into a builder (parity tests, in-memory engines).
 void lower(const Model& model, bundle::Builder& builder);
 /// Rebuilds the bricks of a bundle written by save_bundle. Throws Error{unsupported} for one
-/// without a description.
+/// without a description, Error{format} when its table of sizes, bricks and graph disagree.
 Model load_model(const std::string& path);
 Model load_model(const bundle::Bundle& bundle);
 
@@ -49,10 +53,10 @@ std::vector<std::pair<std::string, at::Tensor>> named_state(const Brick& brick);
 void load_state(Brick& brick, const std::map<std::string, at::Tensor>& state);
 
 /// Reference networks by name, with their options:
-///   resnet   {width = 32, blocks = 2, stages = 3, stem_stride = 2}   residual conv net, 3x3,
-///   widths doubling per stage mlp      {hidden = [300, 100]} LeNet-300-100 by default convnet
-///   {widths = [32, 64], hidden = 128}                        VGG-like: conv norm relu pool, then
-///   linear layers
+///   resnet   {width = 32, blocks = 2, stages = 3, stem_stride = 2}: residual conv net, 3x3, widths
+///            doubling per stage; or {widths = [16, 32, 64, 64]} in place of width and stages
+///   mlp      {hidden = [300, 100]}                 LeNet-300-100 by default
+///   convnet  {widths = [32, 64], hidden = 128}     VGG-like: conv norm relu pool, linear layers
 /// and for all  init = "kaiming_normal" | "glorot_normal" | "uniform" (brick/init.h; mlp:
 /// glorot_normal, others: kaiming_normal) Unknown names and options: Error{config} with the
 /// nearest. `seed` alone fixes the initial weights.

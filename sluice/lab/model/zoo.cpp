@@ -48,10 +48,16 @@ BrickPtr conv3x3(int64_t inputs, int64_t outputs, int64_t stride) {
 BrickPtr relu() { return std::make_shared<Activation>("relu"); }
 
 BrickPtr make_resnet(const Json& options, const Sizes& sizes) {
-  json_require_known_keys(options, {"width", "blocks", "stages", "stem_stride", "init"}, "resnet");
-  const int64_t width = option(options, "width", 32, 1, 4096, "resnet");
+  json_require_known_keys(options, {"width", "widths", "blocks", "stages", "stem_stride", "init"},
+                          "resnet");
+  const std::vector<int64_t> own = widths(options, "widths", {}, "resnet");
+  if (!own.empty() && (options.contains("width") || options.contains("stages"))) {
+    fail(Code::config, "widths of resnet: they stand for width and stages; found both");
+  }
+  const int64_t width = own.empty() ? option(options, "width", 32, 1, 4096, "resnet") : own.front();
   const int64_t blocks = option(options, "blocks", 2, 1, 200, "resnet");
-  const int64_t stages = option(options, "stages", 3, 1, 8, "resnet");
+  const int64_t stages =
+      own.empty() ? option(options, "stages", 3, 1, 8, "resnet") : static_cast<int64_t>(own.size());
   const int64_t stem_stride = option(options, "stem_stride", 2, 1, 4, "resnet");
 
   auto root = std::make_shared<Sequential>();
@@ -62,7 +68,7 @@ BrickPtr make_resnet(const Json& options, const Sizes& sizes) {
   root->append("stem", std::move(stem));
   int64_t inputs = width;
   for (int64_t s = 0; s < stages; ++s) {
-    const int64_t outputs = width << s;
+    const int64_t outputs = own.empty() ? width << s : own[static_cast<size_t>(s)];
     auto stage = std::make_shared<Sequential>();
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t stride = s > 0 && b == 0 ? 2 : 1;

@@ -11,6 +11,7 @@
 #include "sluice/lab/brick/containers.h"
 #include "sluice/lab/brick/init.h"
 #include "sluice/lab/brick/layers.h"
+#include "sluice/lab/brick/nested.h"
 #include "sluice/lab/gate/gate.h"
 #include "sluice/lab/pass/steps.h"
 
@@ -70,6 +71,21 @@ std::vector<PassEntry> builtin_passes() {
       {{"rotate-residual", "turns a decoder's residual stream so that no column is an outlier",
         "seed=0                of the random orthogonal matrix", false, true},
        rotate_residual},
+      {{"nest", "one set of weights, many sizes: each runs the leading part of every layer",
+        "widths=[0.25,0.5,0.75,1] shares of the channels and neurons\n"
+        "depths=[]             residual blocks that run, the last number all: [4,6,8]\n"
+        "scope=hidden          inside blocks and feed-forward networks; 'all': every channel of a "
+        "network\n"
+        "                      of pictures\n"
+        "order=magnitude       most important units first; 'activation': by calibration inputs, "
+        "'none'\n"
+        "multiple=1            units that stay together\n"
+        "slots=**              layers or their blocks, by path pattern",
+        false, true},
+       nest},
+      {{"pick-size", "the ordinary network that a nested one is at one of its sizes",
+        "size                  by name or number: sluice inspect --sizes", false, false},
+       pick_size},
       {{"reestimate-norm", "batch-norm statistics anew from calibration data", "(no options)", true,
         false},
        reestimate_norm},
@@ -292,32 +308,55 @@ Json insert_gates(Model& model, const PassInput& input) {
           {"gates", std::move(paths)}};
 }
 
+namespace {
+
+/// Calls `visit` for each of them.
+template <class F>
+void for_each_norm(const std::vector<std::shared_ptr<BatchNorm>>& norms,
+                   const std::vector<std::shared_ptr<NestedConv2d>>& nested, const F& visit) {
+  for (const auto& norm : norms) visit(*norm);
+  for (const auto& conv : nested) visit(*conv);
+}
+
+}  // namespace
+
 Json reestimate_norm(Model& model, const PassInput& input) {
   json_require_known_keys(input.options, {}, "pass reestimate-norm");
   std::vector<std::shared_ptr<BatchNorm>> norms;
+  std::vector<std::shared_ptr<NestedConv2d>> nested;
   for (const BrickRef& ref : all_bricks(model)) {
     if (auto norm = std::dynamic_pointer_cast<BatchNorm>(ref.brick)) norms.push_back(norm);
+    auto conv = std::dynamic_pointer_cast<NestedConv2d>(ref.brick);
+    if (conv != nullptr && conv->norm().present) nested.push_back(conv);
   }
   const EvaluationMode evaluation(*model.root);  // gates decide as they will, without noise
-  for (const auto& norm : norms) {
-    norm->begin_estimate();
-    norm->train();
-  }
+  const auto end = [](auto& norm) { norm.end_estimate(); };
+  // Ordinary norms have one set of statistics: in the end that of the last size, the whole.
+  const auto sizes =
+      nested.empty() ? 1 : static_cast<int64_t>(std::max<size_t>(1, model.sizes.size()));
   int64_t samples = 0;
   try {
-    for_each_calibration_batch(model, input, "reestimate-norm", [&](const at::Tensor& x) {
-      // Every batch counts the same in the average: a small last one would count too much.
-      if (samples > 0 && x.size(0) < input.batch) return;
-      Context context;
-      model.root->forward(x, context);
-      samples += x.size(0);
-    });
+    for (int64_t size = 0; size < sizes; ++size) {
+      for_each_norm(norms, nested, [](auto& norm) {
+        norm.begin_estimate();
+        norm.train();
+      });
+      samples = 0;
+      for_each_calibration_batch(model, input, "reestimate-norm", [&](const at::Tensor& x) {
+        // Every batch counts the same in the average: a small last one would count too much.
+        if (samples > 0 && x.size(0) < input.batch) return;
+        Context context;
+        context.size = size;
+        model.root->forward(x, context);
+        samples += x.size(0);
+      });
+    }
   } catch (...) {
-    for (const auto& norm : norms) norm->end_estimate();
+    for_each_norm(norms, nested, end);
     throw;
   }
-  for (const auto& norm : norms) norm->end_estimate();
-  return {{"norms", norms.size()}, {"samples", samples}};
+  for_each_norm(norms, nested, end);
+  return {{"norms", norms.size() + nested.size()}, {"samples", samples}};
 }
 
 }  // namespace sluice::lab

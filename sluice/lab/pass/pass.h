@@ -81,7 +81,21 @@ Json dequantize(Model& model, const PassInput& input);
 /// 2024; SliceGPT has the algebra). Folds norms first and unties the head where the last norm has a
 /// scale. Equal outputs. Report: width, folded, untied.
 Json rotate_residual(Model& model, const PassInput& input);
-/// reestimate-norm {}: batch-norm statistics anew from calibration data.
+/// nest {widths=[0.25,0.5,0.75,1], depths=[], scope="hidden"|"all", order="magnitude"|"activation"|
+/// "none", multiple=1, slots="**"}: makes one network of many sizes: layers become nested ones
+/// (brick/nested.h) and the model gets a table of sizes (subnet.h), every width with every depth.
+/// Scope hidden: channels inside residual blocks, neurons of feed-forward networks, layers that
+/// feed the next; all: every channel but the network's inputs and outputs. With depths (numbers of
+/// residual blocks) the blocks stand in one chain "body". Units of hidden groups are put in order
+/// of importance first, so that the leading ones matter most; `activation` needs calibration inputs
+/// and linear readers. Equal outputs at full size; others are to be trained, their norms
+/// re-estimated. Report: nested (paths), ordered (groups), sizes [{name, macs}].
+Json nest(Model& model, const PassInput& input);
+/// pick-size {size}: the ordinary network that a nested one is at a size, by name or number; batch
+/// norms folded. Report: size, macs.
+Json pick_size(Model& model, const PassInput& input);
+/// reestimate-norm {}: batch-norm statistics anew from calibration data; of a nested network for
+/// each of its sizes.
 Json reestimate_norm(Model& model, const PassInput& input);
 
 }  // namespace sluice::lab

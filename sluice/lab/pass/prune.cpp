@@ -12,9 +12,8 @@
 #include "sluice/lab/brick/init.h"
 #include "sluice/lab/brick/layers.h"
 #include "sluice/lab/gate/gate.h"
-#include "sluice/lab/inspect/recorder.h"
+#include "sluice/lab/pass/importance.h"
 #include "sluice/lab/pass/mask.h"
-#include "sluice/lab/pass/steps.h"
 
 namespace sluice::lab {
 namespace {
@@ -102,81 +101,6 @@ struct Group {
   at::Tensor score;  ///< [channels] double, CPU
 };
 
-/// [channels]: sums over the consecutive `columns` of each.
-at::Tensor by_unit(const at::Tensor& values, int64_t channels) {
-  return values.to(at::kCPU, at::kDouble).reshape({channels, -1}).sum(1);
-}
-
-/// Mean |w| of a channel in the producers, so that layers of different fan-in compare. Of neurons
-/// and heads, which act through a product, times that in what reads them; of the producers of a
-/// head only the values count: queries and keys choose, they do not carry.
-at::Tensor magnitude(const Brick& owner, const ChannelGroup& group) {
-  const auto mean_size = [&](const std::string& name, bool inputs) {
-    const Slot& slot = owner.slot(name);
-    const at::Tensor weight = slot->named_parameters(/*recurse=*/false)["weight"].detach();
-    const at::Tensor sizes = inputs ? weight.abs().sum(0) : slot.as<Sliceable>().output_norms(1);
-    return by_unit(sizes, group.channels) * static_cast<double>(group.channels) /
-           static_cast<double>(weight.numel());
-  };
-  at::Tensor score;
-  if (group.unit == "channel") {
-    score = at::zeros({group.channels}, at::kDouble);
-    for (const std::string& name : group.producers) score += mean_size(name, false);
-    return score;
-  }
-  score = at::ones({group.channels}, at::kDouble);
-  for (const std::string& name : group.producers) {
-    if (group.unit != "head" || name == "v") score *= mean_size(name, false);
-  }
-  for (const std::string& name : group.consumers) score *= mean_size(name, true);
-  return score;
-}
-
-/// What a channel adds to the layer that reads it, by calibration inputs: root of its mean square
-/// times the norm of its columns there (structured Wanda: Sun et al. 2024).
-at::Tensor activation(const Group& group, const std::map<std::string, at::Tensor>& squares) {
-  at::Tensor score = at::zeros({group.group.channels}, at::kDouble);
-  for (const std::string& name : group.group.consumers) {
-    const at::Tensor& mean = squares.at(join_path(group.owner.path, name));
-    const at::Tensor weight = group.owner.brick->slot(name).as<Linear>().weight.detach();
-    const at::Tensor columns = weight.to(at::kCPU, at::kDouble).square().sum(0);
-    score += by_unit(mean * columns, group.group.channels);
-  }
-  return score.sqrt();
-}
-
-/// Mean squares of the inputs of the groups' readers, column by column.
-std::map<std::string, at::Tensor> input_squares(Model& model, const PassInput& input,
-                                                const std::vector<Group>& groups) {
-  std::vector<std::string> paths;
-  for (const Group& group : groups) {
-    for (const std::string& name : group.group.consumers) {
-      group.owner.brick->slot(name).as<Linear>();
-      paths.push_back(join_path(group.owner.path, name));
-    }
-  }
-  std::map<std::string, at::Tensor> sums;
-  int64_t rows = 0;
-  const EvaluationMode evaluation(*model.root);
-  for_each_calibration_batch(model, input, "prune", [&](const at::Tensor& x) {
-    Recorder recorder(paths, Recorder::What::inputs);
-    Context context;
-    context.watcher = &recorder;
-    model.root->forward(x, context);
-    int64_t here = 0;
-    for (const auto& [path, value] : recorder.records()) {
-      const at::Tensor flat = value.reshape({-1, value.size(-1)}).to(at::kDouble);
-      const at::Tensor sum = flat.square().sum(0).cpu();
-      const auto found = sums.find(path);
-      sums[path] = found == sums.end() ? sum : found->second + sum;
-      here = flat.size(0);
-    }
-    rows += here;
-  });
-  for (auto& [path, sum] : sums) sum = sum / static_cast<double>(std::max<int64_t>(1, rows));
-  return sums;
-}
-
 std::vector<Group> find_groups(Model& model, const PruneOptions& options, const PassInput& input) {
   std::vector<Group> result;
   for (const BrickRef& ref : all_bricks(model)) {
@@ -194,7 +118,7 @@ std::vector<Group> find_groups(Model& model, const PruneOptions& options, const 
         found.score = at::empty({group.channels}, at::kDouble);
         fill_uniform(found.score, 1.0, derive_seed(options.seed, path));
       } else if (options.score == "magnitude") {
-        found.score = magnitude(*ref.brick, group);
+        found.score = magnitude_importance(*ref.brick, group);
       }
       result.push_back(std::move(found));
     }
@@ -207,8 +131,14 @@ std::vector<Group> find_groups(Model& model, const PruneOptions& options, const 
          kWhat, options.granularity, options.slots);
   }
   if (options.score == "activation") {
-    const auto squares = input_squares(model, input, result);
-    for (Group& group : result) group.score = activation(group, squares);
+    std::vector<std::string> paths;
+    for (const Group& group : result) {
+      for (const std::string& path : reader_paths(group.owner, group.group)) paths.push_back(path);
+    }
+    const auto squares = input_squares(model, input, paths, "prune");
+    for (Group& group : result) {
+      group.score = activation_importance(group.owner, group.group, squares);
+    }
   }
   return result;
 }

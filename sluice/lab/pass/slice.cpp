@@ -23,21 +23,6 @@ at::Tensor columns_of(const at::Tensor& keep, const std::vector<int64_t>& column
   return (keep.unsqueeze(1) * count + at::arange(count, keep.options())).flatten();
 }
 
-void slice_group(Brick& owner, const ChannelGroup& group, const at::Tensor& keep) {
-  for (size_t i = 0; i < group.producers.size(); ++i) {
-    Slot& slot = owner.slot(group.producers[i]);
-    slot.exchange(slot.as<Sliceable>().slice_outputs(columns_of(keep, group.producer_columns, i)));
-  }
-  for (const std::string& name : group.carriers) {
-    Slot& slot = owner.slot(name);
-    slot.exchange(slot.as<BatchNorm>().slice_channels(keep));
-  }
-  for (size_t i = 0; i < group.consumers.size(); ++i) {
-    Slot& slot = owner.slot(group.consumers[i]);
-    slot.exchange(slot.as<Sliceable>().slice_inputs(columns_of(keep, group.consumer_columns, i)));
-  }
-}
-
 // Slices every masked group of `ref`; {group path: {before, after}} into `report`.
 void slice_groups(const BrickRef& ref, Json& report) {
   Brick& owner = *ref.brick;
@@ -180,6 +165,21 @@ BrickPtr folded(const Slot& producer, const BatchNorm& norm) {
 }
 
 }  // namespace
+
+void slice_group(Brick& owner, const ChannelGroup& group, const at::Tensor& keep) {
+  for (size_t i = 0; i < group.producers.size(); ++i) {
+    Slot& slot = owner.slot(group.producers[i]);
+    slot.exchange(slot.as<Sliceable>().slice_outputs(columns_of(keep, group.producer_columns, i)));
+  }
+  for (const std::string& name : group.carriers) {
+    Slot& slot = owner.slot(name);
+    slot.exchange(slot.as<BatchNorm>().slice_channels(keep));
+  }
+  for (size_t i = 0; i < group.consumers.size(); ++i) {
+    Slot& slot = owner.slot(group.consumers[i]);
+    slot.exchange(slot.as<Sliceable>().slice_inputs(columns_of(keep, group.consumer_columns, i)));
+  }
+}
 
 Json slice_channels(Model& model, const PassInput& input) {
   json_require_known_keys(input.options, {}, "pass slice-channels");

@@ -34,6 +34,10 @@ struct BrickRef {
 /// `root` (path "") and every brick below it, parents first.
 std::vector<BrickRef> all_bricks(const Model& model);
 
+/// Puts units `keep` (int64 indices) of a group, in that order, in place of all: rows of its
+/// producers, channels of its carriers, columns of its consumers.
+void slice_group(Brick& owner, const ChannelGroup& group, const at::Tensor& keep);
+
 /// The pattern matches the path itself or one of `inner` below it.
 bool matches_any(const std::string& pattern, const std::string& path,
                  const std::vector<std::string>& inner);

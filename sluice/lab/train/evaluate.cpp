@@ -4,7 +4,8 @@
 
 namespace sluice::lab {
 
-LabEvaluation evaluate(Model& model, const Feed& feed, bool log_gates, int64_t batch) {
+LabEvaluation evaluate(Model& model, const Feed& feed, bool log_gates, int64_t batch,
+                       int64_t size) {
   torch::NoGradGuard no_grad;
   auto& root = *model.root;
   const bool was_training = root.is_training();
@@ -17,6 +18,7 @@ LabEvaluation evaluate(Model& model, const Feed& feed, bool log_gates, int64_t b
     const Batch part = feed.range(first, std::min(batch, feed.count() - first));
     GateLog log;
     Context context;
+    context.size = size;
     if (log_gates) context.gate_log = &log;
     const auto logits = model.forward(part.inputs, context);
     const auto best = logits.argmax(1);

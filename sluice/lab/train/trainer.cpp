@@ -90,33 +90,41 @@ std::pair<at::Tensor, at::Tensor> Trainer::State::run_part() {
   if (begin > 0) noise = derive_seed(noise, "process", uint64_t(begin));
   const auto generator = make_step_generator(device_of(root), noise);
   const int64_t micro = options.micro_batch > 0 ? std::min(options.micro_batch, part) : part;
+  const std::vector<int64_t> sizes = hooks.sizes ? hooks.sizes(step) : std::vector<int64_t>{-1};
+  if (sizes.empty()) fail(Code::config, "step {}: no size to train", step);
   at::Tensor total, hits;
   for (int64_t first = 0; first < part; first += micro) {
     const int64_t rows = std::min(micro, part - first);
     const auto labels = batch.labels.narrow(0, first, rows).flatten();
-    GateLog log;
-    Context context;
-    context.generator = generator;
-    if (hooks.extra_loss) context.gate_log = &log;
-    if (hooks.before_step) hooks.before_step(step, context);
-    at::Tensor logits;
-    {
-      const Autocast cast(options.bf16);
-      logits = model.forward(batch.inputs.narrow(0, first, rows), context);
+    at::Tensor right;
+    for (const int64_t size : sizes) {
+      GateLog log;
+      Context context;
+      context.generator = generator;
+      context.size = size;
+      if (hooks.extra_loss) context.gate_log = &log;
+      if (hooks.before_step) hooks.before_step(step, context);
+      at::Tensor logits;
+      {
+        const Autocast cast(options.bf16);
+        logits = model.forward(batch.inputs.narrow(0, first, rows), context);
+      }
+      if (logits.dim() == 3) logits = logits.flatten(0, 1);  // [batch, T, V]
+      constexpr int64_t kIgnored = -100;  // a label that counts for nothing, LibTorch's default
+      auto loss =
+          at::cross_entropy_loss(options.bf16 ? logits.to(torch::kFloat) : logits, labels, {},
+                                 at::Reduction::Mean, kIgnored, options.label_smoothing);
+      if (hooks.extra_loss) {
+        const auto extra = hooks.extra_loss(log, step);
+        if (extra.defined()) loss = loss + extra;
+      }
+      if (rows != options.batch) loss = loss * (double(rows) / double(options.batch));
+      if (sizes.size() > 1) loss = loss / double(sizes.size());
+      if (loss.is_cpu() && process_count() == 1) require_finite(loss.item<double>(), step);
+      loss.backward();
+      right = (logits.detach().argmax(1) == labels).sum();
+      total = total.defined() ? total + loss.detach() : loss.detach();
     }
-    if (logits.dim() == 3) logits = logits.flatten(0, 1);  // [batch, T, V]
-    constexpr int64_t kIgnored = -100;  // a label that counts for nothing, LibTorch's default
-    auto loss = at::cross_entropy_loss(options.bf16 ? logits.to(torch::kFloat) : logits, labels, {},
-                                       at::Reduction::Mean, kIgnored, options.label_smoothing);
-    if (hooks.extra_loss) {
-      const auto extra = hooks.extra_loss(log, step);
-      if (extra.defined()) loss = loss + extra;
-    }
-    if (rows != options.batch) loss = loss * (double(rows) / double(options.batch));
-    if (loss.is_cpu() && process_count() == 1) require_finite(loss.item<double>(), step);
-    loss.backward();
-    const auto right = (logits.detach().argmax(1) == labels).sum();
-    total = total.defined() ? total + loss.detach() : loss.detach();
     hits = hits.defined() ? hits + right : right;
   }
   return {total, hits};

@@ -72,8 +72,12 @@ struct ValidationPoint {
 struct TrainHooks {
   /// Added to the task loss; sees the batch's gate log. `step` counts from 0.
   std::function<at::Tensor(const GateLog& log, int64_t step)> extra_loss;
-  /// Before the forward of each step (set context.gates_forced_open, swap bricks, ...).
+  /// Before each forward of a step (set context.gates_forced_open, swap bricks, ...).
   std::function<void(int64_t step, Context& context)> before_step;
+  /// Sizes of a nested network (Context::size) that the step trains: one forward and backward each
+  /// over the same samples, the loss and its gradient being their mean. Curves show the accuracy of
+  /// the last one. Unset: one pass of the whole network.
+  std::function<std::vector<int64_t>(int64_t step)> sizes;
   /// Between the backward pass and the update of each step (mask gradients, read them, ...).
   std::function<void(int64_t step)> after_backward;
   /// After optimizer.step() of each step (apply masks, ...).
@@ -124,12 +128,13 @@ class Trainer {
 };
 
 /// Mean cross-entropy and accuracy in evaluation mode, without gradients; logs gates when
-/// `log_gates` is set (mean decision per unit by path).
+/// `log_gates` is set (mean decision per unit by path). `size` as Context::size.
 struct LabEvaluation {
   double accuracy = 0, loss = 0;
   at::Tensor predictions;                        ///< [count] int64, CPU
   std::map<std::string, at::Tensor> gate_means;  ///< share of samples for which each unit is open
 };
-LabEvaluation evaluate(Model& model, const Feed& feed, bool log_gates = false, int64_t batch = 250);
+LabEvaluation evaluate(Model& model, const Feed& feed, bool log_gates = false, int64_t batch = 250,
+                       int64_t size = -1);
 
 }  // namespace sluice::lab
