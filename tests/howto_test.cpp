@@ -82,6 +82,26 @@ steps = 60
 batch = 20
 )";
 
+/// The sizes of configs/resnet-fashion-nested.toml, of a network that trains in seconds.
+const char* const kTinyNested = R"(
+[data]
+name = "blobs"
+train_limit = 600
+test_limit = 200
+[model]
+name = "resnet"
+widths = [4, 8, 8]
+blocks = 2
+[train]
+steps = 20
+batch = 20
+[nest]
+widths = [0.25, 0.5, 0.75, 1.0]
+depths = [3, 4, 6]
+scope = "all"
+calibration = 100
+)";
+
 /// What docs/howto/train-a-decoder.md trains on, at the size of a test.
 void write_tiny_decoder(const TempDirectory& directory) {
   make_directories(directory / "my-texts");
@@ -159,6 +179,7 @@ TEST_P(Howto, EveryCommandWorks) {
   const TempDirectory directory("howto");
   make_directories(directory / "configs");
   write_bytes(directory / "configs/lenet-fashion.toml", kTinyMlp);
+  write_bytes(directory / "configs/resnet-fashion-nested.toml", kTinyNested);
   write_tiny_decoder(directory);
   write_tiny_model("qwen3", directory / "Qwen3-0.6B", 2048);
   write_tiny_model("bert", directory / "all-MiniLM-L6-v2");

@@ -196,6 +196,64 @@ TEST_F(LabVerbs, GatedTrainingThenSurgeryGivesASmallerNetworkThatSaysTheSame) {
   }
 }
 
+TEST_F(LabVerbs, ANetworkOfManySizesIsTrainedListedAndRun) {
+  const Finished trained = run({"train", "plain.toml", "-o", "many.safetensors", "--set",
+                                "nest.widths=[0.25,0.5,1]", "--set", "nest.draws=2", "--json"});
+  ASSERT_EQ(trained.exit_code, 0) << trained.out << trained.err;
+  const Json sizes = json_of(run({"inspect", "many.safetensors", "--sizes", "--json"}))["sizes"];
+  ASSERT_EQ(sizes.size(), 3u);
+  EXPECT_EQ(sizes[0]["name"], "w25");
+  EXPECT_EQ(sizes[0]["macs"], 144 * 8 + 8 * 10);
+  EXPECT_EQ(sizes[2]["macs"], 144 * 32 + 32 * 10);
+  for (const Json& size : sizes) EXPECT_GT(size["quality"]["accuracy"].get<double>(), 0.5);
+  for (const Arguments& choice : {Arguments{"--size", "w25"}, Arguments{"--budget-macs", "1500"}}) {
+    Arguments arguments{"run", "many.safetensors", "--sample", "1"};
+    arguments.insert(arguments.end(), choice.begin(), choice.end());
+    const Finished ran = run(arguments);
+    EXPECT_EQ(ran.exit_code, 0) << ran.err;
+    EXPECT_THAT(ran.out, HasSubstr("w25"));
+  }
+  // An ordinary network of one size, which says the same for less.
+  const Finished picked = run(
+      {"transform", "many.safetensors", "-o", "small.safetensors", "--pass", "pick-size:size=w25"});
+  ASSERT_EQ(picked.exit_code, 0) << picked.err;
+  const Json small = json_of(run({"eval", "small.safetensors", "--limit", "100", "--json"}));
+  EXPECT_EQ(small["models"][0]["macs_per_sample"], sizes[0]["macs"]);
+}
+
+TEST_F(LabVerbs, ATrainedNetworkIsNestedAndTrainedOn) {
+  ASSERT_EQ(run({"train", "plain.toml", "-o", "whole.safetensors"}).exit_code, 0);
+  const Json nested = json_of(run({"transform", "whole.safetensors", "-o", "nested.safetensors",
+                                   "--pass", "nest:widths=[0.25,1]", "--json"}));
+  EXPECT_LT(nested["passes"][0]["largest_output_change"].get<double>(), 1e-3);
+  const Finished tuned =
+      run({"train", "plain.toml", "--from", "nested.safetensors", "-o", "many.safetensors"});
+  ASSERT_EQ(tuned.exit_code, 0) << tuned.err;
+  EXPECT_THAT(tuned.out, HasSubstr("2 sizes"));
+  const Json sizes = json_of(run({"inspect", "many.safetensors", "--sizes", "--json"}))["sizes"];
+  for (const Json& size : sizes) EXPECT_GT(size["quality"]["accuracy"].get<double>(), 0.5);
+
+  const auto message = [&](Arguments more) {
+    Arguments arguments{"train", "plain.toml", "--from", "nested.safetensors", "-o", "no"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    const Finished finished = run(arguments);
+    EXPECT_EQ(finished.exit_code, 1);
+    return finished.err;
+  };
+  EXPECT_THAT(message({"--set", "nest.widths=[0.5,1]"}), HasSubstr("nested already, of 2 sizes"));
+  EXPECT_THAT(message({"--set", "nest.draws=0"}), HasSubstr("draws of sizes"));
+  EXPECT_THAT(message({"--set", "nest.sampling=one"}), HasSubstr("uniform, all, sandwich"));
+  EXPECT_THAT(
+      run({"transform", "whole.safetensors", "-o", "no", "--pass", "nest:widths=[0.3,1]"}).err,
+      HasSubstr("a width of 0.3 of 32 units is 9.6, which cuts one of them"));
+  EXPECT_THAT(run({"transform", "nested.safetensors", "-o", "no", "--pass", "nest"}).err,
+              HasSubstr("nested already"));
+  write_linear_bundle(directory / "foreign.safetensors");
+  EXPECT_THAT(run({"train", "plain.toml", "--from", "foreign.safetensors", "-o", "no"}).err,
+              HasSubstr("holds a graph but no bricks"));
+  EXPECT_FALSE(file_exists(directory / "no"));
+}
+
 TEST_F(LabVerbs, PassesSayWhatTheyDoNotApplyTo) {
   ASSERT_EQ(run({"train", "plain.toml", "-o", "m.safetensors", "--set", "train.steps=2"}).exit_code,
             0);

@@ -23,7 +23,7 @@ namespace sluice::cli {
 namespace {
 
 struct Options {
-  std::string config, output, gated_output, device = "cpu", tokens, events, held_out_text;
+  std::string config, output, gated_output, from, device = "cpu", tokens, events, held_out_text;
   std::vector<std::string> assignments;
   bool resume = false, pack_only = false;
 };
@@ -82,6 +82,11 @@ Trained train_model(const TrainConfig& config, lab::Model model, lab::Feed& feed
     return {std::move(result.model), std::move(result.gated), std::move(result.training),
             std::move(result.freeze_report)};
   }
+  if (config.nest) {
+    lab::ElasticResult result =
+        lab::train_elastic(model, feed, config.train, *config.nest, resume && present);
+    return {std::move(result.model), std::nullopt, std::move(result.training), {}};
+  }
   Trained trained{std::move(model), std::nullopt, {}, {}};
   lab::Trainer trainer(trained.model, feed, config.train);
   if (resume && present) {
@@ -98,6 +103,30 @@ lab::Model make_model(const TrainConfig& config, const data::ImageSet& set,
     return lab::make_model(config.model, config.model_options, set, config.train.seed);
   } catch (const Error& error) {
     fail(error.code(), "{} [model]: {}", file, error.what());
+  }
+}
+
+/// The network of a bundle, to be trained further on `set`.
+lab::Model load_start(const std::string& path, const data::ImageSet& set) {
+  lab::Model model = lab::load_model(path);
+  const Shape output = model.root->output_shape(model.input_shape);
+  const Shape expected = {static_cast<int64_t>(set.labels.size())};
+  if (model.input_shape != set.train.sample_shape || output != expected) {
+    fail(Code::shape, "--from {}: it makes {} of {}; pictures of {} are {}, of {} classes", path,
+         to_string(output), to_string(model.input_shape), set.name,
+         to_string(set.train.sample_shape), set.labels.size());
+  }
+  model.task = {"classify", set.name, set.labels, set.mean, set.std};
+  return model;
+}
+
+/// The accuracy of each size, into its table: on the validation split where there is one.
+void measure_sizes(lab::Model& model, const data::Split& split, const data::ImageSet& set,
+                   c10::Device device) {
+  const lab::Feed feed(split, set.mean, set.std, device);
+  for (size_t i = 0; i < model.sizes.size(); ++i) {
+    const auto found = lab::evaluate(model, feed, false, 250, static_cast<int64_t>(i));
+    model.sizes[i].quality = {{"accuracy", found.accuracy}, {"loss", found.loss}};
   }
 }
 
@@ -119,6 +148,8 @@ int train(const Options& options, const Globals& globals) {
   if (is_text_config(document)) {
     if (!options.gated_output.empty())
       fail(Code::usage, "--gated: {} is of text, where nothing is gated", options.config);
+    if (!options.from.empty())
+      fail(Code::unsupported, "--from: {} is of text; sluice tune takes those", options.config);
     return train_text({document, options.config, output, options.device, options.tokens,
                        options.events, options.held_out_text, options.pack_only, options.resume},
                       globals);
@@ -129,7 +160,7 @@ int train(const Options& options, const Globals& globals) {
                                     std::pair("--pack-only", options.pack_only)}) {
     if (given) fail(Code::usage, "{}: {} is not of text ([data] text)", name, options.config);
   }
-  TrainConfig config = parse_train_config(document, options.config);
+  TrainConfig config = parse_train_config(document, options.config, options.from.empty());
   const c10::Device device = parse_device(options.device);
   prepare_output(output);
   if (!options.gated_output.empty()) {
@@ -151,11 +182,13 @@ int train(const Options& options, const Globals& globals) {
   if (config.epochs > 0) {
     config.train.steps = std::max<int64_t>(1, std::llround(config.epochs * per_epoch));
   }
-  config.train.title = config.model + " on " + config.data;
+  config.train.title = (options.from.empty() ? config.model : options.from) + " on " + config.data;
   const bool remove_checkpoint = place_checkpoint(config.train, output);
   prepare_output(config.train.checkpoint);
 
-  lab::Model fresh = make_model(config, set, options.config);
+  lab::Model fresh = options.from.empty() ? make_model(config, set, options.config)
+                                          : load_start(options.from, set);
+  if (!fresh.sizes.empty() && !config.nest) config.nest = lab::ElasticOptions{};
   fresh.root->to(device);
   Trained trained = train_model(config, std::move(fresh), feed, options.resume);
   lab::Model& model = trained.model;
@@ -167,6 +200,7 @@ int train(const Options& options, const Globals& globals) {
     step["validation"] = {{"accuracy", qualities[0].accuracy}, {"loss", qualities[0].loss}};
   }
   model.add_step(step);
+  measure_sizes(model, validation.count() > 0 ? validation : set.test, set, device);
   lab::save_bundle(model, output);
   if (!options.gated_output.empty()) {
     trained.gated->add_step(step);
@@ -219,6 +253,9 @@ int train(const Options& options, const Globals& globals) {
     text += fmt::format("next: sluice transform {} -o small.safetensors --pass slice-channels\n",
                         output);
   }
+  if (!model.sizes.empty()) {
+    text += fmt::format("{} sizes; next: sluice inspect {} --sizes\n", model.sizes.size(), output);
+  }
   print(text);
   return kSuccess;
 }
@@ -233,6 +270,10 @@ Action setup(CLI::App& app) {
       ->allow_extra_args(false)
       ->type_name("KEY=VALUE");
   app.add_flag("--resume", options->resume, "Continue from the checkpoint of a killed run");
+  app.add_option("--from", options->from,
+                 "Pictures: start from this bundle in place of [model]; a nested one is trained "
+                 "with its sizes")
+      ->type_name("FILE");
   app.add_option("--gated", options->gated_output,
                  "With [gates]: also write the gated network as it was before the freeze")
       ->type_name("FILE");

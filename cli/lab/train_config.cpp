@@ -118,26 +118,37 @@ lab::ConsensusOptions read_gates(const Json& gates, const std::string& what) {
 
 }  // namespace
 
-TrainConfig parse_train_config(const Json& config, const std::string& what) {
-  json_require_known_keys(config, {"data", "model", "train", "gates"}, what);
-  for (const char* required : {"data", "model", "train"}) {
-    if (!config.contains(required)) {
+TrainConfig parse_train_config(const Json& config, const std::string& what, bool with_model) {
+  json_require_known_keys(config, {"data", "model", "train", "gates", "nest"}, what);
+  for (const std::string required : {"data", "model", "train"}) {
+    if (!config.contains(required) && (with_model || required != "model")) {
       fail(Code::config, "{}: the table [{}] is missing; see the examples in configs/", what,
            required);
     }
   }
   TrainConfig result;
   read_data(config_table(config, "data", what), what + " [data]", result);
-  Json model = config_table(config, "model", what);
-  result.model = json_get<std::string>(model, "name", what + " [model]");
-  model.erase("name");
-  result.model_options = std::move(model);
+  if (with_model) {
+    Json model = config_table(config, "model", what);
+    result.model = json_get<std::string>(model, "name", what + " [model]");
+    model.erase("name");
+    result.model_options = std::move(model);
+  }
   read_train_table(config_table(config, "train", what), what + " [train]", result.train,
                    &result.epochs);
   if (config.contains("gates")) {
     result.gates = read_gates(config_table(config, "gates", what), what + " [gates]");
   }
+  if (config.contains("nest")) {
+    try {
+      result.nest = lab::elastic_options(config_table(config, "nest", what));
+    } catch (const Error& error) {
+      fail(error.code(), "{} [nest]: {}", what, error.what());
+    }
+    if (result.gates) fail(Code::config, "{}: [gates] and [nest] are two ways; give one", what);
+  }
   result.record = config;
+  if (!with_model) result.record.erase("model");
   result.record["data"].erase("directory");
   result.record["train"].erase("checkpoint");
   result.record["train"].erase("checkpoint_every");

@@ -4,14 +4,16 @@
 //   [model]  name and the options of lab::make_model
 //   [train]  epochs or steps, batch, seed, label_smoothing, clip, checkpoint, checkpoint_every,
 //   log_every [train.optimizer]  kind, rate, momentum, beta2, weight_decay, decay_all
-//   [train.schedule] kind, warmup, floor [gates]  the fields of lab::ConsensusOptions; the table's
-//   presence turns one-pass gated training on
+//   [train.schedule] kind, warmup, floor
+//   [gates]  the fields of lab::ConsensusOptions: one-pass gated training
+//   [nest]   the fields of lab::ElasticOptions: a nested network of many sizes
 #pragma once
 #include <optional>
 #include <string>
 
 #include "sluice/data/dataset.h"
 #include "sluice/lab/train/consensus.h"
+#include "sluice/lab/train/elastic.h"
 
 namespace sluice::cli {
 
@@ -25,12 +27,13 @@ struct TrainConfig {
   lab::TrainOptions train;
   double epochs = 0;  ///< 0: train.steps was given
   std::optional<lab::ConsensusOptions> gates;
+  std::optional<lab::ElasticOptions> nest;
   Json record;  ///< the configuration without paths, for the provenance
 };
 
 /// Throws Error{config} naming `what`, the key, expected and found; unknown keys are refused with
-/// the nearest.
-TrainConfig parse_train_config(const Json& config, const std::string& what);
+/// the nearest. Without `with_model` the table [model] is not looked at.
+TrainConfig parse_train_config(const Json& config, const std::string& what, bool with_model = true);
 
 /// Where the checkpoint goes, and how often; true when the configuration did not say where and the
 /// file is to be removed at the end.
