@@ -30,5 +30,6 @@ BrickPtr make_text_encoder(const Json& attributes);
 BrickPtr make_nested_linear(const Json& attributes);
 BrickPtr make_nested_conv2d(const Json& attributes);
 BrickPtr make_nested_chain(const Json& attributes);
+BrickPtr make_fading_activation(const Json& attributes);
 
 }  // namespace sluice::lab

@@ -48,6 +48,7 @@ struct Registry {
       {"nested_linear", make_nested_linear},
       {"nested_conv2d", make_nested_conv2d},
       {"nested_chain", make_nested_chain},
+      {"fading_activation", make_fading_activation},
   };
 };
 

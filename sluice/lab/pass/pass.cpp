@@ -44,6 +44,12 @@ std::vector<PassEntry> builtin_passes() {
         "folds batch norms into the layer before them, scales of other norms into those behind",
         "(no options)", false, true},
        fold_norm},
+      {{"fold-linear", "two layers with nothing but faded activations between them become one",
+        "slots=**              first layers, by path pattern\n"
+        "fading=faded          'any': take activations for faded that are not; refused where that\n"
+        "                      changes outputs",
+        false, true},
+       fold_linear},
       {{"prune", "zeroes weights, or masks channels, neurons or heads, of least score",
         "rate=0.5              share of the surviving weights, channels, ... that goes\n"
         "score=magnitude       or 'random'; 'activation': by what calibration inputs make of them\n"

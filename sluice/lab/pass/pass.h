@@ -62,6 +62,13 @@ Json slice_channels(Model& model, const PassInput& input);
 /// fold-norm {}: batch norms into the layer before them, scale and shift of RMS and layer norms
 /// into the linear layers that alone read them (evaluation-mode equal outputs).
 Json fold_norm(Model& model, const PassInput& input);
+/// fold-linear {slots="**", fading="faded"|"any"}: two linear layers, or convolutions of which one
+/// is 1 x 1, that follow each other in a sequential become one where that has no more weights, and
+/// fading activations between them (brick/fading.h) go; norms first (fold-norm). Faded ones go
+/// everywhere. With fading=any also those that have not faded: the check of equal outputs then
+/// refuses the result. Products in double. Report: folded (layers that went), activations, left
+/// {path: why}.
+Json fold_linear(Model& model, const PassInput& input);
 /// prune {rate=0.5, score="magnitude"|"random"|"activation", scope="layer"|"global",
 /// granularity="weight"|"channel"|"neuron"|"head", slots="**", seed=0}: weights: zeroes the lowest
 /// `rate` of surviving weights of matching layers; else: constant masks over channel groups of that
