@@ -21,7 +21,7 @@ std::vector<fs::path> documents() {
   for (const char* name : {"README.md", "CONTRIBUTING.md"}) {
     found.push_back(root / name);
   }
-  for (const char* folder : {"docs", "recipes", "configs"}) {
+  for (const char* folder : {"docs", "recipes", "configs", "models"}) {
     for (const auto& entry : fs::recursive_directory_iterator(root / folder)) {
       if (entry.path().extension() == ".md" || entry.path().extension() == ".toml") {
         found.push_back(entry.path());

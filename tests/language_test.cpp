@@ -81,6 +81,19 @@ TEST_F(Language, PromptsFromFilesAndStdinRunAsABatch) {
   EXPECT_THAT(shown.out, HasSubstr("\n\n" + text + ":\n" + alone.out));
 }
 
+TEST_F(Language, TheCommittedDecoderKnowsEnglish) {
+  const std::string tiny = std::string(SLUICE_SOURCE_DIR) + "/models/tiny.safetensors",
+                    stories = std::string(SLUICE_SOURCE_DIR) + "/CONTRIBUTING.md";
+  const Json json = json_of(sluice({"eval", tiny, "--text", stories, "--json"}));
+  const Json& model = json["models"][0];
+  // 8 bits a byte know nothing, 4.5 the letters' frequencies; text of this kind it has never seen.
+  EXPECT_LT(model["bits_per_byte"], 3.3);
+  EXPECT_GT(model["bits_per_byte"], 1.5);
+  const Json shown =
+      json_of(sluice({"run", tiny, "--prompt", "And the king", "--max-tokens", "12", "--json"}));
+  EXPECT_EQ(shown["results"][0]["generated_tokens"], 12);
+}
+
 TEST_F(Language, RunStopsAtAString) {
   const auto run = [&](const Arguments& more) {
     Arguments arguments{"run", decoder, "--prompt", "w3", "--max-tokens", "8", "--json"};
