@@ -1,5 +1,7 @@
 #include "sluice/lab/gate/gate.h"
 
+#include <torch/optim/sgd.h>
+
 #include "sluice/lab/gate/regularizer.h"
 #include "sluice/lab/model/testing.h"
 
