@@ -5,7 +5,6 @@
 #include <optional>
 
 #include "cli/lab/lab_verb.h"
-#include "cli/lab/text_corpus.h"
 #include "cli/lab/train_config.h"
 #include "cli/output.h"
 #include "sluice/base/error.h"
@@ -15,6 +14,7 @@
 #include "sluice/base/table.h"
 #include "sluice/base/text_plot.h"
 #include "sluice/lab/train/event_file.h"
+#include "sluice/lab/train/text_corpus.h"
 #include "sluice/lab/train/token_feed.h"
 #include "sluice/lab/train/trainer.h"
 
@@ -22,7 +22,7 @@ namespace sluice::cli {
 namespace {
 
 struct TextConfig {
-  CorpusConfig corpus;
+  lab::CorpusConfig corpus;
   std::string model;
   Json model_options;
   lab::TrainOptions train;
@@ -39,7 +39,7 @@ TextConfig parse(const TextTraining& training, const std::string& output) {
   const std::string data_what = what + " [data]";
   json_require_known_keys(data, {"text", "tokens", "held_out", "train_tokens", "held_out_tokens"},
                           data_what);
-  CorpusConfig& corpus = result.corpus;
+  lab::CorpusConfig& corpus = result.corpus;
   corpus.text = json_get_or<std::string>(data, "text", "", data_what);
   corpus.tokens = json_get_or<std::string>(data, "tokens", "", data_what);
   if (!training.tokens.empty()) {
@@ -164,10 +164,10 @@ std::string table_of(const data::TokenFile& tokens) {
 }
 
 /// Process 0 makes the token file, the others wait for it.
-data::TokenFile tokens_for_all(const CorpusConfig& corpus, lab::ProcessGroup* processes,
+data::TokenFile tokens_for_all(const lab::CorpusConfig& corpus, lab::ProcessGroup* processes,
                                c10::Device device) {
   std::optional<data::TokenFile> file;
-  if (processes == nullptr || processes->rank() == 0) file = prepare_tokens(corpus);
+  if (processes == nullptr || processes->rank() == 0) file = lab::prepare_tokens(corpus);
   if (processes != nullptr) {
     auto ready = torch::ones({1}, torch::TensorOptions().device(device));
     processes->sum(ready);
@@ -189,8 +189,8 @@ int train_text(const TextTraining& training, const Globals& globals) {
   TextConfig config = parse(training, training.output);
   if (pack_only) {
     prepare_output(config.corpus.tokens);
-    const data::TokenFile tokens = prepare_tokens(config.corpus);
-    if (!training.held_out_text.empty()) write_held_out_text(tokens, training.held_out_text);
+    const data::TokenFile tokens = lab::prepare_tokens(config.corpus);
+    if (!training.held_out_text.empty()) lab::write_held_out_text(tokens, training.held_out_text);
     if (globals.json) {
       Json result = describe(tokens);
       result["output"] = config.corpus.tokens;
@@ -215,7 +215,8 @@ int train_text(const TextTraining& training, const Globals& globals) {
   const bool remove_checkpoint = place_checkpoint(options, training.output);
   if (first) prepare_output(options.checkpoint);
   const data::TokenFile tokens = tokens_for_all(config.corpus, options.processes.get(), device);
-  if (first && !training.held_out_text.empty()) write_held_out_text(tokens, training.held_out_text);
+  if (first && !training.held_out_text.empty())
+    lab::write_held_out_text(tokens, training.held_out_text);
   lab::Model model = make_text_model(config, tokens, training.config_path);
   model.root->to(device);
   options.tokens_per_sample = config.context;

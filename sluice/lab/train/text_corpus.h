@@ -1,11 +1,11 @@
-// From a folder of text to a token file, for `sluice train`.
+// From a folder of text to a token file, for `sluice train` and recipes.
 #pragma once
 #include <cstdint>
 #include <string>
 
 #include "sluice/data/text/token_file.h"
 
-namespace sluice::cli {
+namespace sluice::lab {
 
 struct CorpusConfig {
   std::string text;  ///< folder or file; a bare name is looked up where scripts/data.sh puts texts
@@ -26,4 +26,4 @@ data::TokenFile prepare_tokens(const CorpusConfig& corpus);
 /// --text`. Throws Error{unsupported} in a build without tokenizers.
 void write_held_out_text(const data::TokenFile& tokens, const std::string& path);
 
-}  // namespace sluice::cli
+}  // namespace sluice::lab

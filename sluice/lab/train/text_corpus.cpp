@@ -1,4 +1,4 @@
-#include "cli/lab/text_corpus.h"
+#include "sluice/lab/train/text_corpus.h"
 
 #include <algorithm>
 #include <optional>
@@ -13,7 +13,7 @@
 #include "sluice/text/tokenizer.h"
 #include "sluice/text/train_bpe.h"
 
-namespace sluice::cli {
+namespace sluice::lab {
 namespace {
 
 constexpr const char* kSeparator = "<|endoftext|>";
@@ -134,4 +134,4 @@ void write_held_out_text(const data::TokenFile& tokens, const std::string& path)
   write_text_file(path, out);
 }
 
-}  // namespace sluice::cli
+}  // namespace sluice::lab
