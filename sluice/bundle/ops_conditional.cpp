@@ -55,6 +55,9 @@ int64_t most_kept(const OpInput& in, int64_t n) {
   return std::min(n, attr_int(in.node.attrs, "k", n));
 }
 
+/// Rows at the front of a sequence for which every input counts.
+int64_t dense_first(const OpInput& in) { return require_int(in, "dense_first", 0, 0, kMaxRows); }
+
 int64_t rows_of(const Shape& shape) { return numel(shape, "rows") / shape.back(); }
 
 Shape with_last(Shape shape, int64_t last) {
@@ -72,11 +75,25 @@ Shape sparse_input_shape(const OpInput& in) {
   require_tensor(in, "column_norm", {weight[0]});
   require_choice(in, "select", "", {"topk", "threshold", "statistical"});
   require_select(in);
+  if (dense_first(in) > 0 && x.size() != 2)
+    fail(Code::shape,
+         "attribute 'dense_first': counts rows of a sequence; expected [T,{}], found {}", weight[0],
+         to_string(x));
   return with_last(x, weight[1]);
 }
 
 int64_t sparse_input_macs(const OpInput& in, const Shape& output) {
-  return checked_mul(numel(output, "output"), most_kept(in, input(in, 0).back()), "MACs");
+  const Shape& x = input(in, 0);
+  const int64_t whole = x.size() == 2 ? std::min(dense_first(in), x[0]) : 0;
+  const int64_t rows = rows_of(output);
+  const int64_t pairs = checked_add(checked_mul(rows - whole, most_kept(in, x.back()), "MACs"),
+                                    checked_mul(whole, x.back(), "MACs"), "MACs");
+  return checked_mul(pairs, output.back(), "MACs");
+}
+
+/// With rows that stay dense a row's place in its sequence matters.
+Rows sparse_input_rows(const OpInput& in) {
+  return dense_first(in) > 0 ? Rows::ordered : matrix_rows(in);
 }
 
 Shape sparse_ffn_shape(const OpInput& in) {
@@ -206,10 +223,10 @@ std::vector<Operator> conditional_operators() {
        1,
        {"weight"},
        {"bias", "column_norm"},
-       {"select", "k", "keep", "threshold"},
+       {"select", "k", "keep", "threshold", "dense_first"},
        sparse_input_shape,
        sparse_input_macs,
-       matrix_rows,
+       sparse_input_rows,
        {"weight"}},
       {"sparse_ffn",
        1,

@@ -81,6 +81,8 @@ TEST(ConditionalOperators, CostIsTheMostThatTheInputMayAskFor) {
   EXPECT_EQ(macs(sparse_linear()), 3 * 5 * 6);
   EXPECT_EQ(macs(with(sparse_linear(), {{"k", kHuge >> 33}})), 3 * 8 * 6);
   EXPECT_EQ(macs(with(sparse_linear(), {{"select", kAbove}})), 3 * 8 * 6);
+  EXPECT_EQ(macs(with(sparse_linear(), {{"dense_first", int64_t{2}}})), (2 * 8 + 5) * 6);
+  EXPECT_EQ(macs(with(sparse_linear(), {{"dense_first", int64_t{9}}})), 3 * 8 * 6);
   EXPECT_EQ(macs(ffn()), 3 * 20 * (8 + 8 + 6));
   const Attributes top{{"select", kTop}, {"k", int64_t{4}}};
   EXPECT_EQ(macs(with(ffn(), top)), 3 * (20 * 8 + 4 * (8 + 6)));
@@ -113,6 +115,9 @@ TEST(ConditionalOperators, RefuseWhatDoesNotFit) {
        Code::shape,
        "'k': expected 0 to"},
       {{"sparse_input_linear", {{8}}, {}, {{"weight", {8, 6}}}}, Code::shape, "'select'"},
+      {with(sparse_linear(), {{"dense_first", int64_t{-1}}}), Code::shape, "'dense_first'"},
+      {with(sparse_linear(), {{"dense_first", int64_t{1}}}, {}, {{8}}), Code::shape,
+       "'dense_first': counts rows of a sequence; expected [T,8]"},
       {with(sparse_linear(), {{"threshold", nan}}), Code::numeric, "'threshold'"},
       {with(sparse_linear(), {{"threshold", 1e300}}), Code::numeric, "'threshold'"},
       {with(sparse_linear(), {{"select", kStatistical}}), Code::shape, "'keep'"},

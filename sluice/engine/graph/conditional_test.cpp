@@ -175,6 +175,28 @@ TEST(SparseInputLinear, MeterCountsTheColumnsThatWereRead) {
   EXPECT_EQ(network.cost().macs, 7 * 96);
 }
 
+Model dense_first_layer(int64_t tokens, int64_t whole) {
+  Net n(4);
+  const Value x = n.input({tokens, 40});
+  n.weight("weight", Format::f32, {40, 24});
+  Attributes attrs = selectors()[0];
+  attrs["dense_first"] = whole;
+  return n.finish("sparse_input_linear", {x}, attrs);
+}
+
+TEST(SparseInputLinear, FirstRowsOfASequenceStayDense) {
+  for (const int64_t whole : {1, 3, 11}) {
+    const Model model = dense_first_layer(11, whole);
+    for (const int64_t count : {1, 3}) expect_parity(model, count, std::to_string(whole));
+    const Network network(model.bundle);
+    Meter meter;
+    run(network, random_input(network, 1), 1, 1, &meter);
+    // Rows may share the union of their columns: what is computed is no less than what was asked.
+    EXPECT_GE(meter.macs(), (whole * 40 + (11 - whole) * 7) * 24);
+    EXPECT_EQ(network.cost().macs, (whole * 40 + (11 - whole) * 7) * 24);
+  }
+}
+
 struct FfnCase {
   bool gated = false, biased = false;
   std::string scores;  // "input", "predictor", "first", "activated"

@@ -26,11 +26,13 @@ struct DecoderShape {
   bool recurrent = true;  ///< the second layer is linear attention
   bool last = false;      ///< logits of the last row only
   bool drop = false;      ///< an FFN for some tokens only
+  bool sparse = false;    ///< behind attention few inputs count, but for the first three tokens
 };
 
 void PrintTo(const DecoderShape& s, std::ostream* out) {
   *out << "cache " << s.cache << ", window " << s.window << (s.recurrent ? ", recurrent" : "")
-       << (s.last ? ", last row" : "") << (s.drop ? ", drops tokens" : "");
+       << (s.last ? ", last row" : "") << (s.drop ? ", drops tokens" : "")
+       << (s.sparse ? ", sparse" : "");
 }
 
 /// A small decoder; its weights do not depend on `tokens`.
@@ -61,7 +63,16 @@ Model decoder(const DecoderShape& s) {
                     {"cache", s.cache},
                     {"window", s.window}});
     }
-    x = net.node("add", layer + ".add1", {net.linear(layer + ".o", y, kWidth), x});
+    if (s.sparse) {
+      net.tensor(layer + ".turned", {kWidth, kWidth}, net.normal(size_t(kWidth * kWidth), 0.3));
+      y = net.builder().node(
+          "sparse_input_linear", layer + ".sparse", {y},
+          {{"select", std::string("topk")}, {"k", int64_t{4}}, {"dense_first", int64_t{3}}},
+          {{"weight", layer + ".turned"}});
+    } else {
+      y = net.linear(layer + ".o", y, kWidth);
+    }
+    x = net.node("add", layer + ".add1", {y, x});
     Value z = net.node("rms_norm", layer + ".norm2", {x});
     const Value keep = net.linear(layer + ".keep", z, 1);
     if (s.drop) z = net.node("compact_rows", layer + ".compact", {z, keep});
@@ -156,6 +167,7 @@ INSTANTIATE_TEST_SUITE_P(
                       DecoderShape{.cache = 11, .window = 5},
                       DecoderShape{.cache = 11, .window = 5, .recurrent = false},
                       DecoderShape{.last = true}, DecoderShape{.drop = true},
+                      DecoderShape{.sparse = true},
                       DecoderShape{.recurrent = false, .last = true, .drop = true}));
 
 TEST_P(Sequences, LastRowsAreThoseOfAllRows) {

@@ -2,6 +2,7 @@
 
 #include "sluice/base/error.h"
 #include "sluice/engine/graph/steps.h"
+#include "sluice/engine/kernel/buffer.h"
 #include "sluice/engine/kernel/experts.h"
 #include "sluice/engine/kernel/lora.h"
 #include "sluice/engine/kernel/sparse_ffn.h"
@@ -115,6 +116,37 @@ void plan_sparse_input(Planner& planner, size_t index, Step step) {
   k.select = selector_of(node);
   k.select.rank = Rank::magnitude;
   const int threads = planner.threads_for(step.info.cost.macs);
+  const int64_t whole = bundle::attr_int(node.attrs, "dense_first", 0);
+  if (whole > 0) {
+    // Rule `ordered`: options() count samples, and a row's place follows from where its sample
+    // begins.
+    const int64_t tokens = planner.bundle().info().shapes.at(node.inputs[0])[0];
+    const int64_t flags =
+        align_up(checked_mul(planner.options().samples, tokens, "rows of sparse_input_linear"));
+    Kernel& kernel = step.kernel;
+    kernel.name =
+        fmt::format("sluice sparse_input {} dense_first", bundle::format_name(k.weight.format));
+    kernel.scratch_bytes = flags + sparse_input_scratch(k, threads);
+    kernel.metered = true;
+    kernel.counts_rows = true;
+    kernel.bind = [=](const Binding& b) -> std::function<void()> {
+      SLUICE_CHECK(b.rows);
+      return [=, rows = b.rows, position = b.position, in = b.inputs[0], out = b.output,
+              scratch = b.scratch, work = b.work] {
+        auto* dense = reinterpret_cast<uint8_t*>(scratch);
+        const int64_t unit = tokens / rows->per_sample;
+        for (int64_t s = 0; s < rows->samples; ++s) {
+          const int64_t first = rows->start[s] * unit, before = position ? position[s] : 0;
+          for (int64_t r = first; r < rows->start[s + 1] * unit; ++r)
+            dense[r] = before + r - first < whole ? 1 : 0;
+        }
+        const auto count = static_cast<size_t>(rows->start[rows->samples] * unit);
+        run_sparse_input(layer->kernel, in, out, count, scratch + flags, threads, work, dense);
+      };
+    };
+    planner.finish(index, std::move(step), Layout::plain);
+    return;
+  }
   step.kernel = metered_kernel(
       planner, step, fmt::format("sluice sparse_input {}", bundle::format_name(k.weight.format)),
       sparse_input_scratch(k, threads),

@@ -82,13 +82,14 @@ std::vector<bool> keep(const Call& c, const Vec& scores, double* bound) {
 Vec sparse_input_linear(const Call& c) {
   const Weights weight(c, "weight"), bias(c, "bias"), norm(c, "column_norm");
   const size_t in = weight.size(0), out = weight.size(1);
+  const auto whole = static_cast<size_t>(bundle::attr_int(c.node.attrs, "dense_first", 0));
   Vec y;
   for (size_t first = 0; first < c.x().size(); first += in) {
     Vec scores(in);
     for (size_t i = 0; i < in; ++i)
       scores[i] = std::fabs(c.x()[first + i]) * (norm.empty() ? 1.0 : norm.values[i]);
     double bound;
-    const auto kept = keep(c, scores, &bound);
+    const auto kept = first / in < whole ? std::vector<bool>(in, true) : keep(c, scores, &bound);
     for (size_t o = 0; o < out; ++o) {
       double sum = bias.empty() ? 0.0 : bias.values[o];
       for (size_t i = 0; i < in; ++i)

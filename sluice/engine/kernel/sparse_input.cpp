@@ -22,8 +22,9 @@ int64_t sparse_input_scratch(const SparseInput& s, int threads) {
 }
 
 void run_sparse_input(const SparseInput& s, const float* x, float* y, size_t rows,
-                      std::byte* scratch, int threads, Work* work) {
+                      std::byte* scratch, int threads, Work* work, const uint8_t* dense) {
   const size_t in = static_cast<size_t>(s.weight.rows), out = static_cast<size_t>(s.weight.columns);
+  const Selector everything;
   ActiveRows active;
   active.bind(scratch, kMaxTokens, in);
   float* factor = reinterpret_cast<float*>(scratch + list_bytes(s));
@@ -31,8 +32,9 @@ void run_sparse_input(const SparseInput& s, const float* x, float* y, size_t row
   for (size_t row = 0; row < rows; row += kMaxTokens, x += kMaxTokens * in, y += kMaxTokens * out) {
     active.tokens = std::min(kMaxTokens, rows - row);
     for (size_t t = 0; t < active.tokens; ++t) {
+      const Selector& select = dense && dense[row + t] ? everything : s.select;
       active.count[t] =
-          s.select({x + t * in, in, Rank::magnitude, s.column_norm}, active.index + t * in);
+          select({x + t * in, in, Rank::magnitude, s.column_norm}, active.index + t * in);
       if (s.bias) {
         std::memcpy(y + t * out, s.bias, out * sizeof(float));
       } else {

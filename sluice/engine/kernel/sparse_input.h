@@ -16,8 +16,9 @@ struct SparseInput {
 
 int64_t sparse_input_scratch(const SparseInput& layer, int threads);
 /// x [rows][in], y [rows][out]. Any alignment. Scores that are NaN are skipped (unless top-k has to
-/// keep everything); infinities are kept and make the outputs infinite or NaN.
+/// keep everything); infinities are kept and make the outputs infinite or NaN. `dense` [rows] or
+/// null: rows with 1 keep all inputs, whatever the selector says.
 void run_sparse_input(const SparseInput& layer, const float* x, float* y, size_t rows,
-                      std::byte* scratch, int threads, Work* work);
+                      std::byte* scratch, int threads, Work* work, const uint8_t* dense = nullptr);
 
 }  // namespace sluice::engine
