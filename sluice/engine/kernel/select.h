@@ -10,6 +10,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "sluice/base/normal_quantile.h"
+
 namespace sluice::engine {
 
 enum class Rank : uint8_t { magnitude, value };
@@ -36,8 +38,5 @@ float statistical_threshold(const Scores& scores, double keep);
 /// Scores above the statistical threshold: about keep * n of them, in one pass over the scores
 /// instead of a search.
 size_t select_statistical(const Scores& scores, double keep, int32_t* index);
-
-/// x with P(Z <= x) = p for standard normal Z; -inf and +inf at 0 and 1.
-double normal_quantile(double p);
 
 }  // namespace sluice::engine

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "sluice/lab/brick/attributes.h"
+#include "sluice/lab/gate/selector.h"
 
 namespace sluice::lab {
 namespace {
@@ -14,6 +15,12 @@ namespace {
       "{}: the engine has no node for decision '{}'; it has 'threshold'. Freeze the gate, or train "
       "it with a threshold",
       path, kind);
+}
+
+/// 1 where the selector keeps a logit, else 0.
+at::Tensor as_numbers(const at::Tensor& logits, Selector selector) {
+  selector.magnitude = false;
+  return select(logits, selector).to(logits.scalar_type());
 }
 
 class Threshold final : public Decision {
@@ -37,8 +44,7 @@ class TopK final : public Decision {
   explicit TopK(int64_t k) : k_(k) {}
   Json attributes() const override { return {{"kind", "top_k"}, {"k", k_}}; }
   at::Tensor decide(const at::Tensor& logits, bool, Context&) const override {
-    const auto [values, order] = at::sort(logits, /*stable=*/true, /*dim=*/-1, /*descending=*/true);
-    return at::zeros_like(logits).scatter(-1, order.narrow(-1, 0, k_), 1.0);
+    return as_numbers(logits, Selector::top(k_));
   }
   bundle::Value lower(bundle::Builder&, const bundle::Value&,
                       const std::string& path) const override {
@@ -54,14 +60,8 @@ class StatisticalTopK final : public Decision {
   explicit StatisticalTopK(int64_t k) : k_(k) {}
   Json attributes() const override { return {{"kind", "statistical_top_k"}, {"k", k_}}; }
   at::Tensor decide(const at::Tensor& logits, bool, Context&) const override {
-    const int64_t units = logits.size(-1);
-    if (k_ >= units) return at::ones_like(logits);
-    const double share = 1.0 - static_cast<double>(k_) / static_cast<double>(units);
-    const double quantile =
-        std::sqrt(2.0) * at::erfinv(at::scalar_tensor(2 * share - 1, at::kDouble)).item<double>();
-    const at::Tensor centre = logits.mean(-1, /*keepdim=*/true);
-    const at::Tensor spread = (logits - centre).pow(2).mean(-1, /*keepdim=*/true).sqrt();
-    return (logits > centre + spread * quantile).to(logits.scalar_type());
+    const double share = static_cast<double>(k_) / static_cast<double>(logits.size(-1));
+    return as_numbers(logits, Selector::share(std::min(share, 1.0)));
   }
   bundle::Value lower(bundle::Builder&, const bundle::Value&,
                       const std::string& path) const override {
