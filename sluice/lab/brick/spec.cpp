@@ -35,6 +35,7 @@ struct Registry {
       {"residual_block", make_residual_block},
       {"gate", make_gate},
       {"constant_mask", make_constant_mask},
+      {"sparse_linear", make_sparse_linear},
       {"quant_linear", make_quant_linear},
       {"embedding", make_embedding},
       {"quant_embedding", make_quant_embedding},
