@@ -28,6 +28,21 @@ bundle::Value lower_through(const Slot& slot, bundle::Builder& builder, const bu
   return slot.empty() ? x : slot.lower(builder, x, path);
 }
 
+// The same of slots that need not be there.
+at::Tensor through(const Slot* slot, const at::Tensor& x, Context& context) {
+  return slot == nullptr ? x : through(*slot, x, context);
+}
+Shape shape_through(const Slot* slot, const Shape& input) {
+  return slot == nullptr ? input : shape_through(*slot, input);
+}
+Cost cost_through(const Slot* slot, const Shape& input) {
+  return slot == nullptr ? Cost{} : cost_through(*slot, input);
+}
+bundle::Value lower_through(const Slot* slot, bundle::Builder& builder, const bundle::Value& x,
+                            const std::string& path) {
+  return slot == nullptr ? x : lower_through(*slot, builder, x, path);
+}
+
 }  // namespace
 
 // ---- TransformerBlock ----
@@ -35,10 +50,36 @@ bundle::Value lower_through(const Slot& slot, bundle::Builder& builder, const bu
 TransformerBlock::TransformerBlock(bool post_norm) : post_norm_(post_norm) {
   const auto branch = [this](const char* norm, const char* body, const char* add) {
     Slot* first = &add_slot(norm, nullptr);
-    return Branch{first, &add_slot(body, nullptr), add};
+    return Branch{first, &add_slot(body, nullptr), nullptr, add};
   };
   branches_[0] = branch("attn_norm", "attn", "add_attn");
   branches_[1] = branch("ffn_norm", "ffn", "add_ffn");
+}
+
+Slot& TransformerBlock::turn(const std::string& branch) {
+  for (Branch& each : branches_) {
+    if (each.body->name() != branch) continue;
+    if (each.turn == nullptr) each.turn = &add_slot(branch + "_turn", nullptr);
+    return *each.turn;
+  }
+  fail(Code::usage, "transformer_block: no branch '{}'; there are attn and ffn",
+       branch.substr(0, 60));
+}
+
+void TransformerBlock::adopt(const std::string& name, BrickPtr child) {
+  for (const char* branch : {"attn", "ffn"}) {
+    if (name == std::string(branch) + "_turn") turn(branch);
+  }
+  Brick::adopt(name, std::move(child));
+}
+
+void TransformerBlock::check_slots() const {
+  for (const Branch& branch : branches_) {
+    if (post_norm_ && branch.turn != nullptr && !branch.turn->empty()) {
+      fail(Code::config, "{}: a block with its norms behind the branches cannot turn its stream",
+           branch.turn->name());
+    }
+  }
 }
 
 Json TransformerBlock::attributes() const { return {{"norm", post_norm_ ? "post" : "pre"}}; }
@@ -59,8 +100,11 @@ at::Tensor TransformerBlock::forward(const at::Tensor& x, Context& context) {
     if (post_norm_) {
       if (!branch.body->empty()) y = y + branch.body->forward(y, context);
       y = through(*branch.norm, y, context);
-    } else if (!branch.body->empty()) {
-      y = y + branch.body->forward(through(*branch.norm, y, context), context);
+    } else {
+      const at::Tensor beside = through(branch.turn, y, context);
+      y = branch.body->empty()
+              ? beside
+              : beside + branch.body->forward(through(*branch.norm, y, context), context);
     }
   }
   return y;
@@ -69,6 +113,10 @@ at::Tensor TransformerBlock::forward(const at::Tensor& x, Context& context) {
 Shape TransformerBlock::output_shape(const Shape& input) const {
   for (const Branch& branch : branches_) {
     shape_through(*branch.norm, input);
+    if (shape_through(branch.turn, input) != input) {
+      fail(Code::shape, "transformer_block: {} makes {} of {}; expected the same",
+           branch.turn->name(), to_string(branch.turn->output_shape(input)), to_string(input));
+    }
     if (branch.body->empty()) continue;
     const Shape output = branch.body->output_shape(input);
     if (output != input) {
@@ -82,7 +130,7 @@ Shape TransformerBlock::output_shape(const Shape& input) const {
 Cost TransformerBlock::cost(const Shape& input) const {
   Cost total;
   for (const Branch& branch : branches_) {
-    total += cost_through(*branch.body, input);
+    total += cost_through(*branch.body, input) + cost_through(branch.turn, input);
     if (post_norm_ || !branch.body->empty()) total += cost_through(*branch.norm, input);
   }
   return total;
@@ -92,10 +140,13 @@ bundle::Value TransformerBlock::lower(bundle::Builder& builder, const bundle::Va
                                       const std::string& path) const {
   bundle::Value y = x;
   for (const Branch& branch : branches_) {
+    const bundle::Value beside = lower_through(branch.turn, builder, y, path);
     if (!branch.body->empty()) {
       const bundle::Value in = post_norm_ ? y : lower_through(*branch.norm, builder, y, path);
       y = builder.node("add", join_path(path, branch.add),
-                       {y, branch.body->lower(builder, in, path)});
+                       {beside, branch.body->lower(builder, in, path)});
+    } else {
+      y = beside;
     }
     if (post_norm_) y = lower_through(*branch.norm, builder, y, path);
   }

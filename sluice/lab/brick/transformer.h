@@ -6,7 +6,10 @@ namespace sluice::lab {
 
 /// Norm before the branches: y = x + attn(attn_norm(x)), z = y + ffn(ffn_norm(y)); or after the
 /// additions ("post"): y = attn_norm(x + attn(x)), z = ffn_norm(y + ffn(y)). Slots: attn_norm,
-/// attn, ffn_norm, ffn; an empty branch adds nothing, an empty norm passes its input.
+/// attn, ffn_norm, ffn; an empty branch adds nothing, an empty norm passes its input. A block may
+/// also have slots attn_turn and ffn_turn (turn(); only with the norm before): a layer on the
+/// stream beside the branch, y = attn_turn(x) + attn(attn_norm(x)), where surgery writes the
+/// branches in different bases.
 class TransformerBlock final : public Brick {
  public:
   explicit TransformerBlock(bool post_norm = false);
@@ -18,11 +21,16 @@ class TransformerBlock final : public Brick {
   bundle::Value lower(bundle::Builder& builder, const bundle::Value& x,
                       const std::string& path) const override;
   std::vector<NormReaders> norm_readers() const override;
+  void check_slots() const override;
+  void adopt(const std::string& name, BrickPtr child) override;
   bool post_norm() const { return post_norm_; }
+  /// The slot `branch`_turn ("attn", "ffn"), added empty when there is none.
+  Slot& turn(const std::string& branch);
 
  private:
   struct Branch {
     Slot *norm, *body;
+    Slot* turn;       ///< nullptr: none
     const char* add;  ///< path of the addition
   };
   bool post_norm_;

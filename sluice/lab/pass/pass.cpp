@@ -75,7 +75,12 @@ std::vector<PassEntry> builtin_passes() {
         "slots=**              layers, by path pattern", false, false},
        dequantize},
       {{"rotate-residual", "turns a decoder's residual stream so that no column is an outlier",
-        "seed=0                of the random orthogonal matrix", false, true},
+        "by=random             'columns': so that the columns of k and gate become orthogonal; "
+        "adds "
+        "a\n"
+        "                      layer beside every branch\n"
+        "seed=0                of the random orthogonal matrix",
+        false, true},
        rotate_residual},
       {{"nest", "one set of weights, many sizes: each runs the leading part of every layer",
         "widths=[0.25,0.5,0.75,1] shares of the channels and neurons\n"
@@ -92,6 +97,23 @@ std::vector<PassEntry> builtin_passes() {
       {{"pick-size", "the ordinary network that a nested one is at one of its sizes",
         "size                  by name or number: sluice inspect --sizes", false, false},
        pick_size},
+      {{"sparsify-activations",
+        "attention and feed-forward layers read only the inputs that matter for the token",
+        "sparsity=0.5          share of the inputs that is left out, from 0 to below 1\n"
+        "score=wina            an input's size times the norm of its column; 'magnitude': size "
+        "alone\n"
+        "select=threshold      one per layer, from the calibration inputs; 'topk': the same number "
+        "for\n"
+        "                      every token\n"
+        "budget=uniform        every layer alike; 'greedy': more where the block's output suffers "
+        "least\n"
+        "rotate=false          turn the stream first, so that columns of k and gate are "
+        "orthogonal\n"
+        "norms=**              layers whose column norms count, by path pattern or patterns\n"
+        "dense_first=          tokens at the front that stay dense; default: 1% of a run\n"
+        "slots=**              projections, by path pattern",
+        true, false},
+       sparsify_activations},
       {{"reestimate-norm", "batch-norm statistics anew from calibration data", "(no options)", true,
         false},
        reestimate_norm},

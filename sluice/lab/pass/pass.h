@@ -83,10 +83,14 @@ Json prune(Model& model, const PassInput& input);
 Json quantize(Model& model, const PassInput& input);
 /// dequantize {slots="**"}: the way back, to the values that the codes stand for. Report: layers.
 Json dequantize(Model& model, const PassInput& input);
-/// rotate-residual {seed=0}: turns the residual stream of a decoder by a random orthogonal matrix,
-/// which spreads outliers over all columns before weights are quantized (QuaRot: Ashkboos et al.
-/// 2024; SliceGPT has the algebra). Folds norms first and unties the head where the last norm has a
-/// scale. Equal outputs. Report: width, folded, untied.
+/// rotate-residual {seed=0, by="random"|"columns"}: turns the residual stream of a decoder by a
+/// random orthogonal matrix, which spreads outliers over all columns before weights are quantized
+/// (QuaRot: Ashkboos et al. 2024; SliceGPT has the algebra). By columns: before each branch by the
+/// right singular vectors of k, or of gate (up), so that its columns become orthogonal with the
+/// singular values as norms (WINA: arXiv 2505.19427); a turning layer [D, D] beside every branch
+/// then leads from one basis to the next. Folds norms first and unties the head where the last norm
+/// has a scale. Equal outputs. Report: by, width, folded, untied, turns (layers added),
+/// turn_macs_per_token.
 Json rotate_residual(Model& model, const PassInput& input);
 /// nest {widths=[0.25,0.5,0.75,1], depths=[], scope="hidden"|"all", order="magnitude"|"activation"|
 /// "none", multiple=1, slots="**"}: makes one network of many sizes: layers become nested ones
@@ -101,6 +105,15 @@ Json nest(Model& model, const PassInput& input);
 /// pick-size {size}: the ordinary network that a nested one is at a size, by name or number; batch
 /// norms folded. Report: size, macs.
 Json pick_size(Model& model, const PassInput& input);
+/// sparsify-activations {sparsity=0.5, score="wina"|"magnitude", select="threshold"|"topk",
+/// budget="uniform"|"greedy", rotate=false, norms="**", dense_first=1% of a run, slots="**"}: the
+/// projections of attention and feed-forward layers become SparseLinear (sparsify.h): a token's
+/// inputs of least score are not computed. Needs calibration inputs. sparsity 0 leaves all dense.
+/// Folds norms, or turns the stream by columns first. Report: projections, kept (share of weights
+/// read on the calibration inputs), dense_macs_per_token, sparse_macs_per_token, norm_spread
+/// (deviation of column norms over their mean), layers {path: {sparsity, kept, norm_spread,
+/// threshold}}, rotation, note.
+Json sparsify_activations(Model& model, const PassInput& input);
 /// reestimate-norm {}: batch-norm statistics anew from calibration data; of a nested network for
 /// each of its sizes.
 Json reestimate_norm(Model& model, const PassInput& input);

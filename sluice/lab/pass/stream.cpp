@@ -127,7 +127,7 @@ void turn(Slot& slot, const std::string& path, const at::Tensor& q, bool writes)
   }
   const auto* layer = dynamic_cast<const Linear*>(slot.get().get());
   if (layer == nullptr) {
-    fail(Code::unsupported, "{}: {} holds a {}; dequantize it first", kRotate, path,
+    fail(Code::unsupported, "{}: {} holds a {}; expected an ordinary linear layer", kRotate, path,
          (*slot).kind());
   }
   const at::Tensor weight = wide(layer->weight);
@@ -155,11 +155,84 @@ bool untie(Decoder& decoder) {
   return true;
 }
 
+/// A branch of the decoder that reads the stream and adds to it.
+struct Branch {
+  std::string path;  ///< "blocks.0.attn"
+  std::string name;  ///< "attn"
+  TransformerBlock* block;
+  Slot* body;
+
+  /// Null or empty: nothing happens to the stream beside the branch.
+  const Slot* turn() const {
+    const std::string slot = name + "_turn";
+    return block->has_slot(slot) ? &block->slot(slot) : nullptr;
+  }
+  bool turns() const { return turn() != nullptr && !turn()->empty(); }
+};
+
+std::vector<Branch> branches_of(Decoder& decoder) {
+  std::vector<Branch> result;
+  for (const SlotRef& ref : walk(decoder)) {
+    auto* block = dynamic_cast<TransformerBlock*>(ref.slot->get().get());
+    if (block == nullptr) continue;
+    for (const char* name : {"attn", "ffn"}) {
+      Slot& body = block->slot(name);
+      const std::string path = join_path(ref.path, name);
+      const Branch branch{path, name, block, &body};
+      if (body.empty()) {
+        if (!branch.turns()) continue;
+        fail(Code::unsupported, "{}: {} is empty, but its stream is turned", kRotate, path);
+      }
+      if (block->post_norm() || ((*body).kind() != "attention" && (*body).kind() != "ffn")) {
+        fail(Code::unsupported, "{}: {} is a {}{}", kRotate, path, (*body).kind(),
+             block->post_norm() ? " with its norm behind it" : "");
+      }
+      require_plain_norm(block->slot(std::string(name) + "_norm"), path + "_norm");
+      result.push_back(branch);
+    }
+  }
+  return result;
+}
+
+/// Right singular vectors [D, D] of the matrix whose columns are to become orthogonal: k of
+/// attention, gate (up where there is none) of a feed-forward network.
+at::Tensor orthogonalizing(const Branch& branch) {
+  const Brick& body = **branch.body;
+  const char* name = "up";
+  if (body.has_slot("k")) name = "k";
+  if (body.has_slot("gate") && !body.slot("gate").empty()) name = "gate";
+  const auto* layer = dynamic_cast<const Linear*>(body.slot(name).get().get());
+  if (layer == nullptr) {
+    fail(Code::unsupported, "{}: {}.{} holds a {}; expected an ordinary linear layer", kRotate,
+         branch.path, name, body.slot(name)->kind());
+  }
+  return std::get<2>(at::linalg_svd(wide(layer->weight), /*full_matrices=*/true)).t().contiguous();
+}
+
+/// What the stream beside a branch is multiplied with between the bases `from` and `to`.
+void turn_beside(const Branch& branch, const at::Tensor& from, const at::Tensor& to) {
+  if (!branch.turns() && from.is_same(to)) return;
+  Slot& slot = branch.block->turn(branch.name);
+  if (slot.empty()) {
+    // x' = x from, so that x to = x' from^T to.
+    const Brick& body = **branch.body;
+    const auto& like = body.slot(body.has_slot("o") ? "o" : "down").as<Linear>();
+    slot.exchange(with_values(like, at::matmul(to.t(), from), {}));
+    return;
+  }
+  const auto& old = slot.as<Linear>();
+  slot.exchange(with_values(old, at::matmul(at::matmul(to.t(), wide(old.weight)), from), {}));
+}
+
 }  // namespace
 
 Json rotate_residual(Model& model, const PassInput& input) {
-  json_require_known_keys(input.options, {"seed"}, kRotate);
+  json_require_known_keys(input.options, {"seed", "by"}, kRotate);
   const auto seed = static_cast<uint64_t>(json_get_or<int64_t>(input.options, "seed", 0, kRotate));
+  const auto by = json_get_or<std::string>(input.options, "by", "random", kRotate);
+  if (by != "random" && by != "columns") {
+    fail(Code::config, "{}: by: expected random or columns, found '{}'", kRotate, by.substr(0, 60));
+  }
   auto* decoder = dynamic_cast<Decoder*>(model.root.get());
   if (decoder == nullptr) {
     fail(Code::unsupported,
@@ -171,33 +244,40 @@ Json rotate_residual(Model& model, const PassInput& input) {
   const bool untied = untie(*decoder);
   require_plain_norm(decoder->slot("norm"), "norm");
   require_plain_norm(decoder->slot("embed_norm"), "embed_norm");
-  const at::Tensor q =
-      random_rotation(decoder->slot("embed").as<TokenTable>().width(), derive_seed(seed, "rotate"))
-          .to(device_of(*decoder));
+  const std::vector<Branch> branches = branches_of(*decoder);
+  // The basis that each branch reads the stream in; behind the last one nothing changes any more.
+  std::vector<at::Tensor> bases;
+  if (by == "random") {
+    const at::Tensor q = random_rotation(decoder->slot("embed").as<TokenTable>().width(),
+                                         derive_seed(seed, "rotate"))
+                             .to(device_of(*decoder));
+    bases.assign(branches.size() + 1, q);
+  } else {
+    if (branches.empty()) fail(Code::unsupported, "{}: no block reads the stream", kRotate);
+    for (const Branch& branch : branches) bases.push_back(orthogonalizing(branch));
+    bases.push_back(bases.back());
+  }
   for (const char* name : {"embed", "positions", "head"}) {
     Slot& slot = decoder->slot(name);
-    if (!slot.empty()) turn(slot, name, q, false);
+    const bool last = std::string_view(name) == "head";
+    if (!slot.empty()) turn(slot, name, last ? bases.back() : bases.front(), false);
   }
-  for (const SlotRef& ref : walk(*decoder)) {
-    const auto* block = dynamic_cast<const TransformerBlock*>(ref.slot->get().get());
-    if (block == nullptr) continue;
-    for (const char* name : {"attn", "ffn"}) {
-      const Slot& body = block->slot(name);
-      if (body.empty()) continue;
-      const std::string path = join_path(ref.path, name);
-      if (block->post_norm() || ((*body).kind() != "attention" && (*body).kind() != "ffn")) {
-        fail(Code::unsupported, "{}: {} is a {}{}", kRotate, path, (*body).kind(),
-             block->post_norm() ? " with its norm behind it" : "");
-      }
-      require_plain_norm(block->slot(std::string(name) + "_norm"), path + "_norm");
-      for (const char* layer : {"q", "k", "v", "gate", "up", "o", "down"}) {
-        if (!body->has_slot(layer) || body->slot(layer).empty()) continue;
-        const bool writes = std::string_view(layer) == "o" || std::string_view(layer) == "down";
-        turn(body->slot(layer), join_path(path, layer), q, writes);
-      }
+  int64_t turns = 0;
+  for (size_t i = 0; i < branches.size(); ++i) {
+    const Branch& branch = branches[i];
+    const Brick& body = **branch.body;
+    for (const char* layer : {"q", "k", "v", "gate", "up", "o", "down"}) {
+      if (!body.has_slot(layer) || body.slot(layer).empty()) continue;
+      const bool writes = std::string_view(layer) == "o" || std::string_view(layer) == "down";
+      turn(body.slot(layer), join_path(branch.path, layer), writes ? bases[i + 1] : bases[i],
+           writes);
     }
+    turn_beside(branch, bases[i], bases[i + 1]);
+    turns += branch.turns() ? 1 : 0;
   }
-  return {{"width", q.size(0)}, {"folded", folded}, {"untied", untied}};
+  const int64_t width = bases.front().size(0);
+  return {{"by", by},         {"width", width}, {"folded", folded},
+          {"untied", untied}, {"turns", turns}, {"turn_macs_per_token", turns * width * width}};
 }
 
 }  // namespace sluice::lab

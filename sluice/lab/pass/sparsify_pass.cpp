@@ -1,0 +1,138 @@
+// The pass sparsify-activations: options, report, and what it does to norms and the stream first.
+#include <algorithm>
+
+#include "sluice/base/json.h"
+#include "sluice/base/path_pattern.h"
+#include "sluice/lab/brick/layers.h"
+#include "sluice/lab/brick/sparse_linear.h"
+#include "sluice/lab/pass/sparsify.h"
+#include "sluice/lab/pass/steps.h"
+
+namespace sluice::lab {
+namespace {
+
+const std::string kPass = "sparsify-activations";
+const std::string kWhat = "pass " + kPass;
+
+Slot& slot_of(Model& model, const std::string& path) {
+  return *walk(*model.root, path).front().slot;
+}
+
+struct PassOptions {
+  double sparsity;
+  std::string score, select, budget;
+  std::vector<std::string> norms;  ///< patterns
+  bool rotate;
+  SparsifyOptions sparsify;
+};
+
+std::string choice(const Json& options, const char* key, const char* fallback,
+                   std::initializer_list<std::string_view> known) {
+  auto value = json_get_or<std::string>(options, key, fallback, kWhat);
+  if (std::find(known.begin(), known.end(), value) != known.end()) return value;
+  std::string list;
+  for (const std::string_view each : known) list.append(list.empty() ? "" : ", ").append(each);
+  fail(Code::config, "{}: {}: expected one of {}, found '{}'", kWhat, key, list,
+       value.substr(0, 60));
+}
+
+PassOptions read_options(const Model& model, const Json& options) {
+  json_require_known_keys(
+      options, {"sparsity", "score", "select", "budget", "rotate", "norms", "dense_first", "slots"},
+      kWhat);
+  PassOptions result;
+  result.sparsity = require_sparsity(json_get_or<double>(options, "sparsity", 0.5, kWhat));
+  result.score = choice(options, "score", "wina", {"wina", "magnitude"});
+  result.select = choice(options, "select", "threshold", {"threshold", "topk"});
+  result.budget = choice(options, "budget", "uniform", {"uniform", "greedy"});
+  result.rotate = json_get_or<bool>(options, "rotate", false, kWhat);
+  if (const auto norms = options.find("norms"); norms != options.end() && norms->is_string()) {
+    result.norms = {norms->get<std::string>()};
+  } else {
+    result.norms = json_get_or<std::vector<std::string>>(options, "norms", {"**"}, kWhat);
+  }
+  result.sparsify.slots = json_get_or<std::string>(options, "slots", "**", kWhat);
+  result.sparsify.exact = result.select == "topk";
+  // The first hundredth of a run; attention leans on these tokens.
+  const int64_t tokens = model.input_shape.empty() ? 1 : model.input_shape.front();
+  result.sparsify.dense_first =
+      json_get_or<int64_t>(options, "dense_first", std::max<int64_t>(1, tokens / 100), kWhat);
+  if (result.sparsify.dense_first < 0 || result.sparsify.dense_first > (1 << 24)) {
+    fail(Code::config, "{}: dense_first: expected 0 to {}, found {}", kWhat, 1 << 24,
+         result.sparsify.dense_first);
+  }
+  return result;
+}
+
+/// Deviation over mean of a layer's column norms: at 0 the score of WINA is that of TEAL.
+double spread_of(const Linear& layer) {
+  const at::Tensor norms = column_norms(layer).to(at::kDouble);
+  const double mean = norms.mean().item<double>();
+  return mean > 0 ? norms.std(/*unbiased=*/false).item<double>() / mean : 0;
+}
+
+}  // namespace
+
+Json sparsify_activations(Model& model, const PassInput& input) {
+  const PassOptions options = read_options(model, input.options);
+  Json rotation;
+  if (options.rotate) {
+    PassInput by_columns;
+    by_columns.options = {{"by", "columns"}};
+    rotation = rotate_residual(model, by_columns);
+  } else {
+    PassInput none;
+    fold_norm(model, none);  // what is spread over a norm's scale belongs to the columns behind it
+  }
+  const InputFactors factors = [&](const std::string& path, const Linear& layer) -> at::Tensor {
+    const bool counts =
+        std::any_of(options.norms.begin(), options.norms.end(),
+                    [&](const std::string& pattern) { return path_matches(pattern, path); });
+    return options.score == "wina" && counts ? column_norms(layer) : at::Tensor();
+  };
+  const ActivationSparsifier sparsifier(model, input, options.sparsify, factors);
+  std::vector<double> levels = sparsifier.uniform(options.sparsity);
+  if (options.budget == "greedy" && options.sparsity > 0) {
+    const double targets[] = {options.sparsity};
+    levels = sparsifier.greedy(targets).front();
+  }
+  Model sparse = sparsifier.at(levels);
+  const std::map<std::string, double> kept = kept_shares(sparse, input, kPass);
+  Json layers = Json::object();
+  double all = 0, read = 0, spread = 0;
+  for (size_t i = 0; i < levels.size(); ++i) {
+    const std::string& path = sparsifier.paths()[i];
+    const auto& layer = slot_of(model, path).as<Linear>();
+    const double own = spread_of(layer);
+    const double share = kept.contains(path) ? kept.at(path) : 1.0;
+    Json facts = {{"sparsity", levels[i]}, {"kept", share}, {"norm_spread", own}};
+    const auto* brick = dynamic_cast<const SparseLinear*>(slot_of(sparse, path).get().get());
+    facts["threshold"] =
+        brick == nullptr ? 0.0 : static_cast<double>(brick->options().select.threshold);
+    layers[path] = std::move(facts);
+    all += sparsifier.sizes()[i];
+    read += share * sparsifier.sizes()[i];
+    spread += own / static_cast<double>(levels.size());
+    Slot& slot = slot_of(model, path);
+    if (brick != nullptr) slot.exchange(slot_of(sparse, path).get());
+  }
+  Json report = {{"projections", levels.size()},
+                 {"score", options.score},
+                 {"select", options.select},
+                 {"budget", options.budget},
+                 {"dense_first", options.sparsify.dense_first},
+                 {"kept", read / all},
+                 {"dense_macs_per_token", all},
+                 {"sparse_macs_per_token", read},
+                 {"norm_spread", spread},
+                 {"layers", std::move(layers)}};
+  if (options.rotate) report["rotation"] = std::move(rotation);
+  if (options.score == "wina" && spread < 0.05) {
+    report["note"] =
+        "the columns' norms are nearly equal: scores are those of magnitude, nothing is gained by "
+        "them";
+  }
+  return report;
+}
+
+}  // namespace sluice::lab
