@@ -4,6 +4,7 @@
 #
 #   scripts/data.sh emoji    colour pictures of emoji with their category, CC-BY 4.0 (npm: emoji-datasource-twitter, 62 MB)
 #   scripts/data.sh text     English to train language models on: Brown, KJV, Austen, Debian handbook, Python docs, man pages
+#   scripts/data.sh text-brown   of these Brown and the man pages alone, a few megabytes
 #   scripts/data.sh text-code    Python source (Debian packages)
 #   scripts/data.sh text-large   text, and Python's library, C source and documentation of Linux
 set -euo pipefail
@@ -93,11 +94,12 @@ for argument in "$@"; do
   case $argument in
     emoji) fetch_npm emoji emoji-datasource-twitter LICENSE emoji.json img/twitter/64 ;;
     text) fetch_text text "${english[@]}" ;;
+    text-brown) fetch_text text-brown brown man-pages ;;
     text-code) fetch_text text-code python-source ;;
     text-large) fetch_text text-large "${english[@]}" python-library linux-docs linux-c ;;
-    -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0" ;;
+    -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0" ;;
     *)
-      echo "data.sh: unknown data set '$argument'; known: emoji, text, text-code, text-large" >&2
+      echo "data.sh: unknown data set '$argument'; known: emoji, text, text-brown, text-code, text-large" >&2
       exit 2
       ;;
   esac

@@ -1,0 +1,195 @@
+#include "recipes/dynamic/wina/speed.h"
+
+#include <cmath>
+#include <memory>
+
+#include "sluice/base/machine.h"
+#include "sluice/base/random.h"
+#include "sluice/lab/brick/init.h"
+#include "sluice/lab/brick/sparse_linear.h"
+#if SLUICE_HAS_ENGINE
+#include "sluice/engine/graph/network.h"
+#endif
+
+namespace sluice::recipes::wina {
+
+#if SLUICE_HAS_ENGINE
+namespace {
+
+constexpr double kGemvSparsity = 0.65;
+
+std::vector<float> normal_floats(int64_t count, double deviation, uint64_t seed) {
+  at::Tensor values = at::empty({count});
+  lab::fill_normal(values, deviation, seed);
+  return {values.data_ptr<float>(), values.data_ptr<float>() + count};
+}
+
+/// Networks of one layer each, alike, in memory of their own.
+struct Copies {
+  std::vector<std::vector<std::byte>> bytes;
+  std::vector<engine::Network> networks;
+  std::vector<engine::Session> sessions;
+  size_t turn = 0;
+
+  template <class Make>
+  Copies(int64_t count, Make make) {
+    for (int64_t i = 0; i < count; ++i) {
+      bundle::Builder builder;
+      make(builder);
+      bytes.push_back(builder.bytes());
+    }
+    for (const auto& each : bytes) {
+      networks.emplace_back(bundle::Bundle::parse(each, "gemv", {}));
+      sessions.emplace_back(networks.back(), engine::Session::Options{.batch = 1, .threads = 1});
+    }
+  }
+  void run(const std::vector<float>& x, std::vector<float>& y) {
+    sessions[turn++ % sessions.size()].run(x, y);
+  }
+};
+
+engine::Network network_of(const lab::Model& model, const std::string& path) {
+  lab::Model copy = lab::clone(model);
+  copy.root->to(c10::kCPU);
+  copy.root->eval();
+  lab::save_bundle(copy, path);
+  return engine::Network::open(path);
+}
+
+using MacsByPath = std::map<std::string, int64_t>;
+
+MacsByPath macs_of(const Meter& meter) {
+  MacsByPath result;
+  for (const Meter::Entry& entry : meter.entries()) result[entry.path] += entry.macs;
+  return result;
+}
+
+void decode(engine::Session& session, const std::vector<float>& ids, std::vector<float>& logits,
+            Meter* meter) {
+  session.reset();
+  const int64_t one = 1;
+  for (const float& id : ids) session.run_tokens({&id, 1}, logits, {&one, 1}, {.meter = meter});
+}
+
+int64_t meter_difference(lab::Model model, const at::Tensor& ids, const Meter& executed) {
+  model.root->to(c10::kCPU);
+  Meter meter;
+  lab::Context context;
+  context.meter = &meter;
+  const at::NoGradGuard no_grad;
+  model.forward(ids, context);
+  const MacsByPath counted = macs_of(meter), ran = macs_of(executed);
+  int64_t largest = 0;
+  for (const lab::SlotRef& ref : lab::walk(*model.root)) {
+    if (dynamic_cast<const lab::SparseLinear*>(ref.slot->get().get()) == nullptr) continue;
+    largest = std::max(largest, std::abs(counted.at(ref.path) - ran.at(ref.path)));
+  }
+  return largest;
+}
+
+}  // namespace
+
+void measure_gemv(RecipeRun& run, const Plan& plan, uint64_t seed) {
+  const int64_t n = plan.gemv;
+  const std::vector<float> weight = normal_floats(n * n, 0.02, derive_seed(seed, "gemv weight"));
+  std::vector<float> norms = normal_floats(n, 0.3, derive_seed(seed, "gemv norms"));
+  for (float& norm : norms) norm = std::exp(norm);
+  const double bytes = 4.0 * double(n) * double(n);
+  const int64_t copies = std::clamp<int64_t>(
+      static_cast<int64_t>(std::ceil(1.5 * double(last_level_cache_bytes()) / bytes)) + 1, 2, 8);
+  Copies dense(copies, [&](bundle::Builder& builder) {
+    const bundle::Value x = builder.input("x", {n});
+    builder.tensor("w", {n, n}, weight);
+    builder.output(builder.node("linear", "layer", {x}, {}, {{"weight", "w"}}));
+  });
+  const auto sparse = [&](bundle::Attributes attributes) {
+    return Copies(copies, [&](bundle::Builder& builder) {
+      const bundle::Value x = builder.input("x", {n});
+      builder.tensor("w", {n, n}, weight);
+      builder.tensor("c", {n}, norms);
+      builder.output(builder.node("sparse_input_linear", "layer", {x}, attributes,
+                                  {{"weight", "w"}, {"column_norm", "c"}}));
+    });
+  };
+  std::vector<std::vector<float>> inputs;
+  for (uint64_t i = 0; i < 7; ++i)
+    inputs.push_back(normal_floats(n, 1.0, derive_seed(seed, "gemv input", i)));
+  const auto kept = static_cast<int64_t>(std::floor((1 - kGemvSparsity) * double(n) + 1e-6));
+  std::vector<float> scores;
+  for (const auto& x : inputs)
+    for (size_t i = 0; i < x.size(); ++i) scores.push_back(std::fabs(x[i]) * norms[i]);
+  const auto at =
+      scores.begin() + static_cast<std::ptrdiff_t>(kGemvSparsity * double(scores.size()));
+  std::nth_element(scores.begin(), at, scores.end());
+  Copies top = sparse({{"select", std::string("topk")}, {"k", kept}});
+  Copies above = sparse({{"select", std::string("threshold")}, {"threshold", double(*at)}});
+  std::vector<float> y(static_cast<size_t>(n));
+  size_t turns[3] = {0, 0, 0};
+  const auto call = [&](Copies& of, size_t which) {
+    return [&, which] { of.run(inputs[turns[which]++ % inputs.size()], y); };
+  };
+  const std::vector<double> seconds =
+      time_interleaved({call(dense, 0), call(top, 1), call(above, 2)}, 11);
+  Report& report = run.report;
+  report.add("dense", "baseline", "gemv_us", 1e6 * seconds[0]);
+  report.add("wina", "system", "gemv_us", 1e6 * seconds[1]);
+  report.add("wina", "system", "gemv_speedup", seconds[0] / seconds[1]);
+  report.add("wina", "system", "gemv_speedup_threshold", seconds[0] / seconds[2]);
+  report.notes.push_back(
+      fmt::format("gemv: {} x {} f32, sparsity {}, one thread, {} copies of the weights in turn, "
+                  "medians of 11 interleaved rounds",
+                  n, n, kGemvSparsity, copies));
+}
+
+void measure_decoding(RecipeRun& run, const Plan& plan, const lab::Model& dense,
+                      const std::vector<lab::Model>& sparse, const at::Tensor& windows) {
+  const std::string folder = run.options.work_directory;
+  std::vector<engine::Network> networks = {network_of(dense, folder + "/dense.safetensors")};
+  for (size_t i = 0; i < sparse.size(); ++i) {
+    networks.push_back(
+        network_of(sparse[i], folder + "/wina-" + percent(plan.sparsities[i]) + ".safetensors"));
+  }
+  const int64_t count = std::min(plan.decoded_tokens, windows.size(1));
+  const at::Tensor text = windows.narrow(0, 0, 1).narrow(1, 0, count).cpu().contiguous();
+  const at::Tensor floats = text.to(at::kFloat).contiguous();
+  const std::vector<float> ids(floats.data_ptr<float>(), floats.data_ptr<float>() + count);
+  std::vector<engine::Session> sessions;
+  for (const engine::Network& network : networks) {
+    sessions.emplace_back(
+        network,
+        engine::Session::Options{.batch = 1, .threads = 1, .sequences = true, .last_rows = 1});
+  }
+  std::vector<float> logits(static_cast<size_t>(networks[0].output_shape().back()));
+  std::vector<std::function<void()>> calls;
+  for (engine::Session& session : sessions)
+    calls.push_back([&] { decode(session, ids, logits, nullptr); });
+  const std::vector<double> seconds = time_interleaved(calls, 7);
+  Report& report = run.report;
+  int64_t difference = 0;
+  for (size_t i = 0; i < sessions.size(); ++i) {
+    Meter meter;
+    decode(sessions[i], ids, logits, &meter);
+    const char* arm = i == 0 ? "dense" : "wina";
+    const char* role = i == 0 ? "baseline" : "system";
+    const std::string ending = i == 0 ? "" : "_at_" + percent(plan.sparsities[i - 1]);
+    report.add(arm, role, "tokens_per_second" + ending, double(count) / seconds[i]);
+    report.add(arm, role, "macs_per_token" + ending, double(meter.macs()) / double(count));
+    if (i > 0) {
+      difference = std::max(difference, meter_difference(lab::clone(sparse[i - 1]), text, meter));
+    }
+  }
+  report.add("wina", "system", "meter_difference", double(difference));
+}
+
+#else
+
+void measure_gemv(RecipeRun& run, const Plan&, uint64_t) {
+  run.report.notes.push_back("built without the engine: no times");
+}
+
+void measure_decoding(RecipeRun&, const Plan&, const lab::Model&, const std::vector<lab::Model>&,
+                      const at::Tensor&) {}
+
+#endif
+
+}  // namespace sluice::recipes::wina
