@@ -100,10 +100,17 @@ Shape sparse_ffn_shape(const OpInput& in) {
   const Shape& x = input(in, 0);
   const Shape up = require_weight(in, "up", 2, "[F,D]");
   const Shape down = require_weight(in, "down", 2, "[F,D]");
-  if (up[1] != x.back())
+  const int64_t split = require_int(in, "split", 0, 0, x.back() - 1);
+  if (split > 0 && (!has(in, "gate") || has(in, "predictor_a")))
+    fail(
+        Code::shape,
+        "attribute 'split': the gate reads the first {} inputs, up the others; expected a gate and "
+        "no predictor",
+        split);
+  if (up[1] != x.back() - split)
     fail(Code::shape, "up '{}': expected [F,{}], found {}", printable(in.tensors.at("up").name),
-         x.back(), to_string(up));
-  require_tensor(in, "gate", up);
+         x.back() - split, to_string(up));
+  require_tensor(in, "gate", split > 0 ? Shape{up[0], split} : up);
   if (down[0] != up[0])
     fail(Code::shape, "down '{}': expected [{},D], one row per neuron, found {}",
          printable(in.tensors.at("down").name), up[0], to_string(down));
@@ -150,8 +157,9 @@ int64_t sparse_ffn_macs(const OpInput& in, const Shape& output) {
   const int64_t kept = most_kept(in, up[0]);
   const bool gated = has(in, "gate"), predictor = has(in, "predictor_a");
   const bool itself = !predictor && in.inputs.size() == 1;
+  const int64_t lead = gated ? in.tensors.at("gate").shape[1] : up[1];
   int64_t each = checked_mul(kept, down[1], "MACs");
-  each = checked_add(each, checked_mul(itself ? up[0] : kept, up[1], "MACs"), "MACs");
+  each = checked_add(each, checked_mul(itself ? up[0] : kept, lead, "MACs"), "MACs");
   if (gated) each = checked_add(each, checked_mul(kept, up[1], "MACs"), "MACs");
   if (predictor) {
     const int64_t rank = in.tensors.at("predictor_a").shape[0];
@@ -233,7 +241,8 @@ std::vector<Operator> conditional_operators() {
        2,
        {"up", "down"},
        {"gate", "up_bias", "gate_bias", "down_bias", "predictor_a", "predictor_b"},
-       {"activation", "activations", "select", "k", "keep", "threshold", "rank", "scores", "soft"},
+       {"activation", "activations", "select", "k", "keep", "threshold", "rank", "scores", "soft",
+        "split"},
        sparse_ffn_shape,
        sparse_ffn_macs,
        matrix_rows,

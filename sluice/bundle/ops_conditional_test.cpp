@@ -89,6 +89,9 @@ TEST(ConditionalOperators, CostIsTheMostThatTheInputMayAskFor) {
   EXPECT_EQ(macs(with(ffn(), top, {}, {{3, 8}, {3, 20}})), 3 * 4 * (8 + 8 + 6));
   EXPECT_EQ(macs(with(ffn(), top, {{"predictor_a", {2, 8}}, {"predictor_b", {20, 2}}})),
             3 * (4 * (8 + 8 + 6) + 2 * (20 + 8)));
+  EXPECT_EQ(
+      macs(with(with(ffn(), top), {{"split", int64_t{3}}}, {{"gate", {20, 3}}, {"up", {20, 5}}})),
+      3 * (20 * 3 + 4 * (5 + 6)));
   EXPECT_EQ(macs(experts()), 3 * 2 * 20 * (8 + 8 + 6));
   EXPECT_EQ(macs(lora()), 3 * 2 * (8 + 6));
 }
@@ -140,6 +143,13 @@ TEST(ConditionalOperators, RefuseWhatDoesNotFit) {
        Code::shape, "not from both"},
       {with(ffn(), {}, {}, {{3, 8}, {3, 19}}), Code::shape, "input 2"},
       {with(ffn(), {{"soft", true}}), Code::shape, "'soft'"},
+      {with(ffn(), {{"split", int64_t{3}}}), Code::shape, "up 'tensor.up': expected [F,5]"},
+      {with(ffn(), {{"split", int64_t{3}}}, {{"up", {20, 5}}}), Code::shape,
+       "gate 'tensor.gate': expected 20 x 3"},
+      {with(ffn(), {{"split", int64_t{8}}}), Code::shape, "'split': expected 0 to 7"},
+      {{"sparse_ffn", {{8}}, {{"split", int64_t{3}}}, {{"up", {20, 5}}, {"down", {20, 6}}}},
+       Code::shape,
+       "expected a gate"},
       {with(ffn(), {{"soft", int64_t{1}}}), Code::shape, "expected a boolean"},
       {with(experts(), {{"top_k", int64_t{5}}}), Code::shape, "'top_k': expected 1 to 4"},
       {with(experts(), {{"top_k", int64_t{0}}}), Code::shape, "'top_k'"},

@@ -277,6 +277,32 @@ TEST(SparseFfn, SoftThresholdIsSubtracted) {
     expect_parity(make_ffn({gated, true, "first", "relu"}, attrs), 4, "soft");
 }
 
+Model split_ffn(Format format, Attributes attrs) {
+  Net n(13);
+  const Value x = n.input({3, 40});
+  n.weight("gate", format, {75, 15});
+  n.weight("up", format, {75, 25});
+  n.weight("down", format, {75, 52});
+  attrs["split"] = int64_t{15};
+  attrs["activation"] = std::string("gelu");
+  return n.finish("sparse_ffn", {x}, attrs);
+}
+
+TEST(SparseFfn, GateAndUpMayReadDifferentInputs) {
+  const Attributes soft{{"select", std::string("statistical")}, {"keep", 0.1}, {"soft", true}};
+  for (const Format format : {Format::f32, Format::i8}) {
+    for (const Attributes& attrs : {Attributes{}, soft, selectors()[0], selectors()[3]}) {
+      for (const int64_t count : {1, 7}) expect_parity(split_ffn(format, attrs), count, "split");
+    }
+  }
+  const Model model = split_ffn(Format::f32, selectors()[0]);
+  const Network network(model.bundle);
+  Meter meter;
+  run(network, random_input(network, 1), 1, 1, &meter);
+  EXPECT_GE(meter.macs(), 3 * (75 * 15 + 7 * (25 + 52)));
+  EXPECT_EQ(network.cost().macs, 3 * (75 * 15 + 7 * (25 + 52)));
+}
+
 TEST(SparseFfn, TokensThatShareAndTokensThatDifferGiveTheSame) {
   // Scores decide whether the union is computed: equal lists share, disjoint ones do not.
   const Model model = make_ffn({true, true, "input"}, selectors()[0]);

@@ -180,6 +180,7 @@ void plan_sparse_ffn(Planner& planner, size_t index, Step step) {
   k.activation = activation_of(node, "relu");
   k.select = selector_of(node);
   k.soft = bundle::attr_bool(node.attrs, "soft", false);
+  k.split = bundle::attr_int(node.attrs, "split", 0);
   k.kind = dot_kind_of(node);
   if (k.select.kind == Selector::Kind::all) {
     k.source = SparseFfn::Source::none;

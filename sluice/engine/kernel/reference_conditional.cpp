@@ -109,7 +109,8 @@ Vec sparse_ffn(const Call& c) {
   const bool activated = bundle::attr_string(c.node.attrs, "scores", "first") == "activated",
              soft = bundle::attr_bool(c.node.attrs, "soft", false),
              magnitude = bundle::attr_string(c.node.attrs, "rank", "value") == "magnitude";
-  const size_t neurons = up.size(0), in = up.size(1), out = down.size(1);
+  const auto split = static_cast<size_t>(bundle::attr_int(c.node.attrs, "split", 0));
+  const size_t neurons = up.size(0), in = split + up.size(1), out = down.size(1);
   Vec result;
   for (size_t row = 0; row * in < c.x().size(); ++row) {
     const double* x = c.x().data() + row * in;
@@ -117,7 +118,8 @@ Vec sparse_ffn(const Call& c) {
     const Weights& lead_bias = gate.empty() ? up_bias : gate_bias;
     Vec first(neurons), scores(neurons);
     for (size_t f = 0; f < neurons; ++f)
-      first[f] = dot(lead.row(f), x, in) + (lead_bias.empty() ? 0.0 : lead_bias.values[f]);
+      first[f] =
+          dot(lead.row(f), x, lead.size(1)) + (lead_bias.empty() ? 0.0 : lead_bias.values[f]);
     if (c.inputs.size() > 1) {
       std::copy_n(c.inputs[1]->begin() + static_cast<std::ptrdiff_t>(row * neurons), neurons,
                   scores.begin());
@@ -138,7 +140,8 @@ Vec sparse_ffn(const Call& c) {
     for (size_t f = 0; f < neurons; ++f) {
       if (!kept[f]) continue;
       double h = activate_one(kind, first[f] - (soft ? bound : 0.0));
-      if (!gate.empty()) h *= dot(up.row(f), x, in) + (up_bias.empty() ? 0.0 : up_bias.values[f]);
+      if (!gate.empty())
+        h *= dot(up.row(f), x + split, in - split) + (up_bias.empty() ? 0.0 : up_bias.values[f]);
       for (size_t o = 0; o < out; ++o) y[o] += h * static_cast<double>(down.row(f)[o]);
     }
     result.insert(result.end(), y.begin(), y.end());

@@ -64,7 +64,7 @@ class Chunk {
         y_(y),
         tokens_(tokens),
         neurons_(static_cast<size_t>(ffn.up.rows)),
-        in_(static_cast<size_t>(ffn.up.columns)),
+        in_(static_cast<size_t>(ffn.inputs())),
         out_(static_cast<size_t>(ffn.down.columns)) {
     active_.bind(scratch + at_.lists, kMaxTokens, neurons_);
     active_.tokens = tokens;
@@ -92,9 +92,9 @@ class Chunk {
   const bundle::PackedMatrix& first_matrix() const { return f_.gated() ? f_.gate : f_.up; }
   const float* first_bias() const { return f_.gated() ? f_.gate_bias : f_.up_bias; }
 
-  void dense(const bundle::PackedMatrix& m, const float* x, float* out) {
+  void dense(const bundle::PackedMatrix& m, const float* x, int64_t stride, float* out) {
     const DotInput input =
-        prepare_dot(m, f_.kind, x, m.columns, static_cast<int64_t>(tokens_), scratch_ + at_.input);
+        prepare_dot(m, f_.kind, x, stride, static_cast<int64_t>(tokens_), scratch_ + at_.input);
     packed_dot(m, input, out, m.rows, threads_);
     if (!work_) return;
     work_->macs += static_cast<int64_t>(tokens_) * m.rows * m.columns;
@@ -104,12 +104,12 @@ class Chunk {
   void choose() {
     const float* from = scores_;
     if (f_.source == Source::predictor) {
-      dense(f_.predictor_a, x_, floats(at_.code));
-      dense(f_.predictor_b, floats(at_.code), floats(at_.scores));
+      dense(f_.predictor_a, x_, f_.inputs(), floats(at_.code));
+      dense(f_.predictor_b, floats(at_.code), f_.predictor_b.columns, floats(at_.scores));
       from = floats(at_.scores);
     } else if (from_first(f_)) {
       float* full = floats(at_.full);
-      dense(first_matrix(), x_, full);
+      dense(first_matrix(), x_, f_.inputs(), full);
       for (size_t t = 0; t < tokens_ && first_bias(); ++t)
         add(full + t * neurons_, first_bias(), Activation::none, full + t * neurons_, neurons_);
       from = full;
@@ -140,7 +140,7 @@ class Chunk {
           hidden[t * neurons_ + j] = full[t * neurons_ + static_cast<size_t>(list[j])] - bound_[t];
       }
     } else {
-      dots(first_matrix(), first_bias(), hidden);
+      dots(first_matrix(), x_, first_bias(), hidden);
     }
     for (size_t t = 0; t < tokens_; ++t) {
       float* row = hidden + t * neurons_;
@@ -153,7 +153,7 @@ class Chunk {
 
   void multiply_other(float* hidden) {
     float* other = floats(at_.other);
-    dots(f_.up, f_.up_bias, other);
+    dots(f_.up, x_ + f_.split, f_.up_bias, other);
     for (size_t t = 0; t < tokens_; ++t) {
       float* row = hidden + t * neurons_;
       multiply(row, other + t * neurons_, row, active_.length(t));
@@ -164,9 +164,9 @@ class Chunk {
     }
   }
 
-  void dots(const bundle::PackedMatrix& m, const float* bias, float* out) {
+  void dots(const bundle::PackedMatrix& m, const float* x, const float* bias, float* out) {
     const ActiveInput input =
-        prepare_active(m, f_.kind, x_, m.columns, active_, scratch_ + at_.input);
+        prepare_active(m, f_.kind, x, f_.inputs(), active_, scratch_ + at_.input);
     dot_active(m, input, active_, out, threads_);
     count_active(m, active_, work_);
     if (!bias) return;
@@ -197,7 +197,7 @@ void run_sparse_ffn(const SparseFfn& f, const float* x, const float* scores, flo
                     std::byte* scratch, int threads, Work* work) {
   for (size_t row = 0; row < rows; row += kMaxTokens) {
     const size_t tokens = std::min(kMaxTokens, rows - row);
-    Chunk(f, x + row * static_cast<size_t>(f.up.columns),
+    Chunk(f, x + row * static_cast<size_t>(f.inputs()),
           scores ? scores + row * static_cast<size_t>(f.up.rows) : nullptr,
           y + row * static_cast<size_t>(f.down.columns), tokens, scratch, threads, work)
         .run();

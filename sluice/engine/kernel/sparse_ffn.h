@@ -30,9 +30,13 @@ struct SparseFfn {
   /// The selector's threshold is subtracted from the first product before the activation (source
   /// `first`).
   bool soft = false;
+  /// Above 0: the gate reads the first `split` inputs, up the others (Spark FFN: You et al. 2025,
+  /// arXiv 2506.06644); gate.columns + up.columns inputs in all.
+  int64_t split = 0;
   DotKind kind = DotKind::f32;
 
   bool gated() const { return gate.rows > 0; }
+  int64_t inputs() const { return split + up.columns; }
 };
 
 int64_t sparse_ffn_scratch(const SparseFfn& layer, int threads);

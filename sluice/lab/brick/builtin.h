@@ -17,6 +17,8 @@ BrickPtr make_sequential(const Json& attributes);
 BrickPtr make_residual_block(const Json& attributes);
 BrickPtr make_gate(const Json& attributes);
 BrickPtr make_constant_mask(const Json& attributes);
+BrickPtr make_spark_ffn(const Json& attributes);
+BrickPtr make_spark_attention(const Json& attributes);
 BrickPtr make_sparse_linear(const Json& attributes);
 BrickPtr make_quant_linear(const Json& attributes);
 BrickPtr make_embedding(const Json& attributes);

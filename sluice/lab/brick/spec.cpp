@@ -35,6 +35,8 @@ struct Registry {
       {"residual_block", make_residual_block},
       {"gate", make_gate},
       {"constant_mask", make_constant_mask},
+      {"spark_ffn", make_spark_ffn},
+      {"spark_attention", make_spark_attention},
       {"sparse_linear", make_sparse_linear},
       {"quant_linear", make_quant_linear},
       {"embedding", make_embedding},

@@ -134,6 +134,17 @@ void add_selector(const Selector& selector, bundle::Attributes& attributes) {
   }
 }
 
+at::Tensor statistical_bound(const at::Tensor& scores, double keep) {
+  if (!(keep > 0 && keep < 1)) {
+    fail(Code::config, "statistical top-k: expected a share between 0 and 1, found {}", keep);
+  }
+  const at::Tensor mean = scores.mean(-1, /*keepdim=*/true);
+  const double others = std::max<double>(1, static_cast<double>(scores.size(-1) - 1));
+  const at::Tensor variance = (scores - mean).square().sum(-1, /*keepdim=*/true) / others;
+  // The root's slope is infinite at 0, where all scores are equal.
+  return mean + (variance + 1e-20).sqrt() * normal_quantile(1 - keep);
+}
+
 at::Tensor detail::select_by_tensors(const at::Tensor& x, const Selector& selector,
                                      const at::Tensor& weight) {
   const int64_t n = x.size(-1);

@@ -43,6 +43,11 @@ void add_selector(const Selector& selector, bundle::Attributes& attributes);
 /// everything is. No gradient passes.
 at::Tensor select(const at::Tensor& x, const Selector& selector, const at::Tensor& weight = {});
 
+/// The threshold of statistical top-k with its gradient, [.., 1] for scores [.., n]: mean +
+/// deviation * normal_quantile(1 - keep) of the row, the deviation with n - 1 in the denominator.
+/// As normalisation it pulls on every score. Throws Error{config} for keep outside (0, 1).
+at::Tensor statistical_bound(const at::Tensor& scores, double keep);
+
 namespace detail {
 /// The tensor operations behind select() where the engine's code cannot run; for tests.
 at::Tensor select_by_tensors(const at::Tensor& x, const Selector& selector,

@@ -36,6 +36,21 @@ TEST(Selector, StatisticalKeepsAboutTheShareOfNormalScores) {
   EXPECT_LT(share.max().item<float>(), 0.115);
 }
 
+TEST(Selector, StatisticalBoundIsTheEnginesAndHasAGradient) {
+  Selector some = Selector::share(0.2);
+  some.magnitude = false;
+  const at::Tensor x = random_tensor({5, 300}, 3);
+  EXPECT_TRUE(at::equal(x > statistical_bound(x, 0.2), select(x, some)));
+  const at::Tensor wide = random_tensor({2, 9}, 4).to(at::kDouble);
+  const at::Tensor weights = random_tensor({2, 1}, 5).to(at::kDouble);
+  const auto f = [](const at::Tensor& scores) { return statistical_bound(scores, 0.2); };
+  expect_near(autograd_gradient(f, wide, weights), numeric_gradient(f, wide, weights), 1e-6);
+  EXPECT_TRUE(at::isfinite(autograd_gradient(f, torch::ones({2, 9}, at::kDouble), weights))
+                  .all()
+                  .item<bool>());
+  expect_error(Code::config, "expected a share", [&] { statistical_bound(x, 1.0); });
+}
+
 // On the CPU the engine's code answers, elsewhere tensor operations do: one definition.
 TEST(Selector, BothWaysAgree) {
   at::Tensor x = random_tensor({3, 7, 65}, 5);
