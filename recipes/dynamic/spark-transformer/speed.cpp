@@ -1,0 +1,148 @@
+#include "recipes/dynamic/spark-transformer/speed.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "sluice/base/machine.h"
+#include "sluice/base/random.h"
+#include "sluice/bundle/bundle.h"
+#include "sluice/lab/brick/init.h"
+#if SLUICE_HAS_ENGINE
+#include "sluice/engine/graph/network.h"
+#include "sluice/engine/kernel/select.h"
+#endif
+
+namespace sluice::recipes::spark_transformer {
+
+#if SLUICE_HAS_ENGINE
+namespace {
+
+std::vector<float> drawn(int64_t count, double deviation, uint64_t seed) {
+  at::Tensor values = at::empty({count});
+  lab::fill_normal(values, deviation, seed);
+  return {values.data_ptr<float>(), values.data_ptr<float>() + count};
+}
+
+void measure_selection(RecipeRun& run, const SpeedSizes& sizes, uint64_t seed) {
+  const auto n = static_cast<size_t>(sizes.neurons);
+  const auto k = static_cast<size_t>(std::lround(sizes.keep * double(n)));
+  std::vector<std::vector<float>> rows;
+  for (uint64_t i = 0; i < 16; ++i)
+    rows.push_back(drawn(sizes.neurons, 1.0, derive_seed(seed, "scores", i)));
+  std::vector<int32_t> index(n);
+  std::vector<float> sorted(n);
+  size_t turn = 0;
+  const auto scores = [&] {
+    return engine::Scores{rows[turn++ % rows.size()].data(), n, engine::Rank::value, nullptr};
+  };
+  const std::vector<double> seconds = time_interleaved(
+      {[&] { engine::select_statistical(scores(), sizes.keep, index.data()); },
+       [&] {
+         const engine::Scores s = scores();
+         std::copy_n(s.x, n, sorted.begin());
+         std::nth_element(sorted.begin(), sorted.begin() + static_cast<std::ptrdiff_t>(k),
+                          sorted.end(), std::greater<>());
+         engine::select_above(s, sorted[k], index.data());
+       },
+       [&] { engine::select_top_k(scores(), k, index.data()); }},
+      11);
+  run.report.add("spark-ffn", "system", "selection_us", 1e6 * seconds[0]);
+  run.report.add("spark-ffn", "system", "selection_share", seconds[0] / seconds[1]);
+  run.report.add("spark-ffn", "system", "selection_share_of_bisection", seconds[0] / seconds[2]);
+}
+
+/// Sessions of networks that are alike but for where they lie in memory.
+struct LayerCopies {
+  std::vector<std::vector<std::byte>> bytes;
+  std::vector<engine::Network> networks;
+  std::vector<engine::Session> sessions;
+  size_t turn = 0;
+  template <class Make>
+  LayerCopies(int64_t count, Make make) {
+    for (int64_t i = 0; i < count; ++i) {
+      bundle::Builder builder;
+      make(builder);
+      bytes.push_back(builder.bytes());
+    }
+    for (const auto& each : bytes) {
+      networks.emplace_back(bundle::Bundle::parse(each, "layer", {}));
+      sessions.emplace_back(networks.back(), engine::Session::Options{.batch = 1, .threads = 1});
+    }
+  }
+  void run(const std::vector<float>& x, std::vector<float>& y) {
+    sessions[turn++ % sessions.size()].run(x, y);
+  }
+};
+
+void measure_layer(RecipeRun& run, const SpeedSizes& sizes, uint64_t seed) {
+  const int64_t d = sizes.width, neurons = sizes.neurons, split = d / 2;
+  const int64_t inner = 2 * neurons / 3;  // 3 d inner = 2 d neurons parameters
+  const std::vector<float> weight = drawn(neurons * d, 0.02, derive_seed(seed, "layer"));
+  const auto part = [&](int64_t count) {
+    return std::vector<float>(weight.begin(), weight.begin() + static_cast<std::ptrdiff_t>(count));
+  };
+  const double bytes = 8.0 * double(neurons) * double(d);
+  const int64_t copies = std::clamp<int64_t>(
+      static_cast<int64_t>(std::ceil(1.5 * double(last_level_cache_bytes()) / bytes)) + 1, 2, 6);
+  LayerCopies dense(copies, [&](bundle::Builder& builder) {
+    const bundle::Value x = builder.input("x", {d});
+    builder.tensor("gate", {inner, d}, part(inner * d));
+    builder.tensor("up", {inner, d}, part(inner * d));
+    builder.tensor("down", {d, inner}, part(d * inner));
+    const bundle::Value gate = builder.node(
+        "activation", "act", {builder.node("linear", "gate", {x}, {}, {{"weight", "gate"}})},
+        {{"kind", std::string("gelu")}});
+    const bundle::Value up = builder.node("linear", "up", {x}, {}, {{"weight", "up"}});
+    const bundle::Value h = builder.node("mul", "mul", {gate, up});
+    builder.output(builder.node("linear", "down", {h}, {}, {{"weight", "down"}}));
+  });
+  LayerCopies spark(copies, [&](bundle::Builder& builder) {
+    const bundle::Value x = builder.input("x", {d});
+    builder.tensor("gate", {neurons, split}, part(neurons * split));
+    builder.tensor("up", {neurons, d - split}, part(neurons * (d - split)));
+    builder.tensor("down", {neurons, d}, weight);
+    builder.output(builder.node("sparse_ffn", "ffn", {x},
+                                {{"activation", std::string("gelu")},
+                                 {"select", std::string("statistical")},
+                                 {"keep", sizes.keep},
+                                 {"soft", true},
+                                 {"split", split}},
+                                {{"gate", "gate"}, {"up", "up"}, {"down", "down"}}));
+  });
+  std::vector<std::vector<float>> inputs;
+  for (uint64_t i = 0; i < 7; ++i)
+    inputs.push_back(drawn(d, 1.0, derive_seed(seed, "layer input", i)));
+  std::vector<float> y(static_cast<size_t>(d));
+  size_t a = 0, b = 0;
+  const std::vector<double> seconds =
+      time_interleaved({[&] { dense.run(inputs[a++ % inputs.size()], y); },
+                        [&] { spark.run(inputs[b++ % inputs.size()], y); }},
+                       11);
+  run.report.add("dense", "baseline", "ffn_us", 1e6 * seconds[0]);
+  run.report.add("spark", "system", "ffn_us", 1e6 * seconds[1]);
+  run.report.add("spark", "system", "ffn_speedup", seconds[0] / seconds[1]);
+  run.report.notes.push_back(
+      fmt::format("ffn_us: one token through a feed-forward layer of width {}, one thread, weights "
+                  "from memory; dense: gated, {} neurons, as many parameters as Spark's {}",
+                  d, inner, neurons));
+}
+
+}  // namespace
+
+void measure_spark_speed(RecipeRun& run, const SpeedSizes& sizes, uint64_t seed) {
+  measure_selection(run, sizes, seed);
+  measure_layer(run, sizes, seed);
+}
+
+#else
+
+void measure_spark_speed(RecipeRun& run, const SpeedSizes&, uint64_t) {
+  run.report.notes.push_back("built without the engine: no times");
+}
+
+#endif
+
+}  // namespace sluice::recipes::spark_transformer
