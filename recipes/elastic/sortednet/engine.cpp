@@ -62,22 +62,28 @@ double largest_difference(const lab::Model& nested, const engine::Network& netwo
   const lab::Feed test(data.test, data.mean, data.std, c10::kCPU);
   const int64_t count = std::min<int64_t>(64, test.count());
   const at::Tensor x = test.range(0, count).inputs.contiguous();
-  engine::Session session(network, {.batch = count});
+  // Metered one image at a time: a batch is rounded up to whole chunks, which run, too.
+  engine::Session session(network, {.batch = count}), single(network, {.batch = 1});
   double largest = 0;
   for (size_t i = 0; i < model.sizes.size(); ++i) {
     lab::Context context;
     context.size = static_cast<int64_t>(i);
-    Meter lab_meter, meter;
-    context.meter = &lab_meter;
+    Meter meter;
     const at::Tensor expected = model.forward(x, context).contiguous();
     at::Tensor found = torch::empty_like(expected);
     session.run({x.data_ptr<float>(), size_t(x.numel())},
-                {found.data_ptr<float>(), size_t(found.numel())}, count,
-                {.meter = &meter, .size = context.size});
+                {found.data_ptr<float>(), size_t(found.numel())}, {.size = context.size});
     largest = std::max(largest, ((found - expected).norm() / expected.norm()).item<double>());
-    // What the table of sizes says is what ran, in training and here.
-    SLUICE_CHECK(meter.macs() == lab_meter.macs());
-    SLUICE_CHECK(meter.macs() == count * network.bundle().sizes()[i].macs);
+    single.run({x.data_ptr<float>(), size_t(x.numel() / count)},
+               {found.data_ptr<float>(), size_t(found.numel() / count)},
+               {.meter = &meter, .size = context.size});
+    const auto& entry = network.bundle().sizes()[i];
+    if (meter.macs() != entry.macs || meter.macs() != model.sizes[i].macs) {
+      fail(Code::internal,
+           "sortednet: size '{}': the engine ran {} MACs, the table says {}, "
+           "training metered {}",
+           entry.name, meter.macs(), entry.macs, model.sizes[i].macs);
+    }
   }
   return largest;
 }
@@ -98,8 +104,15 @@ std::vector<Point> measure(lab::Model& model, const data::ImageSet& data, c10::D
   for (int64_t size = 0; size < count; ++size) {
     const int64_t chosen = model.sizes.empty() ? -1 : size;
     const auto found = engine::evaluate(network, pixels, 250, 0, nullptr, chosen);
-    points.push_back({model.sizes.empty() ? "" : model.sizes[size_t(size)].name,
-                      found.macs_per_sample, 100 * found.accuracy});
+    Point point;
+    point.accuracy = 100 * found.accuracy;
+    point.macs = found.macs_per_sample;
+    if (!model.sizes.empty()) {
+      const auto& entry = network.bundle().sizes()[size_t(size)];
+      point.name = entry.name;
+      point.macs = static_cast<double>(entry.macs);
+    }
+    points.push_back(point);
   }
   return points;
 }
