@@ -237,7 +237,7 @@ TEST_F(LabVerbs, ATrainedNetworkIsNestedAndTrainedOn) {
     Arguments arguments{"train", "plain.toml", "--from", "nested.safetensors", "-o", "no"};
     arguments.insert(arguments.end(), more.begin(), more.end());
     const Finished finished = run(arguments);
-    EXPECT_EQ(finished.exit_code, 1);
+    EXPECT_NE(finished.exit_code, 0);
     return finished.err;
   };
   EXPECT_THAT(message({"--set", "nest.widths=[0.5,1]"}), HasSubstr("nested already, of 2 sizes"));
