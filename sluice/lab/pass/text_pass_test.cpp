@@ -164,7 +164,8 @@ TEST(PassesOnTransformers, KeepFunctionWhereTheySaySo) {
   for (Model& model : text_models()) {
     Model masked = run_pass(model, "prune", with({{"granularity", "neuron"}, {"rate", 0.3}}));
     for (const PassEntry* pass : all_passes()) {
-      if (!pass->info.keeps_function || pass->info.name == "rotate-residual") continue;
+      const std::string& name = pass->info.name;  // nest takes no masks: nest_test.cpp
+      if (!pass->info.keeps_function || name == "rotate-residual" || name == "nest") continue;
       expect_equal_and_reloadable(masked, run_pass(masked, pass->info.name, {}), pass->info.name);
     }
   }
