@@ -124,12 +124,8 @@ TEST_F(Language, ADraftProposesAndTheTextStays) {
   drafted.erase(std::find(drafted.begin(), drafted.end(), "--json"));
   EXPECT_THAT(sluice(drafted).err, HasSubstr("proposed tokens were accepted"));
   make_encoder();
-  Arguments other = plain;
-  other.insert(other.end(), {"--draft", encoder});
-  refuse(other, 2, "its tokenizer is not that of");
-  other = plain;
-  other.insert(other.end(), {"--draft-size", "w50"});
-  refuse(other, 2, "w50");
+  refuse({"run", decoder, "--prompt", "w3", "--draft", encoder}, 2, "its tokenizer is not that of");
+  refuse({"run", decoder, "--prompt", "w3", "--draft-size", "w50"}, 2, "no size 'w50'");
 }
 
 TEST_F(Language, RunRefusesWhatMakesNoSense) {
