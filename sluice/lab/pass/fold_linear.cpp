@@ -18,7 +18,9 @@ template <class T>
 BrickPtr with_values(std::shared_ptr<T> layer, const T& like, const at::Tensor& weight,
                      const at::Tensor& bias) {
   SLUICE_CHECK(layer->weight.sizes() == weight.sizes());
-  layer->weight.set_data(weight.to(like.weight.scalar_type()).contiguous());
+  // A copy: strides of dimensions of size 1, which decide how LibTorch convolves, are those of a
+  // fresh tensor then, as in a bundle that is read.
+  layer->weight.set_data(weight.to(like.weight.scalar_type()).clone(at::MemoryFormat::Contiguous));
   layer->weight.set_requires_grad(like.weight.requires_grad());
   if (layer->bias.defined()) {
     layer->bias.set_data(bias.to(like.weight.scalar_type()).contiguous());
