@@ -5,7 +5,7 @@
 // greedy budgets.
 #include "recipes/recipe.h"
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <cmath>
 

@@ -1,6 +1,6 @@
 #include "recipes/dynamic/wina/theorem.h"
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <cmath>
 
