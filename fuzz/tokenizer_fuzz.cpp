@@ -30,7 +30,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     text::DecodeStream stream = tokenizer.stream(false);
     for (const int32_t id : encoding.ids) stream.push(id);
     stream.flush();
-    if (text::valid_utf8_prefix(once) != once.size()) std::abort();
+    if (valid_utf8_prefix(once) != once.size()) std::abort();
     tokenizer.encode_pair(input, "b");
   } catch (const Error& error) {
     if (error.what()[0] == '\0' || std::strchr(error.what(), '\n') != nullptr ||
