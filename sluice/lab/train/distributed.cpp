@@ -172,7 +172,8 @@ std::shared_ptr<ProcessGroup> join_processes(const Launch& launch, c10::Device d
 #endif
   const std::string known = distributed_backends();
   fail(Code::unsupported,
-       "{} processes on {}: this build has {}; CPU needs LibTorch 1.13 with Gloo (Debian: libgloo-dev), CUDA needs "
+       "{} processes on {}: this build has {}; CPU needs LibTorch 1.13 with Gloo (Debian: "
+       "libgloo-dev), CUDA needs "
        "NCCL's header when Sluice is configured",
        launch.size, device.is_cuda() ? "CUDA" : "the CPU",
        known.empty() ? "no backend" : "only " + known);
