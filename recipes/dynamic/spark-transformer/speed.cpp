@@ -6,6 +6,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "recipes/engine_model.h"
 #include "sluice/base/machine.h"
 #include "sluice/base/random.h"
 #include "sluice/bundle/bundle.h"
@@ -20,18 +21,12 @@ namespace sluice::recipes::spark_transformer {
 #if SLUICE_HAS_ENGINE
 namespace {
 
-std::vector<float> drawn(int64_t count, double deviation, uint64_t seed) {
-  at::Tensor values = at::empty({count});
-  lab::fill_normal(values, deviation, seed);
-  return {values.data_ptr<float>(), values.data_ptr<float>() + count};
-}
-
 void measure_selection(RecipeRun& run, const SpeedSizes& sizes, uint64_t seed) {
   const auto n = static_cast<size_t>(sizes.neurons);
   const auto k = static_cast<size_t>(std::lround(sizes.keep * double(n)));
   std::vector<std::vector<float>> rows;
   for (uint64_t i = 0; i < 16; ++i)
-    rows.push_back(drawn(sizes.neurons, 1.0, derive_seed(seed, "scores", i)));
+    rows.push_back(normal_floats(sizes.neurons, 1.0, derive_seed(seed, "scores", i)));
   std::vector<int32_t> index(n);
   std::vector<float> sorted(n);
   size_t turn = 0;
@@ -54,40 +49,15 @@ void measure_selection(RecipeRun& run, const SpeedSizes& sizes, uint64_t seed) {
   run.report.add("spark-ffn", "system", "selection_share_of_bisection", seconds[0] / seconds[2]);
 }
 
-/// Sessions of networks that are alike but for where they lie in memory.
-struct LayerCopies {
-  std::vector<std::vector<std::byte>> bytes;
-  std::vector<engine::Network> networks;
-  std::vector<engine::Session> sessions;
-  size_t turn = 0;
-  template <class Make>
-  LayerCopies(int64_t count, Make make) {
-    for (int64_t i = 0; i < count; ++i) {
-      bundle::Builder builder;
-      make(builder);
-      bytes.push_back(builder.bytes());
-    }
-    for (const auto& each : bytes) {
-      networks.emplace_back(bundle::Bundle::parse(each, "layer", {}));
-      sessions.emplace_back(networks.back(), engine::Session::Options{.batch = 1, .threads = 1});
-    }
-  }
-  void run(const std::vector<float>& x, std::vector<float>& y) {
-    sessions[turn++ % sessions.size()].run(x, y);
-  }
-};
-
 void measure_layer(RecipeRun& run, const SpeedSizes& sizes, uint64_t seed) {
   const int64_t d = sizes.width, neurons = sizes.neurons, split = d / 2;
   const int64_t inner = 2 * neurons / 3;  // 3 d inner = 2 d neurons parameters
-  const std::vector<float> weight = drawn(neurons * d, 0.02, derive_seed(seed, "layer"));
+  const std::vector<float> weight = normal_floats(neurons * d, 0.02, derive_seed(seed, "layer"));
   const auto part = [&](int64_t count) {
     return std::vector<float>(weight.begin(), weight.begin() + static_cast<std::ptrdiff_t>(count));
   };
-  const double bytes = 8.0 * double(neurons) * double(d);
-  const int64_t copies = std::clamp<int64_t>(
-      static_cast<int64_t>(std::ceil(1.5 * double(last_level_cache_bytes()) / bytes)) + 1, 2, 6);
-  LayerCopies dense(copies, [&](bundle::Builder& builder) {
+  const int64_t copies = NetworkCopies::count_for(8.0 * double(neurons) * double(d), 6);
+  NetworkCopies dense(copies, [&](bundle::Builder& builder) {
     const bundle::Value x = builder.input("x", {d});
     builder.tensor("gate", {inner, d}, part(inner * d));
     builder.tensor("up", {inner, d}, part(inner * d));
@@ -99,7 +69,7 @@ void measure_layer(RecipeRun& run, const SpeedSizes& sizes, uint64_t seed) {
     const bundle::Value h = builder.node("mul", "mul", {gate, up});
     builder.output(builder.node("linear", "down", {h}, {}, {{"weight", "down"}}));
   });
-  LayerCopies spark(copies, [&](bundle::Builder& builder) {
+  NetworkCopies spark(copies, [&](bundle::Builder& builder) {
     const bundle::Value x = builder.input("x", {d});
     builder.tensor("gate", {neurons, split}, part(neurons * split));
     builder.tensor("up", {neurons, d - split}, part(neurons * (d - split)));
@@ -114,7 +84,7 @@ void measure_layer(RecipeRun& run, const SpeedSizes& sizes, uint64_t seed) {
   });
   std::vector<std::vector<float>> inputs;
   for (uint64_t i = 0; i < 7; ++i)
-    inputs.push_back(drawn(d, 1.0, derive_seed(seed, "layer input", i)));
+    inputs.push_back(normal_floats(d, 1.0, derive_seed(seed, "layer input", i)));
   std::vector<float> y(static_cast<size_t>(d));
   size_t a = 0, b = 0;
   const std::vector<double> seconds =

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <memory>
 
+#include "recipes/engine_model.h"
 #include "sluice/base/machine.h"
 #include "sluice/base/random.h"
 #include "sluice/lab/brick/init.h"
@@ -17,44 +18,6 @@ namespace sluice::recipes::wina {
 namespace {
 
 constexpr double kGemvSparsity = 0.65;
-
-std::vector<float> normal_floats(int64_t count, double deviation, uint64_t seed) {
-  at::Tensor values = at::empty({count});
-  lab::fill_normal(values, deviation, seed);
-  return {values.data_ptr<float>(), values.data_ptr<float>() + count};
-}
-
-/// Networks of one layer each, alike, in memory of their own.
-struct Copies {
-  std::vector<std::vector<std::byte>> bytes;
-  std::vector<engine::Network> networks;
-  std::vector<engine::Session> sessions;
-  size_t turn = 0;
-
-  template <class Make>
-  Copies(int64_t count, Make make) {
-    for (int64_t i = 0; i < count; ++i) {
-      bundle::Builder builder;
-      make(builder);
-      bytes.push_back(builder.bytes());
-    }
-    for (const auto& each : bytes) {
-      networks.emplace_back(bundle::Bundle::parse(each, "gemv", {}));
-      sessions.emplace_back(networks.back(), engine::Session::Options{.batch = 1, .threads = 1});
-    }
-  }
-  void run(const std::vector<float>& x, std::vector<float>& y) {
-    sessions[turn++ % sessions.size()].run(x, y);
-  }
-};
-
-engine::Network network_of(const lab::Model& model, const std::string& path) {
-  lab::Model copy = lab::clone(model);
-  copy.root->to(c10::kCPU);
-  copy.root->eval();
-  lab::save_bundle(copy, path);
-  return engine::Network::open(path);
-}
 
 using MacsByPath = std::map<std::string, int64_t>;
 
@@ -94,16 +57,14 @@ void measure_gemv(RecipeRun& run, const Plan& plan, uint64_t seed) {
   const std::vector<float> weight = normal_floats(n * n, 0.02, derive_seed(seed, "gemv weight"));
   std::vector<float> norms = normal_floats(n, 0.3, derive_seed(seed, "gemv norms"));
   for (float& norm : norms) norm = std::exp(norm);
-  const double bytes = 4.0 * double(n) * double(n);
-  const int64_t copies = std::clamp<int64_t>(
-      static_cast<int64_t>(std::ceil(1.5 * double(last_level_cache_bytes()) / bytes)) + 1, 2, 8);
-  Copies dense(copies, [&](bundle::Builder& builder) {
+  const int64_t copies = NetworkCopies::count_for(4.0 * double(n) * double(n), 8);
+  NetworkCopies dense(copies, [&](bundle::Builder& builder) {
     const bundle::Value x = builder.input("x", {n});
     builder.tensor("w", {n, n}, weight);
     builder.output(builder.node("linear", "layer", {x}, {}, {{"weight", "w"}}));
   });
   const auto sparse = [&](bundle::Attributes attributes) {
-    return Copies(copies, [&](bundle::Builder& builder) {
+    return NetworkCopies(copies, [&](bundle::Builder& builder) {
       const bundle::Value x = builder.input("x", {n});
       builder.tensor("w", {n, n}, weight);
       builder.tensor("c", {n}, norms);
@@ -121,11 +82,11 @@ void measure_gemv(RecipeRun& run, const Plan& plan, uint64_t seed) {
   const auto at =
       scores.begin() + static_cast<std::ptrdiff_t>(kGemvSparsity * double(scores.size()));
   std::nth_element(scores.begin(), at, scores.end());
-  Copies top = sparse({{"select", std::string("topk")}, {"k", kept}});
-  Copies above = sparse({{"select", std::string("threshold")}, {"threshold", double(*at)}});
+  NetworkCopies top = sparse({{"select", std::string("topk")}, {"k", kept}});
+  NetworkCopies above = sparse({{"select", std::string("threshold")}, {"threshold", double(*at)}});
   std::vector<float> y(static_cast<size_t>(n));
   size_t turns[3] = {0, 0, 0};
-  const auto call = [&](Copies& of, size_t which) {
+  const auto call = [&](NetworkCopies& of, size_t which) {
     return [&, which] { of.run(inputs[turns[which]++ % inputs.size()], y); };
   };
   const std::vector<double> seconds =
@@ -144,10 +105,10 @@ void measure_gemv(RecipeRun& run, const Plan& plan, uint64_t seed) {
 void measure_decoding(RecipeRun& run, const Plan& plan, const lab::Model& dense,
                       const std::vector<lab::Model>& sparse, const at::Tensor& windows) {
   const std::string folder = run.options.work_directory;
-  std::vector<engine::Network> networks = {network_of(dense, folder + "/dense.safetensors")};
+  std::vector<engine::Network> networks = {in_engine(dense, folder + "/dense.safetensors")};
   for (size_t i = 0; i < sparse.size(); ++i) {
     networks.push_back(
-        network_of(sparse[i], folder + "/wina-" + percent(plan.sparsities[i]) + ".safetensors"));
+        in_engine(sparse[i], folder + "/wina-" + percent(plan.sparsities[i]) + ".safetensors"));
   }
   const int64_t count = std::min(plan.decoded_tokens, windows.size(1));
   const at::Tensor text = windows.narrow(0, 0, 1).narrow(1, 0, count).cpu().contiguous();

@@ -1,5 +1,6 @@
 #include "recipes/elastic/lottery-ticket/latency.h"
 
+#include "recipes/engine_model.h"
 #include "sluice/base/machine.h"
 
 #if SLUICE_HAS_ENGINE
@@ -9,18 +10,6 @@
 namespace sluice::recipes::lottery_ticket {
 
 #if SLUICE_HAS_ENGINE
-namespace {
-
-engine::Network in_engine(const lab::Model& model, const std::string& path) {
-  auto copy = lab::clone(model);
-  copy.root->to(c10::kCPU);
-  copy.root->eval();
-  lab::save_bundle(copy, path);
-  return engine::Network::open(path);
-}
-
-}  // namespace
-
 void measure_latency(RecipeRun& run, const lab::Model& dense, const lab::Model& ticket,
                      const std::string& level) {
   auto& report = run.report;

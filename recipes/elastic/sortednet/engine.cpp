@@ -1,5 +1,6 @@
 // What the sizes are worth and what they cost: test accuracy, metered MACs, seconds in the engine.
 #include "recipes/elastic/sortednet/study.h"
+#include "recipes/engine_model.h"
 #include "sluice/base/json.h"
 #include "sluice/base/machine.h"
 #include "sluice/base/path_pattern.h"
@@ -30,14 +31,6 @@ std::vector<Point> measure_in_lab(lab::Model& model, const data::ImageSet& data,
 }
 
 #if SLUICE_HAS_ENGINE
-
-engine::Network in_engine(const lab::Model& model, const std::string& path) {
-  auto copy = lab::clone(model);
-  copy.root->to(c10::kCPU);
-  copy.root->eval();
-  lab::save_bundle(copy, path);
-  return engine::Network::open(path);
-}
 
 /// Sizes to time: each width at full depth, and the whole width at each end of the depths.
 std::vector<int64_t> timed_sizes(const lab::Model& model) {

@@ -1,5 +1,6 @@
 #include "recipes/elastic/vanillanet/latency.h"
 
+#include "recipes/engine_model.h"
 #include "sluice/base/machine.h"
 
 #if SLUICE_HAS_ENGINE
@@ -9,18 +10,6 @@
 namespace sluice::recipes::vanillanet {
 
 #if SLUICE_HAS_ENGINE
-namespace {
-
-engine::Network in_engine(const lab::Model& model, const std::string& path) {
-  auto copy = lab::clone(model);
-  copy.root->to(c10::kCPU);
-  copy.root->eval();
-  lab::save_bundle(copy, path);
-  return engine::Network::open(path);
-}
-
-}  // namespace
-
 void measure_latency(RecipeRun& run, const lab::Model& unfolded, const lab::Model& folded,
                      const lab::Model& resnet) {
   struct Case {

@@ -4,6 +4,7 @@
 #include "sluice/base/path_pattern.h"
 #include "sluice/lab/brick/attributes.h"
 #include "sluice/lab/brick/builtin.h"
+#include "sluice/lab/brick/conv_shape.h"
 #include "sluice/lab/brick/init.h"
 
 namespace sluice::lab {
@@ -181,21 +182,25 @@ at::Tensor Conv2d::forward(const at::Tensor& x, Context& context) {
   return y;
 }
 
-Shape Conv2d::output_shape(const Shape& input) const {
-  if (input.size() != 3 || input[0] != options_.inputs) {
-    fail(Code::shape, "conv2d: expected [{}, height, width], found {}", options_.inputs,
+Shape conv2d_output_shape(const Conv2dOptions& options, const Shape& input, std::string_view kind) {
+  if (input.size() != 3 || input[0] != options.inputs) {
+    fail(Code::shape, "{}: expected [{}, height, width], found {}", kind, options.inputs,
          to_string(input));
   }
-  Shape output = {options_.outputs, 0, 0};
+  Shape output = {options.outputs, 0, 0};
   for (size_t d = 1; d < 3; ++d) {
-    const int64_t room = input[d] + 2 * options_.padding - options_.kernel;
+    const int64_t room = input[d] + 2 * options.padding - options.kernel;
     if (input[d] < 1 || room < 0) {
-      fail(Code::shape, "conv2d: a kernel of {} with padding {} does not fit into {}",
-           options_.kernel, options_.padding, to_string(input));
+      fail(Code::shape, "{}: a kernel of {} with padding {} does not fit into {}", kind,
+           options.kernel, options.padding, to_string(input));
     }
-    output[d] = room / options_.stride + 1;
+    output[d] = room / options.stride + 1;
   }
   return output;
+}
+
+Shape Conv2d::output_shape(const Shape& input) const {
+  return conv2d_output_shape(options_, input, "conv2d");
 }
 
 Cost Conv2d::cost(const Shape& input) const {

@@ -6,6 +6,7 @@
 #include "sluice/bundle/ops_sparse.h"
 #include "sluice/lab/brick/attributes.h"
 #include "sluice/lab/brick/builtin.h"
+#include "sluice/lab/brick/conv_shape.h"
 #include "sluice/lab/brick/init.h"
 #include "sluice/lab/brick/steps.h"
 
@@ -268,20 +269,7 @@ at::Tensor NestedConv2d::forward(const at::Tensor& x, Context& context) {
 }
 
 Shape NestedConv2d::output_shape(const Shape& input) const {
-  if (input.size() != 3 || input[0] != options_.inputs) {
-    fail(Code::shape, "nested_conv2d: expected [{}, height, width], found {}", options_.inputs,
-         to_string(input));
-  }
-  Shape output = {options_.outputs, 0, 0};
-  for (size_t d = 1; d < 3; ++d) {
-    const int64_t room = input[d] + 2 * options_.padding - options_.kernel;
-    if (input[d] < 1 || room < 0) {
-      fail(Code::shape, "nested_conv2d: a kernel of {} with padding {} does not fit into {}",
-           options_.kernel, options_.padding, to_string(input));
-    }
-    output[d] = room / options_.stride + 1;
-  }
-  return output;
+  return conv2d_output_shape(options_, input, "nested_conv2d");
 }
 
 Cost NestedConv2d::cost(const Shape& input) const {
