@@ -30,6 +30,8 @@ BrickPtr make_ffn(const Json& attributes);
 BrickPtr make_transformer_block(const Json& attributes);
 BrickPtr make_decoder(const Json& attributes);
 BrickPtr make_text_encoder(const Json& attributes);
+BrickPtr make_learned_rows(const Json& attributes);
+BrickPtr make_vision_transformer(const Json& attributes);
 BrickPtr make_nested_linear(const Json& attributes);
 BrickPtr make_nested_conv2d(const Json& attributes);
 BrickPtr make_nested_chain(const Json& attributes);

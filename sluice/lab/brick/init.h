@@ -26,9 +26,9 @@ class WithoutInit {
 at::Tensor initial_uniform(at::IntArrayRef sizes, int64_t fan_in);
 
 /// Draws every convolution's and linear layer's weights below `root` anew from (seed, path) and
-/// zeroes their biases; embeddings are normal with deviation 0.02; norms, masks and gates keep
-/// their values. `scheme`: "kaiming_normal" (fan-out for convolutions, fan-in for linear layers,
-/// gain sqrt 2; He et al. 2015), "glorot_normal" (Glorot & Bengio 2010), "uniform"
+/// zeroes their biases; embeddings and learned rows are normal with deviation 0.02; norms, masks
+/// and gates keep their values. `scheme`: "kaiming_normal" (fan-out for convolutions, fan-in for
+/// linear layers, gain sqrt 2; He et al. 2015), "glorot_normal" (Glorot & Bengio 2010), "uniform"
 /// (+-1/sqrt(fan_in), biases too). Throws Error{config} for another scheme.
 void initialize(Brick& root, const std::string& scheme, uint64_t seed);
 

@@ -11,6 +11,7 @@
 #include "sluice/lab/brick/embedding.h"
 #include "sluice/lab/brick/init.h"
 #include "sluice/lab/brick/layers.h"
+#include "sluice/lab/brick/vision_transformer.h"
 #include "sluice/lab/gate/gate.h"
 
 namespace sluice::lab {
@@ -232,6 +233,9 @@ void initialize_layer(Brick& brick, const std::string& path, const std::string& 
     fan_out = area * static_cast<double>(weight.size(0) / conv->options().groups);
   } else if (auto* table = dynamic_cast<Embedding*>(&brick)) {
     fill_normal(table->weight, kEmbeddingStd, derive_seed(seed, join_path(path, "weight")));
+    return;
+  } else if (auto* rows = dynamic_cast<LearnedRows*>(&brick)) {
+    fill_normal(rows->weight, kEmbeddingStd, derive_seed(seed, join_path(path, "weight")));
     return;
   } else {
     return;

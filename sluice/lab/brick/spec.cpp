@@ -48,6 +48,8 @@ struct Registry {
       {"transformer_block", make_transformer_block},
       {"decoder", make_decoder},
       {"text_encoder", make_text_encoder},
+      {"learned_rows", make_learned_rows},
+      {"vision_transformer", make_vision_transformer},
       {"nested_linear", make_nested_linear},
       {"nested_conv2d", make_nested_conv2d},
       {"nested_chain", make_nested_chain},

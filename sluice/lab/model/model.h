@@ -57,7 +57,9 @@ void load_state(Brick& brick, const std::map<std::string, at::Tensor>& state);
 ///            doubling per stage; or {widths = [16, 32, 64, 64]} in place of width and stages
 ///   mlp      {hidden = [300, 100]}                 LeNet-300-100 by default
 ///   convnet  {widths = [32, 64], hidden = 128}     VGG-like: conv norm relu pool, linear layers
-/// and for all  init = "kaiming_normal" | "glorot_normal" | "uniform" (brick/init.h; mlp:
+///   vit      {patch = 7, width = 64, layers = 6, heads = 4, ffn = 4 width, activation = "gelu",
+///            pooling = "first" | "mean"}: vision transformer, with a class token for "first"
+/// and for all  init = "kaiming_normal" | "glorot_normal" | "uniform" (brick/init.h; mlp and vit:
 /// glorot_normal, others: kaiming_normal) Unknown names and options: Error{config} with the
 /// nearest. `seed` alone fixes the initial weights.
 Model make_model(const std::string& name, const Json& options, const data::ImageSet& data,

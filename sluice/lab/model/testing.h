@@ -45,6 +45,9 @@ inline Model small_model(const std::string& name, uint64_t seed, Json options = 
     if (name == "resnet") options = {{"width", 5}, {"blocks", 2}, {"stages", 2}};
     if (name == "mlp") options = {{"hidden", {11, 7}}};
     if (name == "convnet") options = {{"widths", {5, 7}}, {"hidden", 9}};
+    if (name == "vit") {
+      options = {{"patch", 3}, {"width", 6}, {"layers", 2}, {"heads", 2}, {"ffn", 10}};
+    }
   }
   Model model = make_model(name, options, image_set(), seed);
   randomize_norms(*model.root, seed * 100);

@@ -10,6 +10,7 @@
 #include "sluice/lab/brick/containers.h"
 #include "sluice/lab/brick/init.h"
 #include "sluice/lab/brick/layers.h"
+#include "sluice/lab/brick/vision_transformer.h"
 #include "sluice/lab/model/model.h"
 
 namespace sluice::lab {
@@ -123,6 +124,24 @@ BrickPtr make_convnet(const Json& options, const Sizes& sizes) {
   return root;
 }
 
+BrickPtr make_vit(const Json& options, const Sizes& sizes) {
+  json_require_known_keys(
+      options, {"patch", "width", "layers", "heads", "ffn", "activation", "pooling", "init"},
+      "vit");
+  VisionTransformerLayers layers;
+  const auto integer = [&](const char* key, int64_t fallback) {
+    return json_get_or<int64_t>(options, key, fallback, "vit");
+  };
+  layers.patch = integer("patch", layers.patch);
+  layers.width = integer("width", layers.width);
+  layers.layers = integer("layers", layers.layers);
+  layers.heads = integer("heads", layers.heads);
+  layers.neurons = integer("ffn", layers.neurons);
+  layers.activation = json_get_or<std::string>(options, "activation", layers.activation, "vit");
+  layers.pooling = json_get_or<std::string>(options, "pooling", layers.pooling, "vit");
+  return make_vision_transformer(layers, sizes.input, sizes.classes);
+}
+
 struct Reference {
   BrickPtr (*make)(const Json& options, const Sizes& sizes);
   const char* init;
@@ -133,6 +152,7 @@ const std::map<std::string, Reference>& references() {
       {"resnet", {make_resnet, "kaiming_normal"}},
       {"mlp", {make_mlp, "glorot_normal"}},
       {"convnet", {make_convnet, "kaiming_normal"}},
+      {"vit", {make_vit, "glorot_normal"}},
   };
   return table;
 }
