@@ -43,6 +43,10 @@ class Attention final : public Brick {
   std::vector<ChannelGroup> channel_groups() const override;
   void check_slots() const override;
   const AttentionOptions& options() const { return options_; }
+  /// What other versions of single rows would get: versions [N, B, T, D] -> [N, B, T, D'], where
+  /// version n of row t sees, of the rows x [B, T, D], those before t, and itself in the place of
+  /// row t. Causal attention without a head gate only, else Error{unsupported}.
+  at::Tensor beside(const at::Tensor& x, const at::Tensor& versions, Context& context) const;
 
  private:
   struct Sizes {

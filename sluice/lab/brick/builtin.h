@@ -36,5 +36,6 @@ BrickPtr make_nested_linear(const Json& attributes);
 BrickPtr make_nested_conv2d(const Json& attributes);
 BrickPtr make_nested_chain(const Json& attributes);
 BrickPtr make_fading_activation(const Json& attributes);
+BrickPtr make_choice(const Json& attributes);
 
 }  // namespace sluice::lab

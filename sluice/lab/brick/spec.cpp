@@ -54,6 +54,7 @@ struct Registry {
       {"nested_conv2d", make_nested_conv2d},
       {"nested_chain", make_nested_chain},
       {"fading_activation", make_fading_activation},
+      {"choice", make_choice},
   };
 };
 
