@@ -55,6 +55,8 @@ struct Registry {
       {"nested_chain", make_nested_chain},
       {"fading_activation", make_fading_activation},
       {"choice", make_choice},
+      {"stitch", make_stitch},
+      {"stitched", make_stitched},
   };
 };
 

@@ -10,6 +10,7 @@
 #include "sluice/lab/brick/init.h"
 #include "sluice/lab/brick/layers.h"
 #include "sluice/lab/brick/nested.h"
+#include "sluice/lab/brick/stitch.h"
 #include "sluice/lab/gate/gate.h"
 #include "sluice/lab/quant/packed_weight.h"
 
@@ -74,6 +75,12 @@ void check_nested(const Model& model, const bundle::Bundle& bundle) {
     fail(Code::format, "{}: {}: {} sizes; the table of sizes has {}", bundle.path(), path, found,
          count);
   };
+  if (const auto* stitched = dynamic_cast<const StitchedModel*>(model.root.get())) {
+    require_count("model", static_cast<int64_t>(stitched->paths().size()));
+    std::vector<int64_t> ends;
+    for (const StitchPath& path : stitched->paths()) ends.push_back(path.to);
+    if (stitched->anchors() > 1) expect("end", "choice", ends);
+  }
   for (const SlotRef& ref : walk(*model.root)) {
     const Brick* brick = ref.slot->get().get();
     if (const auto* layer = dynamic_cast<const NestedLayer*>(brick)) {
