@@ -39,5 +39,11 @@ BrickPtr make_fading_activation(const Json& attributes);
 BrickPtr make_choice(const Json& attributes);
 BrickPtr make_stitch(const Json& attributes);
 BrickPtr make_stitched(const Json& attributes);
+BrickPtr make_channel_norm(const Json& attributes);
+BrickPtr make_channel_attention(const Json& attributes);
+BrickPtr make_gated_conv_ffn(const Json& attributes);
+BrickPtr make_pixel_shuffle(const Json& attributes);
+BrickPtr make_prompt_generator(const Json& attributes);
+BrickPtr make_restoration_net(const Json& attributes);
 
 }  // namespace sluice::lab

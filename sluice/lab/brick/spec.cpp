@@ -57,6 +57,12 @@ struct Registry {
       {"choice", make_choice},
       {"stitch", make_stitch},
       {"stitched", make_stitched},
+      {"channel_norm", make_channel_norm},
+      {"channel_attention", make_channel_attention},
+      {"gated_conv_ffn", make_gated_conv_ffn},
+      {"pixel_shuffle", make_pixel_shuffle},
+      {"prompt_generator", make_prompt_generator},
+      {"restoration_net", make_restoration_net},
   };
 };
 
