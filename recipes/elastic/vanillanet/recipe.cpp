@@ -11,6 +11,7 @@
 #include "sluice/base/json.h"
 #include "sluice/base/random.h"
 #include "sluice/lab/brick/fading.h"
+#include "sluice/lab/model/whole_floats.h"
 #include "sluice/lab/pass/pass.h"
 #include "sluice/lab/train/trainer.h"
 
@@ -111,11 +112,13 @@ class Study {
   }
 
   double accuracy(lab::Model& model) {
+    const lab::WholeFloats whole_floats;
     return 100 * lab::evaluate(model, test_, false, 1000).accuracy;
   }
 
   /// Relative difference of the outputs for test images.
   double difference(lab::Model& a, lab::Model& b) {
+    const lab::WholeFloats whole_floats;
     const torch::NoGradGuard no_grad;
     const at::Tensor x = test_.range(0, std::min<int64_t>(256, test_.count())).inputs;
     lab::Context context;

@@ -13,6 +13,7 @@
 #include "sluice/lab/brick/layers.h"
 #include "sluice/lab/brick/nested.h"
 #include "sluice/lab/gate/gate.h"
+#include "sluice/lab/model/whole_floats.h"
 #include "sluice/lab/pass/steps.h"
 
 namespace sluice::lab {
@@ -135,6 +136,7 @@ Registry& registry() {
 
 at::Tensor probe(const Model& model) {
   const at::NoGradGuard no_grad;
+  const WholeFloats whole_floats;
   const EvaluationMode evaluation(*model.root);
   Context context;
   return model.root->forward(probe_input(model, 4, derive_seed(0, "run_pass")), context);
