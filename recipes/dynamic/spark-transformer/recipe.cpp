@@ -48,6 +48,7 @@ SparkPlan read_spark_plan(const Json& s, const std::string& work) {
   sizes.ffn.split = integer("split");
   sizes.ffn.neurons = integer("neurons");
   sizes.ffn.keep = json_get<double>(s, "keep", kSettings);
+  sizes.fan_in = json_get<bool>(s, "fan_in", kSettings);
   sizes.attention.head_dim = sizes.ffn.width / sizes.heads;
   sizes.attention.split = sizes.attention.head_dim / 2;
   sizes.attention.tokens = integer("attended");

@@ -103,9 +103,14 @@ void make_spark(lab::Model& model, const SparkSizes& sizes, Rule rule, uint64_t 
   };
   for (const lab::SlotRef& ref : lab::walk(*model.root, "blocks.*.ffn")) {
     const auto ffn = make_ruled(sizes.ffn, rule, derive_seed(seed, "rule " + ref.path));
-    draw(ffn->gate, sizes.init_std, ref.path + ".gate");
-    draw(ffn->up, sizes.init_std, ref.path + ".up");
-    draw(ffn->down, into_stream, ref.path + ".down");
+    const auto& o = sizes.ffn;
+    const auto deviation = [&](double inputs) {
+      return sizes.fan_in ? 1 / std::sqrt(inputs) : sizes.init_std;
+    };
+    draw(ffn->gate, deviation(double(o.split)), ref.path + ".gate");
+    draw(ffn->up, deviation(double(o.width - o.split)), ref.path + ".up");
+    draw(ffn->down, deviation(o.keep * double(o.neurons)) / std::sqrt(2.0 * double(sizes.layers)),
+         ref.path + ".down");
     ref.slot->exchange(ffn);
   }
   if (!sizes.spark_attention) return;

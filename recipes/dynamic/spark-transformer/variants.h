@@ -19,6 +19,9 @@ struct SparkSizes {
   int64_t heads = 4, layers = 3;
   bool spark_attention = true;
   double init_std = 0.02;
+  /// First weights of the feed-forward networks normal with variance 1 / inputs (of `down`: the
+  /// neurons awake) in place of init_std.
+  bool fan_in = false;
 };
 
 /// The decoder with Spark feed-forward networks (and attention) in the place of its own, weights
