@@ -62,7 +62,9 @@ class Grouper {
       if (claimed_[i]) continue;
       groups.push_back(start(i));
       Group& group = groups.back();
-      if (nodes_[i].op == "linear" && !group.packed) group.density = density_of(group.weight);
+      if ((nodes_[i].op == "linear" || pointwise(nodes_[i])) && !group.packed) {
+        group.density = density_of(group.weight);
+      }
     }
     // A group runs when its last node would have: the other addend is there by then.
     std::stable_sort(groups.begin(), groups.end(), [](const Group& a, const Group& b) {
@@ -73,6 +75,13 @@ class Grouper {
   }
 
  private:
+  /// A conv2d that sees one pixel at a time.
+  bool pointwise(const Node& node) const {
+    if (node.op != "conv2d") return false;
+    const Shape& weight = bundle_.graph().tensors.at(node.tensors.at("weight")).shape;
+    return weight[2] == 1 && weight[3] == 1;
+  }
+
   Group start(size_t index) {
     const Node& node = nodes_[index];
     Group group;

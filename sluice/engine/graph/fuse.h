@@ -21,7 +21,7 @@ struct Group {
   /// `folded`.
   std::span<const float> weight;
   std::vector<float> folded, bias;  ///< bias may be empty
-  double density = 1;               ///< share of a linear's weights that are not 0
+  double density = 1;   ///< share of the weights that are not 0, of a linear or 1 x 1 conv2d
   bool packed = false;  ///< a linear whose weight is packed or whose input is rounded: `weight` is
                         ///< empty, and nothing is folded into it
   bool adds = false;    ///< the last of `inputs` is added to a product's result

@@ -45,6 +45,14 @@ ChannelView channel_view(const Shape& shape, Layout layout, int64_t samples) {
   return {n, channels, rest};
 }
 
+bool pointwise(const onednn::ConvShape& shape) {
+  const auto both = [](const int64_t(&pair)[2], int64_t value) {
+    return pair[0] == value && pair[1] == value;
+  };
+  return both(shape.kernel, 1) && both(shape.stride, 1) && both(shape.padding, 0) &&
+         shape.groups == 1;
+}
+
 void plan_conv(Planner& planner, size_t index, Step step) {
   const Group& group = planner.group(index);
   const Node& node = planner.node(index);
@@ -61,6 +69,16 @@ void plan_conv(Planner& planner, size_t index, Step step) {
     step.inputs = {planner.fetch(group.inputs[0], Layout::channels_last)};
     step.kernel = make_narrow_conv(shape, group.activation, group.weight, group.bias, threads);
     return planner.finish(index, std::move(step), Layout::channels_last);
+  }
+  // A pruned 1 x 1 convolution is a pruned linear layer over pixels: channels last, these are rows.
+  if (!affine && pointwise(shape)) {
+    const int64_t rows = shape.samples * in[1] * in[2];
+    const SparseChoice choice = pruned_choice(planner, index, rows, in[0]);
+    if (choice != SparseChoice::dense) {
+      step.inputs = {planner.fetch(group.inputs[0], Layout::channels_last)};
+      return plan_pruned(planner, index, std::move(step), rows, in[0], Layout::channels_last,
+                         choice);
+    }
   }
   // Channels last keeps odd channel counts exact, see docs/decisions/conv-layout.md.
   for (const bool last_try : {false, true}) {

@@ -13,14 +13,14 @@
 namespace sluice::engine {
 namespace {
 
-void plan_sparse(Planner& planner, size_t index, Step step, int64_t rows) {
+void plan_sparse(Planner& planner, size_t index, Step step, int64_t rows, int64_t in,
+                 Layout layout) {
   struct Operands {
     SparseWeights weight;
     std::vector<float> bias;
   };
   const Group& group = planner.group(index);
-  const int64_t in = planner.shape_of(step.inputs[0]).back(),
-                out = static_cast<int64_t>(group.weight.size()) / in;
+  const int64_t out = static_cast<int64_t>(group.weight.size()) / in;
   auto operands = std::make_shared<Operands>();
   operands->weight = compress(group.weight, out, in);
   operands->bias = group.bias;
@@ -29,7 +29,7 @@ void plan_sparse(Planner& planner, size_t index, Step step, int64_t rows) {
   cost.macs = weight.nonzero() * (rows / planner.options().samples);
   cost.weight_bytes += weight.bytes() - out * in * static_cast<int64_t>(sizeof(float));
   planner.set_cost(step, cost);
-  if (group.adds) step.inputs.push_back(planner.fetch(group.inputs.back(), Layout::plain));
+  if (group.adds) step.inputs.push_back(planner.fetch(group.inputs.back(), layout));
   step.kernel.name = fmt::format("sluice csr (density {:.2g})", weight.density());
   step.kernel.scratch_bytes =
       static_cast<int64_t>(sparse_scratch(weight, static_cast<size_t>(rows)) * sizeof(float));
@@ -50,17 +50,17 @@ void plan_sparse(Planner& planner, size_t index, Step step, int64_t rows) {
       if (other) add(y, other, activation, y, rows * static_cast<size_t>(operands->weight.out));
     };
   };
-  planner.finish(index, std::move(step), Layout::plain);
+  planner.finish(index, std::move(step), layout);
 }
 
-void plan_blocks(Planner& planner, size_t index, Step step, int64_t rows, BlockShape shape) {
+void plan_blocks(Planner& planner, size_t index, Step step, int64_t rows, int64_t in, Layout layout,
+                 BlockShape shape) {
   struct Operands {
     BlockWeights weight;
     std::vector<float> bias;
   };
   const Group& group = planner.group(index);
-  const int64_t in = planner.shape_of(step.inputs[0]).back(),
-                out = static_cast<int64_t>(group.weight.size()) / in,
+  const int64_t out = static_cast<int64_t>(group.weight.size()) / in,
                 samples = planner.options().samples;
   auto operands = std::make_shared<Operands>();
   operands->weight = compress_blocks(group.weight, out, in, shape);
@@ -71,7 +71,7 @@ void plan_blocks(Planner& planner, size_t index, Step step, int64_t rows, BlockS
   cost.macs = std::min(cost.macs, weight.blocks() * kBlock * (rows / samples));
   cost.weight_bytes += weight.bytes() - out * in * static_cast<int64_t>(sizeof(float));
   planner.set_cost(step, cost);
-  if (group.adds) step.inputs.push_back(planner.fetch(group.inputs.back(), Layout::plain));
+  if (group.adds) step.inputs.push_back(planner.fetch(group.inputs.back(), layout));
   step.kernel.name =
       fmt::format("sluice {} blocks (density {:.2g})", shape == BlockShape::tall ? "16x1" : "1x16",
                   static_cast<double>(weight.blocks() * kBlock) / static_cast<double>(out * in));
@@ -90,7 +90,7 @@ void plan_blocks(Planner& planner, size_t index, Step step, int64_t rows, BlockS
       if (other) add(y, other, activation, y, rows * static_cast<size_t>(operands->weight.out));
     };
   };
-  planner.finish(index, std::move(step), Layout::plain);
+  planner.finish(index, std::move(step), layout);
 }
 
 /// From the bytes of the file, in any format.
@@ -118,6 +118,23 @@ void plan_mapped(Planner& planner, size_t index, Step step, int64_t rows) {
 
 }  // namespace
 
+SparseChoice pruned_choice(const Planner& planner, size_t index, int64_t rows, int64_t in) {
+  if (!planner.options().sparse) return SparseChoice::dense;
+  const Group& group = planner.group(index);
+  return choose_sparse(group.weight, static_cast<int64_t>(group.weight.size()) / in, in, rows,
+                       group.density);
+}
+
+void plan_pruned(Planner& planner, size_t index, Step step, int64_t rows, int64_t in, Layout layout,
+                 SparseChoice choice) {
+  SLUICE_CHECK(choice != SparseChoice::dense);
+  if (choice == SparseChoice::rows) {
+    return plan_sparse(planner, index, std::move(step), rows, in, layout);
+  }
+  plan_blocks(planner, index, std::move(step), rows, in, layout,
+              choice == SparseChoice::tall ? BlockShape::tall : BlockShape::wide);
+}
+
 void plan_linear(Planner& planner, size_t index, Step step) {
   const Group& group = planner.group(index);
   step.inputs = {planner.fetch(group.inputs[0], Layout::plain)};
@@ -126,13 +143,9 @@ void plan_linear(Planner& planner, size_t index, Step step) {
                 rows = planner.options().samples * (numel(shape) / std::max<int64_t>(in, 1));
   if (group.packed) return plan_mapped(planner, index, std::move(step), rows);
   const int64_t out = static_cast<int64_t>(group.weight.size()) / in;
-  if (planner.options().sparse) {
-    const SparseChoice choice = choose_sparse(group.weight, out, in, rows, group.density);
-    if (choice == SparseChoice::rows) return plan_sparse(planner, index, std::move(step), rows);
-    if (choice != SparseChoice::dense) {
-      return plan_blocks(planner, index, std::move(step), rows,
-                         choice == SparseChoice::tall ? BlockShape::tall : BlockShape::wide);
-    }
+  const SparseChoice choice = pruned_choice(planner, index, rows, in);
+  if (choice != SparseChoice::dense) {
+    return plan_pruned(planner, index, std::move(step), rows, in, Layout::plain, choice);
   }
   if (planner.options().mapped && group.folded.empty())
     return plan_mapped(planner, index, std::move(step), rows);
