@@ -95,11 +95,12 @@ lab::Model shuffled(const lab::Model& anchor, uint64_t seed) {
 bool is_stitched(const std::string& name) { return name.find('-') != std::string::npos; }
 
 Plan read_plan(const Json& settings) {
-  json_require_known_keys(settings,
-                          {"data", "train_limit", "test_limit", "patch", "layers", "widths",
-                           "heads", "steps", "rate", "cnn", "stitch_steps", "stitch_rate", "window",
-                           "fit_samples", "batch", "weight_decay", "clip", "seeds"},
-                          kWhat);
+  json_require_known_keys(
+      settings, {"data",         "train_limit",  "test_limit",      "patch",       "layers",
+                 "widths",       "heads",        "steps",           "rate",        "cnn",
+                 "stitch_steps", "stitch_batch", "untrained_limit", "stitch_rate", "window",
+                 "fit_samples",  "batch",        "weight_decay",    "clip",        "seeds"},
+      kWhat);
   Plan plan;
   plan.data = json_get<std::string>(settings, "data", kWhat);
   plan.load.train_limit = json_get_or<int64_t>(settings, "train_limit", 0, kWhat);
@@ -108,6 +109,8 @@ Plan read_plan(const Json& settings) {
   if (settings.contains("cnn")) plan.families.push_back(read_convolutions(settings.at("cnn")));
   plan.stitch_steps = json_get<int64_t>(settings, "stitch_steps", kWhat);
   plan.stitch_rate = json_get<double>(settings, "stitch_rate", kWhat);
+  plan.stitch_batch = json_get<int64_t>(settings, "stitch_batch", kWhat);
+  plan.untrained_limit = json_get<int64_t>(settings, "untrained_limit", kWhat);
   plan.fit_samples = json_get<int64_t>(settings, "fit_samples", kWhat);
   plan.stitch.window = json_get<int64_t>(settings, "window", kWhat);
   plan.train.batch = json_get<int64_t>(settings, "batch", kWhat);
@@ -148,14 +151,19 @@ Study run_study(const Plan& plan, const Family& family, const data::ImageSet& da
     hooks.sizes = [sampler](int64_t step) { return sampler.at_step(step); };
     lab::TrainOptions options = plan.train;
     options.steps = plan.stitch_steps;
+    options.batch = plan.stitch_batch;
     options.optimizer.rate = plan.stitch_rate;
     options.seed = derive_seed(seed, "stitching order");
     options.title = family.prefix + title;
     lab::Trainer(model, train, options, std::move(hooks)).run();
     study.arms[title] = measure(model, data, device, directory);
   };
+  data::ImageSet few = data;
+  few.test.labels.resize(static_cast<size_t>(std::min(plan.untrained_limit, data.test.count())));
+  few.test.pixels.resize(few.test.labels.size() *
+                         static_cast<size_t>(numel(data.test.sample_shape)));
   lab::Model model = stitched(anchors, true);
-  study.arms["stitched-untrained"] = measure(model, data, device, directory);
+  study.arms["stitched-untrained"] = measure(model, few, device, directory);
   train_paths(model, "stitched");
   for (size_t i = 0; i < model.sizes.size(); ++i) {
     model.sizes[i].quality["accuracy"] = study.arms["stitched"][i].accuracy / 100;
@@ -163,7 +171,7 @@ Study run_study(const Plan& plan, const Family& family, const data::ImageSet& da
   study.stitched = std::move(model);
 
   lab::Model random = stitched(anchors, false);
-  study.arms["random-untrained"] = measure(random, data, device, directory);
+  study.arms["random-untrained"] = measure(random, few, device, directory);
   train_paths(random, "random-init");
 
   std::vector<lab::Model> disordered;

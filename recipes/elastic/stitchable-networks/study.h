@@ -20,7 +20,7 @@ struct Plan {
   std::string data;
   data::LoadOptions load;
   std::vector<Family> families;
-  int64_t stitch_steps, fit_samples;
+  int64_t stitch_steps, stitch_batch, fit_samples, untrained_limit;
   double stitch_rate;
   lab::StitchOptions stitch;
   lab::TrainOptions train;  ///< what all trainings share
