@@ -64,6 +64,12 @@ class SoftSigmoid final : public Estimator {
   }
 };
 
+class NoGradient final : public Estimator {
+ public:
+  Json attributes() const override { return {{"kind", "none"}}; }
+  at::Tensor apply(const at::Tensor& hard, const at::Tensor&) const override { return hard; }
+};
+
 const PartTable<std::unique_ptr<Estimator>>& estimators() {
   static const PartTable<std::unique_ptr<Estimator>> table = {
       {"ste",
@@ -89,6 +95,11 @@ const PartTable<std::unique_ptr<Estimator>>& estimators() {
          return std::make_unique<SigmoidSte>(
              "gumbel_sigmoid", require_range(read.number("temperature", 1.0), 1e-3, 1e3,
                                              "temperature", "gumbel_sigmoid"));
+       }},
+      {"none",
+       [](const Json& attributes) -> std::unique_ptr<Estimator> {
+         const AttributeReader read(attributes, "none", {"kind"});
+         return std::make_unique<NoGradient>();
        }},
       {"sigmoid",
        [](const Json& attributes) -> std::unique_ptr<Estimator> {

@@ -3,7 +3,7 @@
 //   score      logits z [batch, units] from the input, a learned parameter, or weights
 //   decision   hard g in {0, 1} from z: threshold, top-k, statistical top-k, sampling, softmax
 //   (top-1) estimator  how gradients pass the decision: ste, ste_sigmoid, reste, gumbel_sigmoid,
-//   sigmoid
+//   sigmoid, none
 // Each kind of part has a table of names (score_kinds(), ...), so that a gate is one small JSON
 // object:
 //   {"score": {"kind": "pooled_mlp", "inputs": 32, "units": 32}, "decision": {"kind": "threshold",
@@ -39,7 +39,11 @@ class Score : public torch::nn::Module {
 };
 /// pooled_mlp {inputs, units, hidden = max(4, inputs/4), bias = 2}: global average pool, Linear,
 /// ReLU, Linear, last bias at `bias` so that gates start open. learned {units, init = 2}: one free
-/// logit per unit. linear {inputs, units}: no hidden layer, last dimension. Throws Error{config}.
+/// logit per unit. linear {inputs, units}: no hidden layer, last dimension. pooled_linear {inputs,
+/// units, grid = 1, softmax = true, detach = true, bias = 0}: [inputs, H, W] averaged over grid x
+/// grid equal parts, softmax over all of these numbers, Linear; with `detach` no gradient enters
+/// the input. mlp {inputs, units, hidden = [16, 16]}: linear layers over the last dimension with
+/// gelu between them. Throws Error{config}.
 std::shared_ptr<Score> make_score(const Json& attributes);
 
 struct Decision {
@@ -67,7 +71,8 @@ struct Estimator {
 };
 /// ste {clip = 1}: dz = dg where |z| <= clip. ste_sigmoid {}: dz = dg * p(1-p), p = sigmoid(z).
 /// reste {o = 1.5}: gradient of sign(z)|z|^(1/o), clipped. sigmoid {}: value is p itself (soft
-/// gate). gumbel_sigmoid {temperature = 1}: like ste_sigmoid with the slope of sigmoid(z /
+/// gate). none {}: no gradient; what the gate should say comes from a label (gate/label.h).
+/// gumbel_sigmoid {temperature = 1}: like ste_sigmoid with the slope of sigmoid(z /
 /// temperature).
 std::unique_ptr<Estimator> make_estimator(const Json& attributes);
 std::vector<std::string> score_kinds();

@@ -172,13 +172,41 @@ TEST(Gate, RefusesToLowerWhatTheEngineCannotRun) {
   });
 }
 
+TEST(Gate, PooledLinearSeesPlacesAndGivesTheInputNoGradient) {
+  const Json attributes = {
+      {"score", {{"kind", "pooled_linear"}, {"inputs", 2}, {"units", 3}, {"grid", 2}}},
+      {"estimator", {{"kind", "none"}}}};
+  Gate gate(attributes);
+  at::Tensor x = random_tensor({5, 2, 4, 6}, 3).requires_grad_(true);
+  GateLog log;
+  Context context;
+  context.gate_log = &log;
+  const at::Tensor decision = gate.decide(x, at::ones({3}), context);
+  EXPECT_FALSE(decision.requires_grad());
+  const GateRecord& record = log.records().at(0);
+  record.probability.sum().backward();
+  EXPECT_FALSE(x.grad().defined());
+  for (const at::Tensor& parameter : gate.parameters()) EXPECT_TRUE(parameter.grad().defined());
+  const auto parameters = gate.named_parameters();
+  const at::Tensor pooled = at::softmax(at::avg_pool2d(x.detach(), {2, 3}, {2, 3}).flatten(1), -1);
+  expect_near(record.probability.detach(),
+              at::sigmoid(at::linear(pooled, parameters["score.linear.weight"],
+                                     parameters["score.linear.bias"])));
+  expect_error(Code::shape, "2 equal parts", [&] {
+    Context other;
+    gate.decide(random_tensor({1, 2, 4, 5}, 1), at::ones({3}), other);
+  });
+}
+
 TEST(Gate, PartTablesListTheirKinds) {
-  EXPECT_THAT(score_kinds(), ::testing::UnorderedElementsAre("pooled_mlp", "learned", "linear"));
+  EXPECT_THAT(score_kinds(), ::testing::UnorderedElementsAre("pooled_mlp", "learned", "linear",
+                                                             "pooled_linear", "mlp"));
   EXPECT_THAT(decision_kinds(),
               ::testing::UnorderedElementsAre("threshold", "top_k", "statistical_top_k", "sample",
                                               "softmax"));
-  EXPECT_THAT(estimator_kinds(), ::testing::UnorderedElementsAre("ste", "ste_sigmoid", "reste",
-                                                                 "gumbel_sigmoid", "sigmoid"));
+  EXPECT_THAT(estimator_kinds(),
+              ::testing::UnorderedElementsAre("ste", "ste_sigmoid", "reste", "gumbel_sigmoid",
+                                              "sigmoid", "none"));
 }
 
 TEST(ConstantMask, SaysTheSameForEverySample) {

@@ -104,6 +104,130 @@ class LinearScore final : public Score {
   std::shared_ptr<Linear> linear_;
 };
 
+/// The layer's own activity, averaged over places, says which units will be active (Elkerdawy et
+/// al. 2022).
+class PooledLinear final : public Score {
+ public:
+  struct Options {
+    int64_t inputs = 1, units = 1, grid = 1;
+    bool softmax = true, detach = true;
+    double bias = 0;
+  };
+  explicit PooledLinear(const Options& options)
+      : options_(options),
+        linear_(
+            std::make_shared<Linear>(options.inputs * options.grid * options.grid, options.units)) {
+    register_module("linear", linear_);
+    const at::NoGradGuard no_grad;
+    linear_->bias.fill_(options.bias);
+  }
+  std::string kind() const override { return "pooled_linear"; }
+  Json attributes() const override {
+    return {{"kind", kind()},        {"inputs", options_.inputs},   {"units", units()},
+            {"grid", options_.grid}, {"softmax", options_.softmax}, {"detach", options_.detach},
+            {"bias", options_.bias}};
+  }
+  int64_t units() const override { return linear_->outputs(); }
+  at::Tensor logits(const at::Tensor& x) override {
+    const at::Tensor input = options_.detach ? x.detach() : x;
+    at::Tensor pooled;
+    if (options_.grid == 1) {
+      pooled = input.mean({2, 3});
+    } else {
+      const auto [height, width] = window({x.size(1), x.size(2), x.size(3)});
+      pooled = at::avg_pool2d(input, {height, width}, {height, width}).flatten(1);
+    }
+    if (options_.softmax) pooled = at::softmax(pooled, -1);
+    return at::linear(pooled, linear_->weight, linear_->bias);
+  }
+  Cost cost(const Shape& input) const override {
+    window(input);
+    return linear_->cost({linear_->inputs()});
+  }
+  bundle::Value lower(bundle::Builder& builder, const bundle::Value& x,
+                      const std::string& path) const override {
+    bundle::Value h;
+    if (options_.grid == 1) {
+      h = builder.node("global_avg_pool", path + ".pool", {x});
+    } else {
+      const auto [height, width] = window(x.shape);
+      const std::vector<int64_t> kernel = {height, width};
+      h = builder.node("avg_pool2d", path + ".pool", {x}, {{"kernel", kernel}, {"stride", kernel}});
+      h = builder.node("flatten", path + ".flatten", {h});
+    }
+    if (options_.softmax) h = builder.node("softmax", path + ".softmax", {h});
+    return linear_->lower(builder, h, path + ".linear");
+  }
+
+ private:
+  /// Height and width of what is averaged to one number.
+  std::pair<int64_t, int64_t> window(const Shape& input) const {
+    if (input.size() != 3 || input[0] != options_.inputs || input[1] % options_.grid != 0 ||
+        input[2] % options_.grid != 0) {
+      fail(Code::shape, "gate: expected [{}, height, width] with sides in {} equal parts, found {}",
+           options_.inputs, options_.grid, to_string(input));
+    }
+    return {input[1] / options_.grid, input[2] / options_.grid};
+  }
+
+  Options options_;
+  std::shared_ptr<Linear> linear_;
+};
+
+/// Linear layers over the last dimension, gelu between them.
+class Mlp final : public Score {
+ public:
+  Mlp(int64_t inputs, std::vector<int64_t> hidden, int64_t units)
+      : inputs_(inputs), hidden_(std::move(hidden)) {
+    int64_t from = inputs;
+    for (size_t i = 0; i <= hidden_.size(); ++i) {
+      const int64_t to = i < hidden_.size() ? hidden_[i] : units;
+      layers_.push_back(std::make_shared<Linear>(from, to));
+      register_module(fmt::format("layer{}", i), layers_.back());
+      from = to;
+    }
+  }
+  std::string kind() const override { return "mlp"; }
+  Json attributes() const override {
+    return {{"kind", kind()}, {"inputs", inputs_}, {"units", units()}, {"hidden", hidden_}};
+  }
+  int64_t units() const override { return layers_.back()->outputs(); }
+  at::Tensor logits(const at::Tensor& x) override {
+    at::Tensor h = x;
+    for (size_t i = 0; i < layers_.size(); ++i) {
+      if (i > 0) h = at::gelu(h);
+      h = at::linear(h, layers_[i]->weight, layers_[i]->bias);
+    }
+    return h;
+  }
+  Cost cost(const Shape& input) const override {
+    Cost total;
+    Shape shape = input;
+    for (const auto& layer : layers_) {
+      total += layer->cost(shape);
+      shape = layer->output_shape(shape);
+    }
+    return total;
+  }
+  bundle::Value lower(bundle::Builder& builder, const bundle::Value& x,
+                      const std::string& path) const override {
+    bundle::Value h = x;
+    for (size_t i = 0; i < layers_.size(); ++i) {
+      if (i > 0) {
+        h = builder.node("activation", fmt::format("{}.gelu{}", path, i), {h},
+                         {{"kind", std::string("gelu")}});
+      }
+      h = layers_[i]->lower(builder, h, fmt::format("{}.layer{}", path, i));
+    }
+    return h;
+  }
+
+ private:
+  int64_t inputs_;
+  std::vector<int64_t> hidden_;
+  std::vector<std::shared_ptr<Linear>> layers_;
+};
+
 int64_t units_of(const AttributeReader& read, std::string_view kind) {
   return require_range(read.integer("units"), 1, kMaxChannels, "units", kind);
 }
@@ -126,6 +250,30 @@ const PartTable<std::shared_ptr<Score>>& scores() {
          const int64_t units = units_of(read, "learned");
          return std::make_shared<Learned>(
              units, require_range(read.number("init", 2.0), -100.0, 100.0, "init", "learned"));
+       }},
+      {"pooled_linear",
+       [](const Json& attributes) -> std::shared_ptr<Score> {
+         const AttributeReader read(
+             attributes, "pooled_linear",
+             {"kind", "inputs", "units", "grid", "softmax", "detach", "bias"});
+         PooledLinear::Options options;
+         options.inputs =
+             require_range(read.integer("inputs"), 1, kMaxChannels, "inputs", "pooled_linear");
+         options.units = units_of(read, "pooled_linear");
+         options.grid = require_range(read.integer("grid", 1), 1, 1024, "grid", "pooled_linear");
+         options.softmax = read.boolean("softmax", true);
+         options.detach = read.boolean("detach", true);
+         options.bias =
+             require_range(read.number("bias", 0.0), -100.0, 100.0, "bias", "pooled_linear");
+         return std::make_shared<PooledLinear>(options);
+       }},
+      {"mlp",
+       [](const Json& attributes) -> std::shared_ptr<Score> {
+         const AttributeReader read(attributes, "mlp score", {"kind", "inputs", "units", "hidden"});
+         std::vector<int64_t> hidden = read.integers("hidden", 8);
+         if (hidden.empty()) hidden = {16, 16};
+         return std::make_shared<Mlp>(read.integer("inputs"), std::move(hidden),
+                                      units_of(read, "mlp score"));
        }},
       {"linear",
        [](const Json& attributes) -> std::shared_ptr<Score> {
