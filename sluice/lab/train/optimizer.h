@@ -19,6 +19,8 @@ class Optimizer {
  public:
   virtual ~Optimizer() = default;
   virtual void set_rate(double rate) = 0;
+  /// Before each step: what follows schedules of its own looks here where it is.
+  virtual void begin_step(int64_t) {}
   virtual void step() = 0;
   /// "<parameter>.momentum_buffer", or ".exp_avg", ".exp_avg_sq", ".step".
   virtual std::map<std::string, at::Tensor> state() const = 0;
@@ -30,6 +32,12 @@ class Optimizer {
 /// Any kind, over `parameters`. Throws Error{config}.
 std::unique_ptr<Optimizer> build_optimizer(const OptimizerOptions& options,
                                            const NamedParameters& parameters);
+
+/// One optimizer for each of options.groups and one for the rest, which alone obeys set_rate; the
+/// groups follow their schedules over options.steps, each until its end. Throws Error{config}
+/// naming a group that matches no parameter, or when none is left.
+std::unique_ptr<Optimizer> build_grouped_optimizer(const TrainOptions& options,
+                                                   const NamedParameters& parameters);
 
 /// LibTorch's sgd, adam and adamw: two parameter groups, with weight decay (matrices and kernels,
 /// or all), and without. Throws Error{config}.

@@ -37,8 +37,13 @@ double schedule_factor(const ScheduleOptions& options, int64_t step, int64_t ste
            (1 - options.floor) * 0.5 * (1 + std::cos(std::numbers::pi * std::min(1.0, t)));
   if (options.kind == "linear") return 1 - (1 - options.floor) * std::min(1.0, t);
   if (options.kind == "constant") return 1;
-  if (options.kind == "step")
-    return std::max(options.floor, 4 * step >= 3 * steps ? 0.01 : 2 * step >= steps ? 0.1 : 1.0);
+  if (options.kind == "step") {
+    double factor = 1;
+    for (const double at :
+         options.milestones.empty() ? std::vector<double>{0.5, 0.75} : options.milestones)
+      if (double(step) >= at * double(steps)) factor *= 0.1;
+    return std::max(options.floor, factor);
+  }
   const std::string near = nearest_name(options.kind, {"cosine", "linear", "constant", "step"});
   fail(Code::config, "schedule '{}': known are cosine, linear, constant, step{}", options.kind,
        near.empty() ? "" : "; did you mean " + near + "?");
@@ -60,6 +65,12 @@ Trainer::Trainer(Model& model, BatchSource& feed, TrainOptions options, TrainHoo
   if (o.bf16 && !device_of(*model.root).is_cuda())
     fail(Code::config, "bf16 training needs a CUDA device; on the CPU use f32");
   schedule_factor(o.schedule, 0, o.steps);
+  for (const ParameterGroup& group : o.groups) {
+    schedule_factor(group.schedule, 0, o.steps);
+    if (!(group.until >= 0 && group.until <= 1))
+      fail(Code::config, "until of parameters '{}': {}; a share of the steps in [0, 1]",
+           group.pattern, group.until);
+  }
   reset_optimizer();
   if (o.processes) {
     const torch::NoGradGuard no_grad;
@@ -77,7 +88,9 @@ int64_t Trainer::step() const { return state_->step; }
 
 void Trainer::reset_optimizer() {
   state_->parameters = trainable_parameters(*state_->model.root);
-  state_->optimizer = build_optimizer(state_->options.optimizer, state_->parameters);
+  const TrainOptions& o = state_->options;
+  state_->optimizer = o.groups.empty() ? build_optimizer(o.optimizer, state_->parameters)
+                                       : build_grouped_optimizer(o, state_->parameters);
 }
 
 std::pair<at::Tensor, at::Tensor> Trainer::State::run_part() {
@@ -165,6 +178,7 @@ void Trainer::State::take_step() {
   model.root->train();
   optimizer->set_rate(options.optimizer.rate *
                       schedule_factor(options.schedule, step, options.steps));
+  optimizer->begin_step(step);
   for (const auto& [name, p] : parameters)
     if (p.grad().defined()) p.mutable_grad() = at::Tensor();
   auto [loss, hits] = run_part();

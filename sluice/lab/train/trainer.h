@@ -23,13 +23,22 @@ struct OptimizerOptions {
 };
 
 struct ScheduleOptions {
-  std::string kind = "cosine";  ///< "cosine", "linear", "constant", "step" (x0.1 at 50% and 75%)
+  std::string kind = "cosine";  ///< "cosine", "linear", "constant", "step" (x0.1 at each milestone)
   double warmup = 0.05;         ///< fraction of steps with linearly rising rate
   double floor = 0.0;           ///< final rate / peak rate
+  std::vector<double> milestones = {};  ///< of "step": shares of the steps; empty: 0.5 and 0.75
 };
 
 /// Rate multiplier at `step` of `steps`.
 double schedule_factor(const ScheduleOptions& options, int64_t step, int64_t steps);
+
+/// Parameters that learn by an optimizer and a schedule of their own.
+struct ParameterGroup {
+  std::string pattern;  ///< of their dotted names (base/path_pattern.h): "**.gate.**"
+  OptimizerOptions optimizer = {};
+  ScheduleOptions schedule = {};
+  double until = 1;  ///< share of the steps after which they stay as they are
+};
 
 struct TrainOptions {
   int64_t steps = 1000;
@@ -38,6 +47,9 @@ struct TrainOptions {
   uint64_t seed = 1;
   OptimizerOptions optimizer;
   ScheduleOptions schedule;
+  /// A parameter belongs to the first group whose pattern matches, the others to `optimizer` and
+  /// `schedule`. Every group must match some.
+  std::vector<ParameterGroup> groups = {};
   double label_smoothing = 0;
   double clip = 0;               ///< global gradient norm; 0 off
   std::string title = "train";   ///< of the progress bar; "" none

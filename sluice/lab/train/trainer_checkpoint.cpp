@@ -32,6 +32,16 @@ Json shaping_options(const TrainOptions& o, int64_t samples) {
   // Only where they matter, so that older checkpoints stay valid.
   if (o.optimizer.beta2 != OptimizerOptions().beta2)
     options["optimizer"]["beta2"] = o.optimizer.beta2;
+  if (!o.schedule.milestones.empty()) options["schedule"]["milestones"] = o.schedule.milestones;
+  for (const ParameterGroup& group : o.groups) {
+    const auto& [kind, rate, momentum, decay, decay_all, beta2] = group.optimizer;
+    const auto& schedule = group.schedule;
+    options["groups"].push_back({{"pattern", group.pattern},
+                                 {"optimizer", {kind, rate, momentum, decay, decay_all, beta2}},
+                                 {"schedule", {schedule.kind, schedule.warmup, schedule.floor}},
+                                 {"milestones", schedule.milestones},
+                                 {"until", group.until}});
+  }
   if (o.bf16) options["bf16"] = true;
   if (!o.fingerprint.empty()) options["fingerprint"] = o.fingerprint;
   return options;
