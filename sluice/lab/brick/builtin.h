@@ -45,5 +45,7 @@ BrickPtr make_gated_conv_ffn(const Json& attributes);
 BrickPtr make_pixel_shuffle(const Json& attributes);
 BrickPtr make_prompt_generator(const Json& attributes);
 BrickPtr make_restoration_net(const Json& attributes);
+BrickPtr make_gated_conv_unit(const Json& attributes);
+BrickPtr make_gated_conv_chain(const Json& attributes);
 
 }  // namespace sluice::lab

@@ -63,6 +63,8 @@ struct Registry {
       {"pixel_shuffle", make_pixel_shuffle},
       {"prompt_generator", make_prompt_generator},
       {"restoration_net", make_restoration_net},
+      {"gated_conv_unit", make_gated_conv_unit},
+      {"gated_conv_chain", make_gated_conv_chain},
   };
 };
 
