@@ -97,6 +97,12 @@ AttentionShape attention_sizes(const OpInput& in) {
          s.kv_heads, s.key_width, k[1]);
   s.value_width = require_heads(v, "v", s.kv_heads);
   if (in.node.attrs.count("scale")) require_positive(in, "scale", 1);
+  if (in.inputs.size() == 4) {
+    if (!s.causal) fail(Code::shape, "keep: fewer queries than keys need mask causal");
+    const Shape& keep = input(in, 3);
+    if (keep != Shape{s.tokens} && keep != Shape{s.tokens, 1})
+      fail(Code::shape, "keep: expected {0} or {0} x 1, found {1}", s.tokens, to_string(keep));
+  }
   const int64_t cached = checked_mul(s.cache, checked_add(k[1], v[1], "cache"), "cache");
   if (cached > GraphLimits::kValueElements)
     fail(Code::limit, "attribute 'cache': {} positions of {} numbers are more than {}", s.cache,
@@ -184,7 +190,7 @@ std::vector<Operator> attention_operators() {
        rope_rows},
       {"attention",
        3,
-       3,
+       4,
        {},
        {},
        {"heads", "kv_heads", "mask", "window", "scale", "cache", "cache_type"},

@@ -49,6 +49,17 @@ void add_compact(const Node& node, const std::map<std::string, Shape>& shapes,
   rows.of[node.output] = node.inputs[1];
 }
 
+/// attention whose queries are those that `keep` leaves of the keys' rows.
+void add_fewer_queries(const Node& node, const std::string& place, RowSets& rows) {
+  require_same(node, place, rows, 1, 2);
+  require_same(node, place, rows, 1, 3);
+  const std::string queries = set_of(rows, node.inputs[0]);
+  if (queries != node.inputs[3])
+    fail(Code::shape, "{}: input '{}' has {}; expected those that compact_rows kept by '{}'", place,
+         printable(node.inputs[0]), describe(queries), printable(node.inputs[3]));
+  rows.of[node.output] = queries;
+}
+
 void add_scatter(const Node& node, const std::string& place, RowSets& rows) {
   require_same(node, place, rows, 0, 2);
   const std::string inner = set_of(rows, node.inputs[1]);
@@ -78,6 +89,8 @@ void add_rows(const Node& node, const std::map<std::string, Shape>& shapes,
   const std::string place = place_of(node, what);
   if (node.op == "compact_rows") return add_compact(node, shapes, place, rows);
   if (node.op == "scatter_rows") return add_scatter(node, place, rows);
+  if (node.op == "attention" && node.inputs.size() == 4)
+    return add_fewer_queries(node, place, rows);
   for (size_t i = 1; i < node.inputs.size(); ++i) require_same(node, place, rows, 0, i);
   std::string set = set_of(rows, node.inputs[0]);
   if (set.empty()) return;

@@ -80,6 +80,25 @@ TEST_F(RowGraph, RefusesToMixRowsThatAreNotTogether) {
   });
 }
 
+TEST_F(RowGraph, QueriesMayBeSomeOfTheKeysRows) {
+  const Attributes heads = {{"heads", int64_t{1}}};
+  const Value out = b.node("attention", "some", {y, x, x, keep}, heads);
+  EXPECT_NO_THROW(b.node("scatter_rows", "join", {x, out, keep}));
+  expect_error(Code::shape, "compact both with the same keep", [&] {
+    b.node("attention", "no", {y, x, x}, heads);
+  });
+  expect_error(Code::shape, "expected those that compact_rows kept by", [&] {
+    b.node("attention", "no", {x, x, x, keep}, heads);
+  });
+  expect_error(Code::shape, "compact both with the same keep", [&] {
+    b.node("attention", "no", {y, x, y, keep}, heads);
+  });
+  expect_error(Code::shape, "need mask causal", [&] {
+    b.node("attention", "no", {y, x, x, keep},
+           {{"heads", int64_t{1}}, {"mask", std::string("full")}});
+  });
+}
+
 TEST_F(RowGraph, RefusesAnOutputWhoseRowsLeft) {
   expect_error(Code::shape, "scatter them into the others", [&] { b.output(y); });
 }

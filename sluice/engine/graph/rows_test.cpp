@@ -142,6 +142,30 @@ TEST_P(RandomRows, MatchTheReferenceForEveryMask) {
 }
 INSTANTIATE_TEST_SUITE_P(Seeds, RandomRows, ::testing::Range(0, 30));
 
+/// Rows that left go on as keys and values: queries of some rows, keys of all.
+TEST_P(RandomRows, AttendFromSomeToAll) {
+  NetworkBuilder net(static_cast<uint64_t>(GetParam()) + 100);
+  const int64_t tokens = net.pick(1, 40), width = 8, batch = net.pick(1, 4);
+  const Value input = net.input({tokens, width + 1});
+  const Value x = net.node("slice", "x", {input}, {{"size", width}}),
+              keep = net.node("slice", "keep", {input}, {{"start", width}});
+  const Value left = net.node("compact_rows", "left", {x, keep}),
+              positions = net.node("positions", "positions", {x});
+  const Value p = net.node("compact_rows", "p", {positions, keep});
+  const Value q = net.node("rope", "q", {net.linear("wq", left, 16), p}, {{"heads", int64_t{4}}}),
+              k = net.node("rope", "k", {net.linear("wk", x, 8)}, {{"heads", int64_t{2}}});
+  bundle::Attributes attrs = {{"heads", int64_t{4}}, {"kv_heads", int64_t{2}}};
+  if (net.coin()) attrs["window"] = net.pick(1, 20);
+  const Value y = net.node("attention", "attention", {q, k, net.linear("wv", x, 6), keep}, attrs);
+  const Model model =
+      net.finish(net.node("scatter_rows", "join", {x, net.linear("o", y, width), keep}));
+  for (const Mask mask : {Mask::none, Mask::all, Mask::some, Mask::one}) {
+    const auto values = masked_input(net, static_cast<size_t>(batch * tokens),
+                                     static_cast<size_t>(width + 1), mask);
+    expect_parity(model, values, batch, "seed " + std::to_string(GetParam()));
+  }
+}
+
 /// Samples leave a convolutional network at its first head.
 Model early_exit(uint64_t seed) {
   NetworkBuilder net(seed);

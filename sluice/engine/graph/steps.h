@@ -63,8 +63,10 @@ class Planner {
   void limit_capacity(int64_t rows) { plan_.capacity = std::min(plan_.capacity, rows); }
   /// A sequence cannot go back by more than this.
   void limit_rewind(int64_t rows) { plan_.rewind = std::min(plan_.rewind, rows); }
-  /// The current group sees all rows of the network's input.
-  bool sees_all_rows() const { return rows_ == (options_.sequences ? 1 : 0); }
+  /// The value has all rows of the network's input.
+  bool has_all_rows(const std::string& name) const {
+    return plan_.values[static_cast<size_t>(fetch(name))].rows == (options_.sequences ? 1 : 0);
+  }
 
  private:
   Step named_step(const Group& group) const;

@@ -88,29 +88,35 @@ struct AttentionCall {
   std::byte* caches;  // of all samples
   int64_t* seen;      // rows in each
   const int64_t* position;
-  const LiveRows* rows;
+  const LiveRows *rows, *key_rows;  ///< the same, or queries of fewer of the keys' rows
   Work* work;
   std::vector<AttentionRows> samples;
   int64_t cache_bytes;
-  bool rewinds;  ///< positions are those of the sequence, which may have gone back
+  bool rewinds;               ///< positions are those of the sequence, which may have gone back
+  std::vector<int64_t> at{};  ///< of queries that are fewer, within their sample
 
   void run() {
-    const int64_t unit = tokens / rows->per_sample, key_unit = keys / rows->per_sample;
+    const int64_t unit = tokens / rows->per_sample, key_unit = keys / key_rows->per_sample;
     for (int64_t s = 0; s < rows->samples; ++s) {
       AttentionRows& sample = samples[static_cast<size_t>(s)];
-      const int64_t first = rows->start[s], count = rows->start[s + 1] - first;
-      sample.rows = count * unit;
-      sample.keys = count * key_unit;
-      sample.q = q + first * unit * spec.heads * spec.key_width;
-      sample.k = k + first * key_unit * spec.kv_heads * spec.key_width;
-      sample.v = v + first * key_unit * spec.kv_heads * spec.value_width;
-      sample.out = out + first * unit * spec.heads * spec.value_width;
+      const int64_t first = rows->start[s] * unit, key_first = key_rows->start[s] * key_unit;
+      sample.rows = rows->start[s + 1] * unit - first;
+      sample.keys = key_rows->start[s + 1] * key_unit - key_first;
+      sample.q = q + first * spec.heads * spec.key_width;
+      sample.k = k + key_first * spec.kv_heads * spec.key_width;
+      sample.v = v + key_first * spec.kv_heads * spec.value_width;
+      sample.out = out + first * spec.heads * spec.value_width;
+      if (rows != key_rows) {  // a number of `keep` per row: their unit is 1
+        sample.at = at.data() + first;
+        for (int64_t r = first; r < first + sample.rows; ++r)
+          at[static_cast<size_t>(r)] = rows->source[r] - key_first;
+      }
       if (spec.cache == 0) continue;
       if (!position || position[s] == 0) seen[s] = 0;
       if (rewinds) seen[s] = std::min(seen[s], position[s]);
       sample.seen = seen[s];
       sample.cache = caches + s * cache_bytes;
-      seen[s] += sample.rows;
+      seen[s] += sample.keys;
     }
     const Work done = attention(spec, samples, threads, scratch);
     if (!work) return;
@@ -126,11 +132,12 @@ void plan_attention(Planner& planner, size_t index, Step step) {
       attention_spec(planner.node(index), q, full_shape(planner, group.inputs[2]));
   const int threads = planner.threads_for(step.info.cost.macs);
   const int64_t samples = planner.all_samples();
-  for (const std::string& input : group.inputs)
-    step.inputs.push_back(planner.fetch(input, Layout::plain));
+  // Which queries there are is known from their rows: `keep` is not read again.
+  for (size_t i = 0; i < 3; ++i)
+    step.inputs.push_back(planner.fetch(group.inputs[i], Layout::plain));
   const int64_t seen_bytes = align_up(samples * static_cast<int64_t>(sizeof(int64_t)));
   // Otherwise a cache's positions are not those of the sequence.
-  const bool rewinds = spec.cache > 0 && planner.sees_all_rows() &&
+  const bool rewinds = spec.cache > 0 && planner.has_all_rows(group.inputs[1]) &&
                        q[0] == planner.bundle().graph().inputs[0].shape[0];
   if (spec.cache > 0) {
     step.kernel.state_bytes = checked_add(
@@ -149,7 +156,7 @@ void plan_attention(Planner& planner, size_t index, Step step) {
   step.kernel.scratch_bytes = attention_scratch_bytes(spec, threads);
   step.kernel.bind = [=, tokens = q[0], keys = full_shape(planner, group.inputs[1])[0]](
                          const Binding& b) -> std::function<void()> {
-    SLUICE_CHECK(b.rows && (b.state || spec.cache == 0));
+    SLUICE_CHECK(b.rows && b.other && (b.state || spec.cache == 0));
     auto call = std::make_shared<AttentionCall>();
     *call = {spec,
              tokens,
@@ -164,10 +171,12 @@ void plan_attention(Planner& planner, size_t index, Step step) {
              reinterpret_cast<int64_t*>(b.state),
              b.position,
              b.rows,
+             b.other,
              b.work,
              std::vector<AttentionRows>(static_cast<size_t>(samples)),
              spec.cache > 0 ? attention_cache_bytes(spec) : 0,
              rewinds};
+    if (b.rows != b.other) call->at.resize(static_cast<size_t>(samples * tokens));
     return [call] { call->run(); };
   };
   planner.finish(index, std::move(step), Layout::plain);

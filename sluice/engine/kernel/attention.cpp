@@ -74,8 +74,9 @@ struct AttentionTile {
   size_t key_stride, value_stride;
   int64_t ring;   // slots; key j is in slot j % ring
   int64_t total;  // keys there are
-  int64_t seen;   // key index of query row 0
+  int64_t seen;   // key index of the call's first key
   int64_t first, count;
+  const int64_t* at;  // of the sample: AttentionRows::at
   float* scratch;
 };
 }  // namespace sluice::engine
@@ -270,7 +271,9 @@ void Tile(const AttentionTile& t) {
   }
   std::fill(scratch.out, scratch.out + rows * stride, 0.0f);
   const auto end_of = [&](size_t r) {
-    return spec.causal ? t.seen + t.first + static_cast<int64_t>(r / group) + 1 : t.total;
+    if (!spec.causal) return t.total;
+    const int64_t row = t.first + static_cast<int64_t>(r / group);
+    return t.seen + (t.at ? t.at[row] : row) + 1;
   };
   const auto begin_of = [&](size_t r) {
     return spec.window > 0 ? std::max<int64_t>(0, end_of(r) - spec.window) : 0;
@@ -458,6 +461,7 @@ void run_tile(const AttentionSpec& spec, const AttentionRows& sample, int64_t in
   t.q = sample.q + head * group * spec.key_width;
   t.out = sample.out + head * group * spec.value_width;
   t.scratch = scratch;
+  t.at = sample.at;
   if (spec.cache == 0) {
     t.keys = sample.k + head * spec.key_width;
     t.values = sample.v + head * spec.value_width;
@@ -473,7 +477,7 @@ void run_tile(const AttentionSpec& spec, const AttentionRows& sample, int64_t in
   t.value_stride = static_cast<size_t>(spec.value_width);
   t.ring = spec.cache;
   t.seen = sample.seen;
-  t.total = sample.seen + sample.rows;
+  t.total = sample.seen + sample.keys;
   switch (spec.cache_type) {
     case CacheType::f32:
       return HWY_DYNAMIC_DISPATCH(TileF32)(t);
@@ -489,17 +493,25 @@ void append(const AttentionSpec& spec, const AttentionRows& sample, int64_t head
   HWY_DYNAMIC_DISPATCH(Append)
   (spec.cache_type, sample.k + head * spec.key_width,
    static_cast<size_t>(spec.kv_heads * spec.key_width), static_cast<size_t>(spec.key_width),
-   sample.rows, sample.seen, spec.cache, place.keys);
+   sample.keys, sample.seen, spec.cache, place.keys);
   HWY_DYNAMIC_DISPATCH(Append)
   (spec.cache_type, sample.v + head * spec.value_width,
    static_cast<size_t>(spec.kv_heads * spec.value_width), static_cast<size_t>(spec.value_width),
-   sample.rows, sample.seen, spec.cache, place.values);
+   sample.keys, sample.seen, spec.cache, place.values);
 }
 
 /// Query-key pairs of one head.
 int64_t pairs_of(const AttentionSpec& spec, const AttentionRows& s) {
   if (!spec.causal) return s.rows * s.keys;
   const int64_t seen = spec.cache > 0 ? s.seen : 0;
+  if (s.at) {
+    int64_t pairs = 0;
+    for (int64_t r = 0; r < s.rows; ++r) {
+      const int64_t sees = seen + s.at[r] + 1;
+      pairs += spec.window > 0 ? std::min(sees, spec.window) : sees;
+    }
+    return pairs;
+  }
   // Row r sees seen + r + 1 keys, or the window.
   int64_t growing = s.rows;
   if (spec.window > 0) growing = std::clamp<int64_t>(spec.window - seen, 0, s.rows);
@@ -533,8 +545,8 @@ Work attention(const AttentionSpec& spec, std::span<const AttentionRows> samples
     if (s.rows == 0) continue;
     items += tiles_of(spec, s);
     work.macs += pairs_of(spec, s) * spec.heads * (spec.key_width + spec.value_width);
-    int64_t keys = spec.cache > 0 ? s.seen + s.rows : s.keys;
-    if (spec.window > 0) keys = std::min(keys, spec.window + s.rows - 1);
+    int64_t keys = spec.cache > 0 ? s.seen + s.keys : s.keys;
+    if (spec.window > 0) keys = std::min(keys, spec.window + s.keys - 1);
     work.bytes += keys * spec.kv_heads * (spec.key_width + spec.value_width) * each +
                   s.rows * spec.heads * (spec.key_width + spec.value_width) * 4;
   }
@@ -552,7 +564,7 @@ Work attention(const AttentionSpec& spec, std::span<const AttentionRows> samples
   };
   const auto store = [&](int64_t index) {
     const AttentionRows& s = samples[static_cast<size_t>(index / spec.kv_heads)];
-    if (s.rows > 0) append(spec, s, index % spec.kv_heads);
+    if (s.keys > 0) append(spec, s, index % spec.kv_heads);
   };
   if (used == 1) {
     for (int64_t i = 0; spec.cache > 0 && i < heads; ++i) store(i);

@@ -35,9 +35,13 @@ struct AttentionRows {
   const float* k = nullptr;    ///< [keys][kv_heads * key_width]
   const float* v = nullptr;    ///< [keys][kv_heads * value_width]
   float* out = nullptr;        ///< [rows][heads * value_width]
-  int64_t rows = 0, keys = 0;  ///< with a cache, keys = rows: they are appended
+  int64_t rows = 0, keys = 0;  ///< with a cache the keys are appended
   int64_t seen = 0;            ///< with a cache: positions before these
   std::byte* cache = nullptr;  ///< attention_cache_bytes(), any alignment that its type allows
+  /// [rows] ascending: which of the keys each query belongs to, where they are fewer (rows that
+  /// left the network keep keys and values for those that go on); null: query r to key r. Causal
+  /// only.
+  const int64_t* at = nullptr;
 };
 
 /// Of one sample; throws Error{limit} on overflow.
@@ -46,7 +50,7 @@ int64_t attention_cache_bytes(const AttentionSpec& spec);
 int64_t attention_scratch_bytes(const AttentionSpec& spec, int threads);
 
 /// Appends to the caches, then attends. With a window the cache may wrap, when it holds window +
-/// rows - 1 positions; without one seen + rows <= cache. The result does not depend on `threads`.
+/// keys - 1 positions; without one seen + keys <= cache. The result does not depend on `threads`.
 /// Returns what was done.
 Work attention(const AttentionSpec& spec, std::span<const AttentionRows> samples, int threads,
                std::byte* scratch);

@@ -56,9 +56,13 @@ Vec attention(const Call& c) {
       bundle::attr_double(attrs, "scale", 1 / std::sqrt(static_cast<double>(q.width)));
   const size_t rows = c.x().size() / (q.count * q.width),
                keys = c.inputs[1]->size() / (k.count * k.width);
+  std::vector<size_t> at(rows);  // the key of each query's own row
+  for (size_t row = 0; row < rows; ++row) at[row] = row;
+  for (size_t key = 0, row = 0; c.inputs.size() > 3 && key < keys; ++key)
+    if ((*c.inputs[3])[key] > 0) at[row++] = key;
   Vec y(rows * count * v.width);
   for (size_t row = 0; row < rows; ++row) {
-    const size_t end = causal ? row + 1 : keys,
+    const size_t end = causal ? at[row] + 1 : keys,
                  begin = window > 0 && end > window ? end - window : 0;
     for (size_t h = 0; h < count; ++h) {
       const size_t from = h / (count / kv);
