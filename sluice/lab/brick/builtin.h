@@ -47,5 +47,7 @@ BrickPtr make_prompt_generator(const Json& attributes);
 BrickPtr make_restoration_net(const Json& attributes);
 BrickPtr make_gated_conv_unit(const Json& attributes);
 BrickPtr make_gated_conv_chain(const Json& attributes);
+BrickPtr make_exit_gate(const Json& attributes);
+BrickPtr make_exit_chain(const Json& attributes);
 
 }  // namespace sluice::lab

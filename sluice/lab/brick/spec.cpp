@@ -65,6 +65,8 @@ struct Registry {
       {"restoration_net", make_restoration_net},
       {"gated_conv_unit", make_gated_conv_unit},
       {"gated_conv_chain", make_gated_conv_chain},
+      {"exit_gate", make_exit_gate},
+      {"exit_chain", make_exit_chain},
   };
 };
 
