@@ -312,8 +312,8 @@ at::Tensor Attention::forward(const at::Tensor& x, Context& context) {
 }
 
 bundle::Value Attention::lower_turned(bundle::Builder& builder, const bundle::Value& x,
-                                      const std::string& path, const char* which,
-                                      int64_t heads) const {
+                                      const std::string& path, const char* which, int64_t heads,
+                                      const bundle::Value* positions) const {
   const RopeOptions& rope = options_.rope;
   if (rope.dims == 0) return x;
   bundle::Attributes attributes = {{"heads", heads}, {"base", rope.base}};
@@ -326,8 +326,22 @@ bundle::Value Attention::lower_turned(bundle::Builder& builder, const bundle::Va
     const std::vector<float> factors(rope.factors.begin(), rope.factors.end());
     builder.tensor(tensors["factors"], {rope.dims / 2}, factors);
   }
-  return builder.node("rope", join_path(path, which), {x}, std::move(attributes),
+  std::vector<bundle::Value> inputs = {x};
+  if (positions != nullptr) inputs.push_back(*positions);
+  return builder.node("rope", join_path(path, which), inputs, std::move(attributes),
                       std::move(tensors));
+}
+
+bundle::Attributes Attention::mix_attributes(const Sizes& s) const {
+  bundle::Attributes attributes = {{"heads", s.heads}, {"kv_heads", s.kv_heads}};
+  if (!options_.causal) attributes["mask"] = std::string("full");
+  if (options_.window > 0) attributes["window"] = options_.window;
+  if (options_.scale > 0) attributes["scale"] = options_.scale;
+  if (options_.cache > 0) attributes["cache"] = options_.cache;
+  if (options_.cache > 0 && options_.cache_type != "f32") {
+    attributes["cache_type"] = options_.cache_type;
+  }
+  return attributes;
 }
 
 bundle::Value Attention::lower(bundle::Builder& builder, const bundle::Value& x,
@@ -339,16 +353,8 @@ bundle::Value Attention::lower(bundle::Builder& builder, const bundle::Value& x,
   if (!k_norm_->empty()) k = k_norm_->lower(builder, k, path);
   q = lower_turned(builder, q, path, "q_rope", s.heads);
   k = lower_turned(builder, k, path, "k_rope", s.kv_heads);
-  bundle::Attributes attributes = {{"heads", s.heads}, {"kv_heads", s.kv_heads}};
-  if (!options_.causal) attributes["mask"] = std::string("full");
-  if (options_.window > 0) attributes["window"] = options_.window;
-  if (options_.scale > 0) attributes["scale"] = options_.scale;
-  if (options_.cache > 0) attributes["cache"] = options_.cache;
-  if (options_.cache > 0 && options_.cache_type != "f32") {
-    attributes["cache_type"] = options_.cache_type;
-  }
   const bundle::Value y =
-      builder.node("attention", join_path(path, "attention"), {q, k, v}, std::move(attributes));
+      builder.node("attention", join_path(path, "attention"), {q, k, v}, mix_attributes(s));
   return lower_masked(*o_, *head_gate_, builder, y, path);
 }
 

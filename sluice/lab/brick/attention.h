@@ -39,6 +39,14 @@ class Attention final : public Brick {
   Cost cost(const Shape& input) const override;
   bundle::Value lower(bundle::Builder& builder, const bundle::Value& x,
                       const std::string& path) const override;
+  /// The output of some rows, [N, D]: `rows` [N] are ascending indices into the B T rows of x [B,
+  /// T, D], of which all give keys and values (rows that left a network by an exit are still seen).
+  /// Throws Error{unsupported} without a causal mask or with a head gate.
+  at::Tensor forward_rows(const at::Tensor& x, const at::Tensor& rows, Context& context);
+  /// The same as nodes: `kept` are the rows of x that `keep` leaves, `positions` theirs.
+  bundle::Value lower_rows(bundle::Builder& builder, const bundle::Value& x,
+                           const bundle::Value& kept, const bundle::Value& keep,
+                           const bundle::Value& positions, const std::string& path) const;
   /// One group "heads", of key heads with their query heads.
   std::vector<ChannelGroup> channel_groups() const override;
   void check_slots() const override;
@@ -58,8 +66,12 @@ class Attention final : public Brick {
   at::Tensor turned(const at::Tensor& x) const;
   at::Tensor mix(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                  const Context& context) const;
+  void require_rows() const;
+  /// `positions`: of the rows of x; null: all rows are there.
   bundle::Value lower_turned(bundle::Builder& builder, const bundle::Value& x,
-                             const std::string& path, const char* which, int64_t heads) const;
+                             const std::string& path, const char* which, int64_t heads,
+                             const bundle::Value* positions = nullptr) const;
+  bundle::Attributes mix_attributes(const Sizes& sizes) const;
 
   AttentionOptions options_;
   Slot *q_, *k_, *v_, *o_, *q_norm_, *k_norm_, *head_gate_;

@@ -49,5 +49,6 @@ BrickPtr make_gated_conv_unit(const Json& attributes);
 BrickPtr make_gated_conv_chain(const Json& attributes);
 BrickPtr make_exit_gate(const Json& attributes);
 BrickPtr make_exit_chain(const Json& attributes);
+BrickPtr make_exit_decoder(const Json& attributes);
 
 }  // namespace sluice::lab

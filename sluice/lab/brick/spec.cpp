@@ -67,6 +67,7 @@ struct Registry {
       {"gated_conv_chain", make_gated_conv_chain},
       {"exit_gate", make_exit_gate},
       {"exit_chain", make_exit_chain},
+      {"exit_decoder", make_exit_decoder},
   };
 };
 

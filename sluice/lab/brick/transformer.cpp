@@ -194,7 +194,7 @@ void TextRoot::check_slots() const {
   }
 }
 
-at::Tensor TextRoot::rows(const at::Tensor& ids, Context& context) const {
+at::Tensor TextRoot::embedded(const at::Tensor& ids, Context& context) const {
   if (ids.dim() != 2) {
     fail(Code::shape, "{}: expected token ids [batch, T], found {}", kind(),
          to_string(ids.sizes()));
@@ -207,8 +207,11 @@ at::Tensor TextRoot::rows(const at::Tensor& ids, Context& context) const {
     x = x + positions_->forward(
                 at::arange(ids.size(1), ids.options().dtype(at::kLong)).unsqueeze(0), context);
   }
-  x = blocks_->forward(through(*embed_norm_, x, context), context);
-  return through(*norm_, x, context);
+  return through(*embed_norm_, x, context);
+}
+
+at::Tensor TextRoot::rows(const at::Tensor& ids, Context& context) const {
+  return through(*norm_, blocks_->forward(embedded(ids, context), context), context);
 }
 
 Shape TextRoot::rows_shape(const Shape& input) const {
@@ -229,15 +232,20 @@ Cost TextRoot::rows_cost(const Shape& input) const {
          blocks_->cost(x) + cost_through(*norm_, blocks_->output_shape(x));
 }
 
-bundle::Value TextRoot::lower_rows(bundle::Builder& builder, const bundle::Value& ids,
-                                   const std::string& path) const {
+bundle::Value TextRoot::lower_embedded(bundle::Builder& builder, const bundle::Value& ids,
+                                       const std::string& path) const {
   bundle::Value x = embed_->lower(builder, ids, path);
   if (!positions_->empty()) {
     const bundle::Value at = builder.node("positions", join_path(path, "positions.index"), {ids});
     x = builder.node("add", join_path(path, "add_positions"),
                      {x, positions_->lower(builder, at, path)});
   }
-  x = blocks_->lower(builder, lower_through(*embed_norm_, builder, x, path), path);
+  return lower_through(*embed_norm_, builder, x, path);
+}
+
+bundle::Value TextRoot::lower_rows(bundle::Builder& builder, const bundle::Value& ids,
+                                   const std::string& path) const {
+  const bundle::Value x = blocks_->lower(builder, lower_embedded(builder, ids, path), path);
   return lower_through(*norm_, builder, x, path);
 }
 

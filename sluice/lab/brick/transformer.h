@@ -20,6 +20,18 @@ class TransformerBlock final : public Brick {
   Cost cost(const Shape& input) const override;
   bundle::Value lower(bundle::Builder& builder, const bundle::Value& x,
                       const std::string& path) const override;
+  /// x [B, T, D] with the rows `rows` ([N], ascending indices into its B T rows) moved on by the
+  /// block; the others stay as they are, but are seen as keys and values: state propagation of rows
+  /// that left by an exit (Sun et al. 2024, arXiv 2401.09964). Only with the norms before and
+  /// without turns, else Error{unsupported}.
+  at::Tensor forward_rows(const at::Tensor& x, const at::Tensor& rows, Context& context) const;
+  struct LoweredRows {
+    bundle::Value all, kept;  ///< all rows; those that moved on
+  };
+  /// The same as nodes, for the rows that `keep` leaves; `positions` [T] of all rows.
+  LoweredRows lower_rows(bundle::Builder& builder, const bundle::Value& x,
+                         const bundle::Value& keep, const bundle::Value& positions,
+                         const std::string& path) const;
   std::vector<NormReaders> norm_readers() const override;
   void check_slots() const override;
   void adopt(const std::string& name, BrickPtr child) override;
@@ -33,6 +45,7 @@ class TransformerBlock final : public Brick {
     Slot* turn;       ///< nullptr: none
     const char* add;  ///< path of the addition
   };
+  void require_rows() const;
   bool post_norm_;
   Branch branches_[2];
 };
@@ -46,6 +59,8 @@ class TextRoot : public Brick {
   int64_t context_length() const { return context_; }
   /// What the last norm gives [B, T, D]. Throws Error{limit} for more than `context` tokens.
   at::Tensor rows(const at::Tensor& ids, Context& context) const;
+  /// What goes into the first block [B, T, D]. Throws as rows().
+  at::Tensor embedded(const at::Tensor& ids, Context& context) const;
   void check_slots() const override;
 
  protected:
@@ -53,6 +68,8 @@ class TextRoot : public Brick {
   Cost rows_cost(const Shape& input) const;
   bundle::Value lower_rows(bundle::Builder& builder, const bundle::Value& x,
                            const std::string& path) const;
+  bundle::Value lower_embedded(bundle::Builder& builder, const bundle::Value& x,
+                               const std::string& path) const;
 
   Slot *embed_, *positions_, *embed_norm_, *blocks_, *norm_;
 
