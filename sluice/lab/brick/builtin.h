@@ -50,5 +50,8 @@ BrickPtr make_gated_conv_chain(const Json& attributes);
 BrickPtr make_exit_gate(const Json& attributes);
 BrickPtr make_exit_chain(const Json& attributes);
 BrickPtr make_exit_decoder(const Json& attributes);
+BrickPtr make_prefix_mlp(const Json& attributes);
+BrickPtr make_ordinal_gate(const Json& attributes);
+BrickPtr make_constant_choice(const Json& attributes);
 
 }  // namespace sluice::lab

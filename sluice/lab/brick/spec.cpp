@@ -68,6 +68,9 @@ struct Registry {
       {"exit_gate", make_exit_gate},
       {"exit_chain", make_exit_chain},
       {"exit_decoder", make_exit_decoder},
+      {"prefix_mlp", make_prefix_mlp},
+      {"ordinal_gate", make_ordinal_gate},
+      {"constant_choice", make_constant_choice},
   };
 };
 

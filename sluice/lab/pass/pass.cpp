@@ -115,6 +115,16 @@ std::vector<PassEntry> builtin_passes() {
         "slots=**              projections, by path pattern",
         true, false},
        sparsify_activations},
+      {{"acmize", "feed-forward networks of which each row runs as much as it needs",
+        "learners=4            small networks, summed, in place of each\n"
+        "factor=1              their cost together, as a share of what they replace\n"
+        "choice=-1             0 or more: that many learners for every row, no gate\n"
+        "hidden=16             of the gate's two hidden layers\n"
+        "projections=false     q, k, v and o of attention, too\n"
+        "slots=**              layers, by path pattern\n"
+        "seed=0                of the first weights: all are to be trained",
+        false, false},
+       acmize},
       {{"reestimate-norm", "batch-norm statistics anew from calibration data", "(no options)", true,
         false},
        reestimate_norm},

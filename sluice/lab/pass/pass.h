@@ -114,6 +114,14 @@ Json pick_size(Model& model, const PassInput& input);
 /// (deviation of column norms over their mean), layers {path: {sparsity, kept, norm_spread,
 /// threshold}}, rotation, note.
 Json sparsify_activations(Model& model, const PassInput& input);
+/// acmize {learners=4, factor=1, choice=-1, hidden=16, projections=false, slots="**", seed=0}:
+/// every feed-forward network, with `projections` also q, k, v and o of attention, becomes a fresh
+/// PrefixMlp (brick/prefix_mlp.h) of `learners` learners that together cost `factor` times as much,
+/// with an ordinal gate of two hidden layers of `hidden`, or with `choice` >= 0 that many learners
+/// for every row. Projections have no activation and always run one learner. To be trained:
+/// train_layers (train/layerwise.h) with prefix_loss, then choice_loss, then the whole. Report:
+/// learners, replaced {path: {macs_before, macs_of_learner, macs_of_gate}} per row.
+Json acmize(Model& model, const PassInput& input);
 /// reestimate-norm {}: batch-norm statistics anew from calibration data; of a nested network for
 /// each of its sizes.
 Json reestimate_norm(Model& model, const PassInput& input);

@@ -29,8 +29,10 @@ LabEvaluation evaluate(Model& model, const Feed& feed, bool log_gates, int64_t b
     loss = loss.defined() ? loss + part_loss : part_loss;
     hits = hits.defined() ? hits + part_hits : part_hits;
     for (const auto& record : log.records()) {
-      // A constant mask may log one row for the whole batch.
-      const auto rows = record.decision.expand({part.labels.size(0), record.decision.size(-1)});
+      // A constant mask may log one row for the whole batch, a gate of tokens one for each.
+      const auto each =
+          record.decision.dim() > 2 ? record.decision.flatten(1, -2).mean(1) : record.decision;
+      const auto rows = each.expand({part.labels.size(0), each.size(-1)});
       auto& sum = open[record.path];
       const auto part_sum = rows.sum(0).to(torch::kDouble);
       sum = sum.defined() ? sum + part_sum : part_sum;
