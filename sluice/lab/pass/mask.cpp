@@ -5,6 +5,7 @@
 
 #include "sluice/base/path_pattern.h"
 #include "sluice/base/random.h"
+#include "sluice/lab/brick/attributes.h"
 #include "sluice/lab/brick/init.h"
 #include "sluice/lab/brick/layers.h"
 
@@ -146,6 +147,21 @@ PruneScore random_score(uint64_t seed) {
     at::Tensor score = at::empty(weight.sizes(), at::kDouble);
     fill_uniform(score, 1.0, derive_seed(seed, path));
     return score;
+  };
+}
+
+PruneScore guarded_score(PruneScore score, double share) {
+  require_range(share, 0.0, 1.0, "share", "guarded_score");
+  return [score = std::move(score), share](const std::string& path, const at::Tensor& weight) {
+    constexpr double kAbove = 1e9;
+    at::Tensor scores = score(path, weight).detach().to(at::kDouble).flatten();
+    const auto guarded =
+        static_cast<int64_t>(std::ceil(share * static_cast<double>(scores.numel()) - 1e-9));
+    if (guarded > 0) {
+      const at::Tensor best = std::get<1>(scores.topk(guarded));
+      scores.index_add_(0, best, at::full({guarded}, kAbove, scores.options()));
+    }
+    return scores.view(weight.sizes());
   };
 }
 

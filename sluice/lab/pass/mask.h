@@ -40,6 +40,9 @@ using PruneScore = std::function<at::Tensor(const std::string& path, const at::T
 PruneScore magnitude_score();                                        ///< |w|
 PruneScore movement_score(std::map<std::string, at::Tensor> start);  ///< |w - w0|
 PruneScore random_score(uint64_t seed);
+/// `score`, but the ceil(share * n) highest of each weight's n stand above all others: with a
+/// global scope no layer becomes emptier than that.
+PruneScore guarded_score(PruneScore score, double share);
 
 /// Prunes the lowest-scoring fraction of the *surviving* weights (percentiles over survivors only):
 /// exactly round(rate * survivors) per layer or over all layers; ties at the cut-off keep the

@@ -174,5 +174,30 @@ TEST(ShuffleMasks, KeepsTheCountsAndMovesThePlaces) {
   EXPECT_TRUE(at::equal(shuffle_masks(masks, 5).masks().at("a"), shuffled.masks().at("a")));
 }
 
+TEST(PruneMasks, AGuardKeepsTheBestOfEveryLayer) {
+  // A layer of small weights, which a global scope alone would empty.
+  auto root = std::make_shared<Sequential>();
+  root->append("small", std::make_shared<Linear>(10, 4, false));
+  root->append("large", std::make_shared<Linear>(4, 25, false));
+  const at::NoGradGuard no_grad;
+  at::Tensor small = root->slot("small").as<Linear>().weight;
+  small.copy_(at::arange(40).view({4, 10}) * 1e-4);
+  root->slot("large").as<Linear>().weight.copy_(at::arange(100).view({25, 4}) + 1);
+  const PruneRates rates{{{"**.weight", 0.6}}};
+  const auto kept = [&](const PruneScore& score, const char* path) {
+    const MaskSet masks = prune_masks(*root, {}, rates, score, PruneScope::global);
+    EXPECT_NEAR(masks.density(), 0.4, 1e-9);  // the guard moves the cut, not the number
+    return masks.masks().at(path).sum().item<double>();
+  };
+  EXPECT_EQ(kept(magnitude_score(), "small.weight"), 0);
+  EXPECT_EQ(kept(guarded_score(magnitude_score(), 0.1), "small.weight"), 4);
+  EXPECT_EQ(kept(guarded_score(magnitude_score(), 0.01), "small.weight"), 1);
+  const MaskSet masks =
+      prune_masks(*root, {}, rates, guarded_score(magnitude_score(), 0.1), PruneScope::global);
+  EXPECT_EQ(masks.masks().at("small.weight")[3].narrow(0, 6, 4).sum().item<double>(), 4);
+  EXPECT_EQ(kept(guarded_score(magnitude_score(), 0), "small.weight"), 0);
+  expect_error(Code::config, "share of guarded_score", [] { guarded_score(magnitude_score(), 2); });
+}
+
 }  // namespace
 }  // namespace sluice::lab
