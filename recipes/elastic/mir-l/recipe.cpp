@@ -95,6 +95,7 @@ void Study::run_seed(uint64_t seed, bool first) {
   options.rounds = plan_.rounds;
   options.rates = rates(plan_.prune_rate);
   options.scope = lab::PruneScope::global;
+  options.score = lab::guarded_score(lab::magnitude_score(), plan_.guard);
   lab::Snapshots snapshots;
   const auto rounds = lab::iterative_prune(
       model, options,
@@ -131,8 +132,8 @@ void Study::run_seed(uint64_t seed, bool first) {
   record("narrow", "baseline", narrow, static_cast<double>(prunable_weights(narrow)));
 
   const double once = 1 - std::pow(1 - plan_.prune_rate, static_cast<double>(plan_.rounds));
-  const lab::MaskSet one_shot = lab::prune_masks(*dense.root, all, rates(once),
-                                                 lab::magnitude_score(), lab::PruneScope::global);
+  const lab::MaskSet one_shot =
+      lab::prune_masks(*dense.root, all, rates(once), options.score, lab::PruneScope::global);
   const auto from_start = [&] {
     lab::Model fresh = lab::clone(model);
     snapshots.restore("init", *fresh.root);

@@ -48,7 +48,7 @@ Plan read_plan(const Json& settings) {
   json_require_known_keys(settings,
                           {"data", "width", "blocks", "heads", "refinement", "prompt_width",
                            "prompt_side", "tasks", "crop", "batch", "steps", "rounds", "prune_rate",
-                           "rate", "weight_decay", "test_crop", "test_crops", "seeds"},
+                           "guard", "rate", "weight_decay", "test_crop", "test_crops", "seeds"},
                           kWhat);
   const auto integer = [&](const char* key) { return json_get<int64_t>(settings, key, kWhat); };
   const auto integers = [&](const char* key) {
@@ -68,6 +68,7 @@ Plan read_plan(const Json& settings) {
   plan.steps = integer("steps");
   plan.rounds = integer("rounds");
   plan.prune_rate = json_get<double>(settings, "prune_rate", kWhat);
+  plan.guard = json_get<double>(settings, "guard", kWhat);
   plan.optimizer.kind = "adamw";
   plan.optimizer.rate = json_get<double>(settings, "rate", kWhat);
   plan.optimizer.weight_decay = json_get<double>(settings, "weight_decay", kWhat);
@@ -176,18 +177,25 @@ int64_t prunable_weights(const lab::Model& model) {
 }
 
 lab::Model make_narrow_network(const Plan& plan, int64_t weights, uint64_t seed) {
-  Plan narrow = plan;
-  // As narrow as its heads allow at the first level.
-  const int64_t step = 2 * *std::max_element(plan.layers.heads.begin(), plan.layers.heads.end());
-  for (int64_t width = step;; width += step) {
-    narrow.layers.width = width;
-    for (size_t i = 0; i < plan.layers.prompt_width.size(); ++i) {
-      const int64_t share = plan.layers.prompt_width[i] * width / plan.layers.width;
-      narrow.layers.prompt_width[i] = std::max<int64_t>(step, share / step * step);
+  Plan best = plan;
+  int64_t fewest = prunable_weights(make_network(plan, seed));
+  const int64_t heads = *std::max_element(plan.layers.heads.begin(), plan.layers.heads.end());
+  for (int64_t width = 2; width < plan.layers.width; width += 2) {
+    for (const double share : {0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0}) {
+      Plan narrow = plan;
+      narrow.layers.width = width;
+      for (int64_t& prompt : narrow.layers.prompt_width) {
+        const double own =
+            share * static_cast<double>(prompt * width) / static_cast<double>(plan.layers.width);
+        prompt = std::max<int64_t>(heads, std::llround(own / static_cast<double>(heads)) * heads);
+      }
+      const int64_t count = prunable_weights(make_network(narrow, seed));
+      if (count < weights || count >= fewest) continue;
+      fewest = count;
+      best = narrow;
     }
-    lab::Model model = make_network(narrow, seed);
-    if (prunable_weights(model) >= weights || width >= plan.layers.width) return model;
   }
+  return make_network(best, seed);
 }
 
 void train(lab::Model& model, const lab::MaskSet& masks, const Plan& plan,

@@ -14,7 +14,7 @@ struct Plan {
   std::vector<std::string> tasks;  ///< degradations
   int64_t crop, batch, steps;      ///< of a training
   int64_t rounds;
-  double prune_rate;
+  double prune_rate, guard;  ///< guard: share of each layer that stays
   lab::OptimizerOptions optimizer;
   lab::ScheduleOptions schedule;
   int64_t test_crop, test_crops;  ///< side, and crops of each picture
@@ -45,7 +45,7 @@ data::Planes restore(lab::Model& model, const data::Planes& picture, c10::Device
 
 /// A network with the plan's layers, input [channels, crop, crop].
 lab::Model make_network(const Plan& plan, uint64_t seed);
-/// The same, so narrow that it has about `weights` prunable weights, not fewer.
+/// The same, so narrow that it has as few prunable weights as it can with at least `weights`.
 lab::Model make_narrow_network(const Plan& plan, int64_t weights, uint64_t seed);
 /// Weights that pruning may take: of convolutions and linear layers.
 int64_t prunable_weights(const lab::Model& model);
