@@ -160,7 +160,9 @@ class SparkStudy {
 lab::Model SparkStudy::base_model() const {
   Json options = plan_.model;
   options["vocab"] = tokens_.info().vocabulary;
-  return lab::make_model("decoder", options, derive_seed(seed_, "init"));
+  lab::Model model = lab::make_model("decoder", options, derive_seed(seed_, "init"));
+  if (plan_.sizes.fan_in) draw_by_fan_in(model, plan_.sizes.layers, derive_seed(seed_, "fan-in"));
+  return model;
 }
 
 lab::Model SparkStudy::trained(const std::string& arm, lab::Model model, Figure* densities) {

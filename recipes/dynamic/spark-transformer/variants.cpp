@@ -95,6 +95,19 @@ class PostHocFfn final : public lab::Brick {
 
 }  // namespace
 
+void draw_by_fan_in(lab::Model& model, int64_t layers, uint64_t seed) {
+  const at::NoGradGuard no_grad;
+  for (const lab::SlotRef& ref : lab::walk(*model.root, "blocks.*.ffn.*")) {
+    auto* layer = dynamic_cast<lab::Linear*>(ref.slot->get().get());
+    if (layer == nullptr) continue;
+    const bool into_stream = ref.path.ends_with(".down");
+    lab::fill_normal(
+        layer->weight,
+        1 / std::sqrt(double(layer->weight.size(1)) * (into_stream ? 2.0 * double(layers) : 1.0)),
+        derive_seed(seed, ref.path));
+  }
+}
+
 void make_spark(lab::Model& model, const SparkSizes& sizes, Rule rule, uint64_t seed) {
   const at::NoGradGuard no_grad;
   const double into_stream = sizes.init_std / std::sqrt(2.0 * double(sizes.layers));

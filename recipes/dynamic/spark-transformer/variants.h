@@ -19,10 +19,13 @@ struct SparkSizes {
   int64_t heads = 4, layers = 3;
   bool spark_attention = true;
   double init_std = 0.02;
-  /// First weights of the feed-forward networks normal with variance 1 / inputs (of `down`: the
-  /// neurons awake) in place of init_std.
+  /// First weights of the feed-forward networks, also of the dense ones, normal with variance 1 /
+  /// inputs (of `down`: the neurons awake) in place of init_std.
   bool fan_in = false;
 };
+
+/// The feed-forward networks of a gated decoder with first weights by fan-in.
+void draw_by_fan_in(lab::Model& model, int64_t layers, uint64_t seed);
 
 /// The decoder with Spark feed-forward networks (and attention) in the place of its own, weights
 /// normal as the zoo draws them.
