@@ -5,6 +5,7 @@
 #include <unordered_map>
 
 #include "sluice/base/error.h"
+#include "sluice/bundle/ops_sparse.h"
 #include "sluice/bundle/packed.h"
 #include "sluice/bundle/text.h"
 
@@ -75,8 +76,12 @@ std::string pair_text(const std::vector<int64_t>& pair) {
 std::string node_kind(const Node& node, const Graph& graph) {
   const Attributes& attrs = node.attrs;
   if (node.op == "activation") return attr_string(attrs, "kind", node.op);
-  if (node.op == "threshold")
-    return fmt::format("threshold > {:.4g}", attr_double(attrs, "value", 0));
+  if (node.op == "threshold") {
+    const auto values = threshold_values(attrs);
+    return values.size() == 1
+               ? fmt::format("threshold > {:.4g}", values.front())
+               : fmt::format("threshold > {:.4g} .. {:.4g}", values.front(), values.back());
+  }
   std::string kind = node.op;
   if (node.op == "conv2d") {
     const Shape& weight = graph.tensors.at(node.tensors.at("weight")).shape;

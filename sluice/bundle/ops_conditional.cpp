@@ -5,6 +5,7 @@
 #include "sluice/base/error.h"
 #include "sluice/bundle/ops_check.h"
 #include "sluice/bundle/ops_families.h"
+#include "sluice/bundle/ops_sparse.h"
 #include "sluice/bundle/text.h"
 
 namespace sluice::bundle {
@@ -37,22 +38,60 @@ void require_choice(const OpInput& in, const char* name, const char* fallback,
        printable(value, 40));
 }
 
-/// Checks the attributes of a selector.
-void require_select(const OpInput& in) {
-  const std::string kind = attr_string(in.node.attrs, "select", "all");
-  if (kind == "topk") require_int(in, "k", -1, 0, kMaxRows);
-  const double threshold = attr_double(in.node.attrs, "threshold", 0);
-  if (!(std::fabs(threshold) <= std::numeric_limits<float>::max()))
-    fail(Code::numeric, "attribute 'threshold': expected a finite number, found {}", threshold);
-  const double keep = attr_double(in.node.attrs, "keep", kind == "statistical" ? 0 : 1);
-  if (!(keep > 0 && keep <= 1))
-    fail(Code::shape, "attribute 'keep': expected a share above 0 and up to 1, found {}", keep);
+/// A number, or a list with one per size of the network.
+template <class T>
+std::vector<T> list_of(const Attributes& attrs, const char* name, T fallback) {
+  const auto found = attrs.find(name);
+  if (found == attrs.end()) return {fallback};
+  std::vector<T> list;
+  if (const auto* integers = std::get_if<std::vector<int64_t>>(&found->second)) {
+    list.assign(integers->begin(), integers->end());
+  } else if (const auto* numbers = std::get_if<std::vector<T>>(&found->second)) {
+    list = *numbers;
+  } else if constexpr (std::is_same_v<T, double>) {
+    list = {attr_double(attrs, name, fallback)};
+  } else {
+    list = {attr_int(attrs, name, fallback)};
+  }
+  if (list.empty() || list.size() > kMaxSizes)
+    fail(Code::shape, "attribute '{}': expected 1 to {} numbers, one per size, found {}", name,
+         kMaxSizes, list.size());
+  return list;
 }
 
-/// The most of n entries that the selector may keep.
+double require_threshold(double threshold) {
+  if (!(std::fabs(threshold) <= std::numeric_limits<float>::max()))
+    fail(Code::numeric, "attribute 'threshold': expected a finite number, found {}", threshold);
+  return threshold;
+}
+
+double require_keep(double keep) {
+  if (!(keep > 0 && keep <= 1))
+    fail(Code::shape, "attribute 'keep': expected a share above 0 and up to 1, found {}", keep);
+  return keep;
+}
+
+int64_t require_k(int64_t k) {
+  if (k < 0 || k > kMaxRows)
+    fail(Code::shape, "attribute 'k': expected 0 to {}, found {}", kMaxRows, k);
+  return k;
+}
+
+/// Checks the attributes of a selector: the list, if any, stands where `select` looks.
+void require_select(const OpInput& in) {
+  const Attributes& attrs = in.node.attrs;
+  const std::string kind = attr_string(attrs, "select", "all");
+  select_sizes(attrs);
+  if (kind != "threshold") require_threshold(attr_double(attrs, "threshold", 0));
+  if (kind != "statistical") require_keep(attr_double(attrs, "keep", 1));
+}
+
+/// The most of n entries that the selector may keep, at any size.
 int64_t most_kept(const OpInput& in, int64_t n) {
   if (attr_string(in.node.attrs, "select", "all") != "topk") return n;
-  return std::min(n, attr_int(in.node.attrs, "k", n));
+  int64_t most = 0;
+  for (const SelectSize& size : select_sizes(in.node.attrs)) most = std::max(most, size.k);
+  return std::min(n, most);
 }
 
 /// Rows at the front of a sequence for which every input counts.
@@ -82,13 +121,18 @@ Shape sparse_input_shape(const OpInput& in) {
   return with_last(x, weight[1]);
 }
 
-int64_t sparse_input_macs(const OpInput& in, const Shape& output) {
+/// With `kept` inputs of a row.
+int64_t sparse_input_cost(const OpInput& in, const Shape& output, int64_t kept) {
   const Shape& x = input(in, 0);
   const int64_t whole = x.size() == 2 ? std::min(dense_first(in), x[0]) : 0;
   const int64_t rows = rows_of(output);
-  const int64_t pairs = checked_add(checked_mul(rows - whole, most_kept(in, x.back()), "MACs"),
+  const int64_t pairs = checked_add(checked_mul(rows - whole, kept, "MACs"),
                                     checked_mul(whole, x.back(), "MACs"), "MACs");
   return checked_mul(pairs, output.back(), "MACs");
+}
+
+int64_t sparse_input_macs(const OpInput& in, const Shape& output) {
+  return sparse_input_cost(in, output, most_kept(in, input(in, 0).back()));
 }
 
 /// With rows that stay dense a row's place in its sequence matters.
@@ -152,9 +196,9 @@ Shape sparse_ffn_shape(const OpInput& in) {
   return with_last(x, down[1]);
 }
 
-int64_t sparse_ffn_macs(const OpInput& in, const Shape& output) {
+/// With `kept` neurons of a row.
+int64_t sparse_ffn_cost(const OpInput& in, const Shape& output, int64_t kept) {
   const Shape &up = in.tensors.at("up").shape, &down = in.tensors.at("down").shape;
-  const int64_t kept = most_kept(in, up[0]);
   const bool gated = has(in, "gate"), predictor = has(in, "predictor_a");
   const bool itself = !predictor && in.inputs.size() == 1;
   const int64_t lead = gated ? in.tensors.at("gate").shape[1] : up[1];
@@ -166,6 +210,10 @@ int64_t sparse_ffn_macs(const OpInput& in, const Shape& output) {
     each = checked_add(each, checked_mul(rank, checked_add(up[0], up[1], "MACs"), "MACs"), "MACs");
   }
   return checked_mul(rows_of(output), each, "MACs");
+}
+
+int64_t sparse_ffn_macs(const OpInput& in, const Shape& output) {
+  return sparse_ffn_cost(in, output, most_kept(in, in.tensors.at("up").shape[0]));
 }
 
 Shape experts_shape(const OpInput& in) {
@@ -223,6 +271,43 @@ int64_t lora_macs(const OpInput& in, const Shape& output) {
 }
 
 }  // namespace
+
+std::vector<SelectSize> select_sizes(const Attributes& attrs) {
+  const std::string kind = attr_string(attrs, "select", "all");
+  std::vector<SelectSize> sizes;
+  if (kind == "topk") {
+    for (const int64_t k : list_of<int64_t>(attrs, "k", -1)) sizes.push_back({.k = require_k(k)});
+  } else if (kind == "statistical") {
+    for (const double keep : list_of<double>(attrs, "keep", 0))
+      sizes.push_back({.keep = require_keep(keep)});
+  } else if (kind == "threshold") {
+    for (const double threshold : list_of<double>(attrs, "threshold", 0))
+      sizes.push_back({.threshold = require_threshold(threshold)});
+  } else {
+    sizes.emplace_back();
+  }
+  return sizes;
+}
+
+std::vector<int64_t> select_macs(const OpInput& in, const Shape& output) {
+  const bool ffn = in.node.op == "sparse_ffn";
+  const int64_t n = ffn ? in.tensors.at("up").shape[0] : input(in, 0).back();
+  const bool counted = attr_string(in.node.attrs, "select", "all") == "topk";
+  std::vector<int64_t> macs;
+  for (const SelectSize& size : select_sizes(in.node.attrs)) {
+    const int64_t kept = counted ? std::min(n, size.k) : n;
+    macs.push_back(ffn ? sparse_ffn_cost(in, output, kept) : sparse_input_cost(in, output, kept));
+  }
+  return macs;
+}
+
+std::vector<double> threshold_values(const Attributes& attrs) {
+  auto values = list_of<double>(attrs, "value", 0);
+  for (const double value : values)
+    if (!std::isfinite(value))
+      fail(Code::numeric, "attribute 'value': expected a finite number, found {}", value);
+  return values;
+}
 
 std::vector<Operator> conditional_operators() {
   return {

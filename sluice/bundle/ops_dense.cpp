@@ -5,6 +5,7 @@
 #include "sluice/base/error.h"
 #include "sluice/bundle/ops_check.h"
 #include "sluice/bundle/ops_families.h"
+#include "sluice/bundle/ops_sparse.h"
 #include "sluice/bundle/text.h"
 
 namespace sluice::bundle {
@@ -126,9 +127,7 @@ Shape global_avg_pool_shape(const OpInput& in) {
 Shape flatten_shape(const OpInput& in) { return {numel(input(in, 0), "input")}; }
 
 Shape threshold_shape(const OpInput& in) {
-  const double value = attr_double(in.node.attrs, "value", 0);
-  if (!std::isfinite(value))
-    fail(Code::numeric, "attribute 'value': expected a finite number, found {}", value);
+  threshold_values(in.node.attrs);
   return input(in, 0);
 }
 

@@ -10,6 +10,7 @@
 #include "sluice/base/path_pattern.h"
 #include "sluice/bundle/bundle_json.h"
 #include "sluice/bundle/ops_sparse.h"
+#include "sluice/bundle/size_choice.h"
 #include "sluice/bundle/text.h"
 
 namespace sluice::bundle {
@@ -18,9 +19,20 @@ namespace {
 constexpr size_t kNameBytes = 64;
 constexpr size_t kSizesBytes = size_t{1} << 20;
 constexpr size_t kQualities = 64;
+constexpr double kShareSlack = 1e-3;  // shares are written with few digits
 
-/// MACs of a nested layer's sizes, and of all others one.
-std::vector<int64_t> node_macs(const Node& node, const Graph& graph, const Cost& cost) {
+/// MACs of a node's sizes, and of those that have none one.
+std::vector<int64_t> node_macs(const Node& node, const Graph& graph, const GraphInfo& info,
+                               const Cost& cost) {
+  if (node.op == "threshold")
+    return std::vector<int64_t>(threshold_values(node.attrs).size(), cost.macs);
+  if (node.op == "sparse_input_linear" || node.op == "sparse_ffn") {
+    std::vector<Shape> inputs;
+    for (const std::string& name : node.inputs) inputs.push_back(info.shapes.at(name));
+    std::map<std::string, TensorSpec> tensors;
+    for (const auto& [role, name] : node.tensors) tensors.emplace(role, graph.tensors.at(name));
+    return select_macs({node, inputs, tensors}, info.shapes.at(node.output));
+  }
   const bool conv = node.op == "prefix_conv2d";
   if (!conv && node.op != "prefix_linear") return {cost.macs};
   const Shape& weight = graph.tensors.at(node.tensors.at("weight")).shape;
@@ -56,7 +68,7 @@ GraphSizes graph_sizes(const Graph& graph, const GraphInfo& info, const std::str
   };
   for (size_t i = 0; i < graph.nodes.size(); ++i) {
     const Node& node = graph.nodes[i];
-    macs.push_back(node_macs(node, graph, info.node_costs[i]));
+    macs.push_back(node_macs(node, graph, info, info.node_costs[i]));
     choices.emplace_back();
     if (node.op == "size_switch")
       choices.back() = switch_choices(node.attrs, static_cast<int64_t>(node.inputs.size()));
@@ -106,6 +118,21 @@ void check_sizes(const std::vector<SizeEntry>& sizes, const Graph& graph, const 
       fail(Code::format, "{}: size '{}': the table says {} multiply-accumulates, the graph has {}",
            what, entry.name, entry.macs, found.macs[i]);
     }
+    const auto most = static_cast<double>(*std::max_element(found.macs.begin(), found.macs.end()));
+    if (const auto share = entry.quality.find(kCostShare); share != entry.quality.end()) {
+      if (!(share->second > 0 && share->second <= 1))
+        fail(Code::format, "{}: size '{}': {} of {}; expected above 0, up to 1", what, entry.name,
+             kCostShare, share->second);
+      if (share->second * most > static_cast<double>(entry.macs) * (1 + kShareSlack))
+        fail(Code::format,
+             "{}: size '{}': a measured share of {:.4g} of {:.0f} multiply-accumulates; the graph "
+             "allows it {}",
+             what, entry.name, share->second, most, entry.macs);
+    }
+    if (const auto seconds = entry.quality.find(kSeconds);
+        seconds != entry.quality.end() && !(seconds->second > 0))
+      fail(Code::format, "{}: size '{}': {} seconds; expected a number above 0", what, entry.name,
+           seconds->second);
     if (entry.quality.size() > kQualities)
       fail(Code::limit, "{}: size '{}': {} qualities; at most {}", what, entry.name,
            entry.quality.size(), kQualities);

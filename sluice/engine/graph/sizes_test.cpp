@@ -155,6 +155,89 @@ TEST(Sizes, ASwitchTakesAnyOfItsInputsAndOnlyThatOneRuns) {
   EXPECT_NE(outputs[0], outputs[2]);
 }
 
+/// Rows that a threshold lets through, inputs and neurons that a selector keeps, all with a number
+/// per size; `only`: that size alone.
+struct Selected {
+  NetworkBuilder net{11};
+  int only = -1;
+
+  template <class T>
+  void put(Attributes& attrs, const std::string& name, std::vector<T> list) {
+    if (only < 0) {
+      attrs[name] = list;
+    } else {
+      attrs[name] = list[static_cast<size_t>(only)];
+    }
+  }
+  Model make(const std::string& select) {
+    const Value x = net.input({6, 12});
+    Attributes rows, inputs{{"select", select}, {"dense_first", int64_t{1}}},
+        neurons{{"select", select}, {"rank", std::string("magnitude")}};
+    put<double>(rows, "value", {0.5, 0, -1e9});
+    for (Attributes* attrs : {&inputs, &neurons}) {
+      if (select == "topk") put<int64_t>(*attrs, "k", {2, 5, 100});
+      if (select == "threshold") put<double>(*attrs, "threshold", {1.0, 0.3, -1});
+      if (select == "statistical") put<double>(*attrs, "keep", {0.2, 0.6, 1.0});
+    }
+    net.tensor("w", {12, 12}, net.normal(144, 0.3));
+    net.tensor("up", {20, 12}, net.normal(240, 0.3));
+    net.tensor("down", {20, 12}, net.normal(240, 0.3));
+    const Value score = net.node("slice", "score", {x}, {{"size", int64_t{1}}});
+    const Value keep = net.node("threshold", "keep", {score}, rows);
+    Value y = net.builder().node("sparse_input_linear", "linear", {x}, inputs, {{"weight", "w"}});
+    const Value packed = net.node("compact_rows", "pack", {y, keep});
+    const Value h = net.builder().node("sparse_ffn", "ffn", {packed}, neurons,
+                                       {{"up", "up"}, {"down", "down"}});
+    return net.finish(net.node("scatter_rows", "back", {y, h, keep}));
+  }
+};
+
+TEST(Sizes, ThresholdsAndSelectorsMayHaveANumberForEach) {
+  const auto input = NetworkBuilder(5).normal(static_cast<size_t>(4 * 6 * 12), 1.0);
+  for (const char* select : {"topk", "threshold", "statistical"}) {
+    const Model all = Selected().make(select);
+    const Network network(all.bundle);
+    const bundle::GraphSizes table =
+        bundle::graph_sizes(all.bundle.graph(), all.bundle.info(), "test");
+    ASSERT_EQ(table.count, 3);
+    for (const int threads : {1, 2}) {
+      Session session(network, {.batch = 4, .threads = threads});
+      ASSERT_EQ(session.sizes(), 3);
+      int64_t last = 0;
+      for (const int64_t size : {0, 1, 2}) {
+        Selected alone;
+        alone.only = static_cast<int>(size);
+        const auto expected = reference_run(alone.make(select).bundle, input, 4);
+        std::vector<float> found(expected.size());
+        Meter meter;
+        session.run(input, found, {.meter = &meter, .size = size});
+        for (size_t i = 0; i < found.size(); ++i)
+          ASSERT_NEAR(found[i], expected[i], 1e-4 * (1 + std::abs(expected[i])))
+              << select << " " << size;
+        EXPECT_LE(meter.macs(), 4 * table.macs[static_cast<size_t>(size)]) << select << size;
+        EXPECT_GT(meter.macs(), last) << select << size;
+        last = meter.macs();
+      }
+      EXPECT_EQ(last, 4 * network.cost().macs);
+      std::vector<float> whole(input.size()), chosen(input.size());
+      session.run(input, whole);
+      session.run(input, chosen, {.size = 2});
+      EXPECT_EQ(whole, chosen);
+    }
+  }
+  // With top-k a size's bound is certain, so a budget can choose by it.
+  const Model all = Selected().make("topk");
+  const auto macs = bundle::graph_sizes(all.bundle.graph(), all.bundle.info(), "test").macs;
+  EXPECT_LT(macs[0], macs[1]);
+  Session session(Network(all.bundle), {.batch = 4, .threads = 1});
+  Budget budget;
+  budget.macs_per_sample = macs[1];
+  std::vector<float> a(input.size()), b(input.size());
+  session.run(input, a, {.budget = &budget});
+  session.run(input, b, {.size = 1});
+  EXPECT_EQ(a, b);
+}
+
 TEST(Sizes, RefuseASwitchOverWhatKeepsState) {
   NetworkBuilder net(9);
   const Value x = net.input({4, 8});

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "sluice/base/error.h"
+#include "sluice/bundle/ops_sparse.h"
 #include "sluice/engine/graph/steps.h"
 #include "sluice/engine/kernel/buffer.h"
 #include "sluice/engine/kernel/experts.h"
@@ -47,18 +48,48 @@ struct Vectors {
   }
 };
 
-Selector selector_of(const Node& node) {
+/// One per size of the network, and one in all where the node has none.
+std::vector<Selector> selectors_of(const Node& node) {
   const std::string kind = bundle::attr_string(node.attrs, "select", "all");
   Selector s;
   if (kind == "topk") s.kind = Selector::Kind::top_k;
   if (kind == "threshold") s.kind = Selector::Kind::threshold;
   if (kind == "statistical") s.kind = Selector::Kind::statistical;
-  s.k = bundle::attr_int(node.attrs, "k", 0);
-  s.keep = bundle::attr_double(node.attrs, "keep", 1);
-  s.threshold = static_cast<float>(bundle::attr_double(node.attrs, "threshold", 0));
   s.rank = bundle::attr_string(node.attrs, "rank", "value") == "magnitude" ? Rank::magnitude
                                                                            : Rank::value;
-  return s;
+  std::vector<Selector> selectors;
+  for (const bundle::SelectSize& size : bundle::select_sizes(node.attrs)) {
+    s.k = size.k;
+    s.keep = size.keep;
+    s.threshold = static_cast<float>(size.threshold);
+    selectors.push_back(s);
+  }
+  return selectors;
+}
+
+/// Tells the planner what each size of the node may cost.
+void add_select_sizes(Planner& planner, size_t index, const Step& step) {
+  const Node& node = planner.node(index);
+  const auto& info = planner.bundle().info();
+  std::vector<Shape> inputs;
+  for (const std::string& name : node.inputs) inputs.push_back(info.shapes.at(name));
+  std::map<std::string, bundle::TensorSpec> tensors;
+  for (const auto& [role, name] : node.tensors)
+    tensors.emplace(role, planner.bundle().graph().tensors.at(name));
+  const auto macs = bundle::select_macs({node, inputs, tensors}, info.shapes.at(node.output));
+  if (macs.size() < 2) return;
+  // The step's cost may be of fewer rows than the graph's.
+  const int64_t most = std::max<int64_t>(1, *std::max_element(macs.begin(), macs.end()));
+  std::vector<int64_t> own;
+  for (const int64_t each : macs)
+    own.push_back(static_cast<int64_t>(static_cast<double>(step.info.cost.macs) *
+                                       static_cast<double>(each) / static_cast<double>(most)));
+  planner.add_sizes(index, own, step.info.cost.macs);
+}
+
+/// Of `count` kernels the one of the run's size; the last without a choice.
+size_t size_of(const int64_t* size, size_t count) {
+  return size && *size >= 0 ? std::min(static_cast<size_t>(*size), count - 1) : count - 1;
 }
 
 DotKind dot_kind_of(const Node& node) {
@@ -75,7 +106,8 @@ int64_t rows_each(const Planner& planner, int of) {
   return numel(shape) / shape.back();
 }
 
-/// A metered kernel over rows: run(inputs, output, rows, scratch, work).
+/// A metered kernel over rows: run(inputs, output, rows, scratch, work, size), size null or the
+/// run's.
 template <class F>
 Kernel metered_kernel(const Planner& planner, const Step& step, std::string name, int64_t scratch,
                       F run) {
@@ -88,9 +120,9 @@ Kernel metered_kernel(const Planner& planner, const Step& step, std::string name
   kernel.bind = [run, each, planned](const Binding& b) -> std::function<void()> {
     const std::vector<float*> inputs(b.inputs.begin(), b.inputs.end());
     return [run, each, planned, inputs, out = b.output, scratch = b.scratch, work = b.work,
-            live = b.rows] {
+            live = b.rows, size = b.size] {
       const int64_t rows = each * (live ? live->count : planned);
-      run(inputs.data(), out, static_cast<size_t>(rows), scratch, work);
+      run(inputs.data(), out, static_cast<size_t>(rows), scratch, work, size);
     };
   };
   return kernel;
@@ -105,17 +137,23 @@ void plan_sparse_input(Planner& planner, size_t index, Step step) {
   const Node& node = planner.node(index);
   fetch_inputs(planner, index, step);
   struct Layer {
-    SparseInput kernel;
+    std::vector<SparseInput> kernels;  ///< by size: the same weights
     Vectors vectors;
   };
   auto layer = std::make_shared<Layer>();
-  SparseInput& k = layer->kernel;
+  SparseInput k;
   k.weight = matrices(planner, node, "weight")[0];
   k.bias = layer->vectors.take(planner, node, "bias");
   k.column_norm = layer->vectors.take(planner, node, "column_norm");
-  k.select = selector_of(node);
-  k.select.rank = Rank::magnitude;
   const int threads = planner.threads_for(step.info.cost.macs);
+  int64_t scratch_bytes = 0;
+  for (const Selector& select : selectors_of(node)) {
+    k.select = select;
+    k.select.rank = Rank::magnitude;
+    layer->kernels.push_back(k);
+    scratch_bytes = std::max(scratch_bytes, sparse_input_scratch(k, threads));
+  }
+  add_select_sizes(planner, index, step);
   const int64_t whole = bundle::attr_int(node.attrs, "dense_first", 0);
   if (whole > 0) {
     // Rule `ordered`: options() count samples, and a row's place follows from where its sample
@@ -126,13 +164,13 @@ void plan_sparse_input(Planner& planner, size_t index, Step step) {
     Kernel& kernel = step.kernel;
     kernel.name =
         fmt::format("sluice sparse_input {} dense_first", bundle::format_name(k.weight.format));
-    kernel.scratch_bytes = flags + sparse_input_scratch(k, threads);
+    kernel.scratch_bytes = flags + scratch_bytes;
     kernel.metered = true;
     kernel.counts_rows = true;
     kernel.bind = [=](const Binding& b) -> std::function<void()> {
       SLUICE_CHECK(b.rows);
       return [=, rows = b.rows, position = b.position, in = b.inputs[0], out = b.output,
-              scratch = b.scratch, work = b.work] {
+              scratch = b.scratch, work = b.work, size = b.size] {
         auto* dense = reinterpret_cast<uint8_t*>(scratch);
         const int64_t unit = tokens / rows->per_sample;
         for (int64_t s = 0; s < rows->samples; ++s) {
@@ -141,7 +179,8 @@ void plan_sparse_input(Planner& planner, size_t index, Step step) {
             dense[r] = before + r - first < whole ? 1 : 0;
         }
         const auto count = static_cast<size_t>(rows->start[rows->samples] * unit);
-        run_sparse_input(layer->kernel, in, out, count, scratch + flags, threads, work, dense);
+        run_sparse_input(layer->kernels[size_of(size, layer->kernels.size())], in, out, count,
+                         scratch + flags, threads, work, dense);
       };
     };
     planner.finish(index, std::move(step), Layout::plain);
@@ -149,9 +188,11 @@ void plan_sparse_input(Planner& planner, size_t index, Step step) {
   }
   step.kernel = metered_kernel(
       planner, step, fmt::format("sluice sparse_input {}", bundle::format_name(k.weight.format)),
-      sparse_input_scratch(k, threads),
-      [layer, threads](float* const* in, float* out, size_t rows, std::byte* scratch, Work* work) {
-        run_sparse_input(layer->kernel, in[0], out, rows, scratch, threads, work);
+      scratch_bytes,
+      [layer, threads](float* const* in, float* out, size_t rows, std::byte* scratch, Work* work,
+                       const int64_t* size) {
+        run_sparse_input(layer->kernels[size_of(size, layer->kernels.size())], in[0], out, rows,
+                         scratch, threads, work);
       });
   planner.finish(index, std::move(step), Layout::plain);
 }
@@ -160,11 +201,11 @@ void plan_sparse_ffn(Planner& planner, size_t index, Step step) {
   const Node& node = planner.node(index);
   fetch_inputs(planner, index, step);
   struct Layer {
-    SparseFfn kernel;
+    std::vector<SparseFfn> kernels;  ///< by size: the same weights
     Vectors vectors;
   };
   auto layer = std::make_shared<Layer>();
-  SparseFfn& k = layer->kernel;
+  SparseFfn k;
   const auto take = [&](PackedMatrix& to, const char* role) {
     const auto found = matrices(planner, node, role);
     if (!found.empty()) to = found[0];
@@ -178,7 +219,8 @@ void plan_sparse_ffn(Planner& planner, size_t index, Step step) {
   k.gate_bias = layer->vectors.take(planner, node, "gate_bias");
   k.down_bias = layer->vectors.take(planner, node, "down_bias");
   k.activation = activation_of(node, "relu");
-  k.select = selector_of(node);
+  const std::vector<Selector> selectors = selectors_of(node);
+  k.select = selectors.back();
   k.soft = bundle::attr_bool(node.attrs, "soft", false);
   k.split = bundle::attr_int(node.attrs, "split", 0);
   k.kind = dot_kind_of(node);
@@ -194,13 +236,21 @@ void plan_sparse_ffn(Planner& planner, size_t index, Step step) {
                    : SparseFfn::Source::first;
   }
   const int threads = planner.threads_for(step.info.cost.macs);
+  int64_t scratch_bytes = 0;
+  for (const Selector& select : selectors) {
+    k.select = select;
+    layer->kernels.push_back(k);
+    scratch_bytes = std::max(scratch_bytes, sparse_ffn_scratch(k, threads));
+  }
+  add_select_sizes(planner, index, step);
   step.kernel = metered_kernel(
       planner, step, fmt::format("sluice sparse_ffn {}", bundle::format_name(k.up.format)),
-      sparse_ffn_scratch(k, threads),
+      scratch_bytes,
       [layer, threads, scored = k.source == SparseFfn::Source::input](
-          float* const* in, float* out, size_t rows, std::byte* scratch, Work* work) {
-        run_sparse_ffn(layer->kernel, in[0], scored ? in[1] : nullptr, out, rows, scratch, threads,
-                       work);
+          float* const* in, float* out, size_t rows, std::byte* scratch, Work* work,
+          const int64_t* size) {
+        run_sparse_ffn(layer->kernels[size_of(size, layer->kernels.size())], in[0],
+                       scored ? in[1] : nullptr, out, rows, scratch, threads, work);
       });
   planner.finish(index, std::move(step), Layout::plain);
 }
@@ -226,7 +276,7 @@ void plan_experts(Planner& planner, size_t index, Step step) {
                                  bundle::format_name(experts->up[0].format)),
                      experts_scratch(*experts, rows, threads),
                      [experts, threads](float* const* in, float* out, size_t count,
-                                        std::byte* scratch, Work* work) {
+                                        std::byte* scratch, Work* work, const int64_t*) {
                        run_experts(*experts, in[0], in[1], out, count, scratch, threads, work);
                      });
   planner.finish(index, std::move(step), Layout::plain);
@@ -243,13 +293,15 @@ void plan_lora(Planner& planner, size_t index, Step step) {
   const int64_t rows =
       checked_mul(planner.options().samples, rows_each(planner, step.inputs[0]), "rows");
   const int threads = planner.threads_for(step.info.cost.macs);
-  step.kernel = metered_kernel(
-      planner, step, fmt::format("sluice lora_add {}", lora->a.size()),
-      lora_scratch(*lora, rows, threads),
-      [lora, threads](float* const* in, float* out, size_t count, std::byte* scratch, Work* work) {
-        if (out != in[0]) std::copy_n(in[0], count * static_cast<size_t>(lora->b[0].columns), out);
-        run_lora(*lora, in[1], in[2], out, count, scratch, threads, work);
-      });
+  step.kernel =
+      metered_kernel(planner, step, fmt::format("sluice lora_add {}", lora->a.size()),
+                     lora_scratch(*lora, rows, threads),
+                     [lora, threads](float* const* in, float* out, size_t count, std::byte* scratch,
+                                     Work* work, const int64_t*) {
+                       if (out != in[0])
+                         std::copy_n(in[0], count * static_cast<size_t>(lora->b[0].columns), out);
+                       run_lora(*lora, in[1], in[2], out, count, scratch, threads, work);
+                     });
   step.kernel.in_place = 0;
   planner.finish(index, std::move(step), Layout::plain);
 }

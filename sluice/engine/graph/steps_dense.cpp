@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "sluice/base/error.h"
+#include "sluice/bundle/ops_sparse.h"
 #include "sluice/engine/kernel/elementwise.h"
 #include "sluice/engine/kernel/narrow_conv.h"
 #include "sluice/engine/kernel/reduce.h"
@@ -253,13 +254,20 @@ void plan_simple(Planner& planner, size_t index, Step step) {
         },
         0);
   } else if (node.op == "threshold") {
-    const float value = static_cast<float>(bundle::attr_double(node.attrs, "value", 0));
-    step.kernel = row_kernel(
-        "sluice threshold", samples,
-        [=](const float* x, const float*, float* out, size_t rows) {
-          threshold(x, value, out, rows * each);
-        },
-        0);
+    const std::vector<double> values = bundle::threshold_values(node.attrs);
+    planner.add_sizes(index, std::vector<int64_t>(values.size(), 0), 0);
+    step.kernel.name = "sluice threshold";
+    step.kernel.in_place = 0;
+    step.kernel.counts_rows = true;
+    step.kernel.bind = [=](const Binding& b) -> std::function<void()> {
+      return [=, x = b.inputs[0], out = b.output, live = b.rows, size = b.size] {
+        const size_t last = values.size() - 1;
+        const size_t chosen =
+            size && *size >= 0 ? std::min(static_cast<size_t>(*size), last) : last;
+        const auto rows = static_cast<size_t>(live ? live->count : samples);
+        threshold(x, static_cast<float>(values[chosen]), out, rows * each);
+      };
+    };
   } else if (node.op == "add") {
     step.inputs.push_back(planner.fetch(group.inputs[1], layout));
     step.kernel = row_kernel(

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "sluice/bundle/ops_sparse.h"
 #include "sluice/engine/kernel/reference_call.h"
 #include "sluice/engine/kernel/select.h"
 
@@ -56,13 +57,13 @@ std::vector<bool> keep(const Call& c, const Vec& scores, double* bound) {
     std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
       return std::isnan(scores[b]) ? !std::isnan(scores[a]) : scores[a] > scores[b];
     });
-    const auto k = static_cast<size_t>(bundle::attr_int(attrs, "k", 0));
+    const auto k = static_cast<size_t>(bundle::select_sizes(attrs).back().k);
     for (size_t i = 0; i < std::min(k, n); ++i) kept[order[i]] = true;
     return kept;
   }
-  *bound = static_cast<float>(bundle::attr_double(attrs, "threshold", 0));
+  *bound = static_cast<float>(bundle::select_sizes(attrs).back().threshold);
   if (kind == "statistical") {
-    const double share = bundle::attr_double(attrs, "keep", 1);
+    const double share = bundle::select_sizes(attrs).back().keep;  // the whole network
     double sum = 0, count = 0, squares = 0;
     for (double s : scores) {
       if (!std::isfinite(s)) continue;

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 
+#include "sluice/bundle/ops_sparse.h"
 #include "sluice/engine/kernel/reference_call.h"
 
 namespace sluice::engine {
@@ -163,7 +164,7 @@ Vec softmax_rows(const Call& c) {
 }
 
 Vec threshold_values(const Call& c) {
-  const double value = static_cast<float>(bundle::attr_double(c.node.attrs, "value", 0));
+  const double value = static_cast<float>(bundle::threshold_values(c.node.attrs).back());
   Vec y = c.x();
   for (double& v : y) v = v > value ? 1 : 0;
   return y;

@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "sluice/bundle/export/onnx/writer.h"
+#include "sluice/bundle/ops_sparse.h"
 
 namespace sluice::bundle::onnx {
 namespace {
@@ -161,7 +162,9 @@ void flatten(Writer& to) { to.node("Flatten", {in(to)}, {{"axis", int64_t{1}}}, 
 void softmax(Writer& to) { to.node("Softmax", {in(to)}, {{"axis", int64_t{-1}}}, out(to)); }
 
 void threshold(Writer& to) {
-  const float value = static_cast<float>(attr_double(to.current().attrs, "value", 0));
+  const auto values = threshold_values(to.current().attrs);
+  if (values.size() > 1) to.refuse("it has a threshold for each size; pick-size first");
+  const float value = static_cast<float>(values.front());
   to.node("Cast", {to.node("Greater", {in(to), to.number(value)})}, {{"to", int64_t{1}}}, out(to));
 }
 
