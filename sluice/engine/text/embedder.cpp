@@ -30,6 +30,14 @@ Tokens tokens_of(const text::Tokenizer& tokenizer, std::string_view text, size_t
 
 }  // namespace
 
+std::vector<int32_t> text_ids(const Network& network, const std::string& text) {
+  require_utf8(text, "text");
+  Tokens tokens =
+      tokens_of(tokenizer_of(network), text, static_cast<size_t>(network.input_shape()[0]));
+  if (tokens.ids.empty()) fail(Code::usage, "text has no tokens; give some words");
+  return std::move(tokens.ids);
+}
+
 EmbeddedTexts embed_texts(const Network& network, std::span<const std::string> texts,
                           const EmbedOptions& options) {
   const auto start = std::chrono::steady_clock::now();
@@ -75,7 +83,8 @@ EmbeddedTexts embed_texts(const Network& network, std::span<const std::string> t
       result.tokens += rows.back();
     }
     session.reset();
-    session.run_tokens(input, output, rows, {.meter = &meter, .budget = options.budget});
+    session.run_tokens(input, output, rows,
+                       {.meter = &meter, .budget = options.budget, .size = options.size});
     for (size_t s = 0; s < count; ++s) {
       const std::span<const float> vector = std::span(output).subspan(s * width, width);
       if (!std::ranges::all_of(vector, [](float v) { return std::isfinite(v); }))

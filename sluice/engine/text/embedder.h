@@ -16,6 +16,7 @@ struct EmbedOptions {
   int64_t batch = 8;  ///< texts at once; texts of like length go together
   int threads = 0;    ///< 0: all cores of the process
   const Budget* budget = nullptr;
+  int64_t size = -1;                             ///< as RunOptions::size
   std::function<void(int64_t done)> progress{};  ///< texts
 };
 
@@ -31,6 +32,9 @@ struct EmbeddedTexts {
   int64_t macs = 0;              ///< metered
   double seconds = 0;            ///< tokenizing included
 };
+
+/// Ids of a text as embed_texts() runs them, cut to what the network takes. Throws as it does.
+std::vector<int32_t> text_ids(const Network& network, const std::string& text);
 
 /// Throws Error{unsupported} when the network does not give one vector per text, as tokenizer_of,
 /// Error{usage} naming a text without tokens, Error{format} for one that is not UTF-8,

@@ -107,8 +107,9 @@ Perplexity perplexity(const Network& network, std::span<const int32_t> ids,
     for (int64_t from = 0; from < rows; from += block) {
       const int64_t to = std::min(rows, from + block);
       const int64_t now = to - from, wanted = std::clamp<int64_t>(to - wanted_from, 0, now);
-      session.run_tokens(std::span(row_ids).subspan(size_t(from), size_t(now)), logits, {&now, 1},
-                         {.meter = &meter, .budget = options.budget, .last = {&wanted, 1}});
+      session.run_tokens(
+          std::span(row_ids).subspan(size_t(from), size_t(now)), logits, {&now, 1},
+          {.meter = &meter, .budget = options.budget, .size = options.size, .last = {&wanted, 1}});
       result.computed += now;
       const bool parallel = wanted * width >= kParallelLogits;
 #pragma omp parallel for num_threads(session.threads()) if (parallel)

@@ -26,6 +26,7 @@ struct PerplexityOptions {
   int64_t max_tokens = 0;  ///< only so many tokens of the text; 0: all
   int threads = 0;         ///< 0: all cores of the process
   const Budget* budget = nullptr;
+  int64_t size = -1;                                            ///< as RunOptions::size
   std::function<void(int64_t done, int64_t total)> progress{};  ///< tokens scored
 };
 
