@@ -1,9 +1,11 @@
 #include "sluice/lab/brick/sparse_linear.h"
 
 #include "sluice/base/path_pattern.h"
+#include "sluice/bundle/ops_sparse.h"
 #include "sluice/lab/brick/attributes.h"
 #include "sluice/lab/brick/builtin.h"
 #include "sluice/lab/brick/init.h"
+#include "sluice/lab/brick/nested.h"
 #include "sluice/lab/brick/steps.h"
 
 namespace sluice::lab {
@@ -57,7 +59,8 @@ Json SparseLinear::attributes() const {
   Json json = {{"inputs", options_.inputs}, {"outputs", options_.outputs}, {"bias", options_.bias}};
   if (options_.scored) json["scored"] = true;
   if (options_.dense_first > 0) json["dense_first"] = options_.dense_first;
-  json.update(selector_json(options_.select));
+  json.update(options_.sizes.empty() ? selector_json(options_.select)
+                                     : selectors_json(options_.sizes));
   return json;
 }
 
@@ -71,12 +74,65 @@ BrickPtr make_sparse_linear(const Json& attributes) {
   options.bias = read.boolean("bias", true);
   options.scored = read.boolean("scored", false);
   options.dense_first = read.integer("dense_first", 0);
-  options.select = read_selector(attributes, "sparse_linear");
+  const std::vector<Selector> selectors = read_selectors(attributes, "sparse_linear");
+  options.select = selectors.back();
+  if (selectors.size() > 1) options.sizes = selectors;
   return std::make_shared<SparseLinear>(options);
 }
 
-at::Tensor SparseLinear::kept(const at::Tensor& x) const {
-  at::Tensor mask = select(x, options_.select, column_norm);
+void SparseLinear::set_select(const Selector& select) {
+  options_.select = select;
+  options_.sizes.clear();
+}
+
+void SparseLinear::set_sizes(std::vector<Selector> sizes) {
+  if (sizes.size() < 2 || sizes.size() > bundle::kMaxSizes) {
+    fail(Code::config, "sparse_linear: {} sizes; expected 2 to {}", sizes.size(),
+         bundle::kMaxSizes);
+  }
+  Selector::Kind kind = Selector::Kind::all;
+  for (const Selector& each : sizes) {
+    if (each.kind == Selector::Kind::all) continue;
+    if (kind != Selector::Kind::all && each.kind != kind) {
+      fail(Code::config, "sparse_linear: sizes that select in several ways; expected one");
+    }
+    kind = each.kind;
+  }
+  // What is dense says so in the way of the others; scores are sizes, so all are above -1.
+  for (Selector& each : sizes) {
+    if (each.kind != Selector::Kind::all) continue;
+    if (kind == Selector::Kind::threshold) each = Selector::above(-1);
+    if (kind == Selector::Kind::statistical) each = Selector::share(1);
+    if (kind == Selector::Kind::top_k || kind == Selector::Kind::all) {
+      each = Selector::top(options_.inputs);
+    }
+  }
+  options_.select = sizes.back();
+  options_.sizes = std::move(sizes);
+}
+
+bool SparseLinear::keeps_all() const {
+  const Selector& s = selector(-1);
+  switch (s.kind) {
+    case Selector::Kind::all:
+      return true;
+    case Selector::Kind::top_k:
+      return s.k >= options_.inputs;
+    case Selector::Kind::threshold:
+      return s.threshold < 0;  // scores are sizes
+    case Selector::Kind::statistical:
+      return s.keep >= 1;
+  }
+  return false;
+}
+
+const Selector& SparseLinear::selector(int64_t size) const {
+  if (options_.sizes.empty()) return options_.select;
+  return options_.sizes[static_cast<size_t>(size < 0 ? std::ssize(options_.sizes) - 1 : size)];
+}
+
+at::Tensor SparseLinear::kept(const at::Tensor& x, int64_t size) const {
+  at::Tensor mask = select(x, selector(size), column_norm);
   if (options_.dense_first > 0 && x.dim() == 3) {
     mask.narrow(1, 0, std::min(options_.dense_first, x.size(1))).fill_(true);
   }
@@ -84,9 +140,12 @@ at::Tensor SparseLinear::kept(const at::Tensor& x) const {
 }
 
 at::Tensor SparseLinear::forward(const at::Tensor& x, Context& context) {
-  const bool all = options_.select.kind == Selector::Kind::all;
+  const int64_t size = options_.sizes.empty()
+                           ? -1
+                           : chosen_size(context, std::ssize(options_.sizes), "sparse_linear");
+  const bool all = selector(size).kind == Selector::Kind::all;
   at::Tensor mask;
-  if (!all) mask = kept(x);
+  if (!all) mask = kept(x, size);
   // Not x * mask: a NaN that is left out stays out.
   at::Tensor y = at::matmul(all ? x : x.masked_fill(mask.logical_not(), 0), weight);
   if (bias.defined()) y = y + bias;
@@ -143,7 +202,9 @@ bundle::Value SparseLinear::lower(bundle::Builder& builder, const bundle::Value&
     add_tensor(builder, tensors["column_norm"], column_norm);
   }
   bundle::Attributes attributes;
-  if (options_.select.kind == Selector::Kind::all) {
+  if (!options_.sizes.empty()) {
+    add_selectors(options_.sizes, attributes);
+  } else if (options_.select.kind == Selector::Kind::all) {
     // The node has no selector that keeps all; top-k of everything is the dense layer.
     add_selector(Selector::top(options_.inputs), attributes);
   } else {

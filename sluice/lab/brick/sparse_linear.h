@@ -11,6 +11,9 @@ struct SparseLinearOptions {
   bool scored = false;      ///< an input's score is |x_j| * column_norm[j]; else |x_j|
   Selector select;          ///< all: the dense layer
   int64_t dense_first = 0;  ///< rows at the front of a sequence that keep every input
+  /// One per size of the network (Context::size chooses, the last without a choice) in place of
+  /// `select`; `all` among them: the dense layer at that size. Empty: the network has one size.
+  std::vector<Selector> sizes = {};
 };
 
 /// y = W (x * m(x)) + b over the last dimension, m 1 for the inputs that the selector keeps and 0
@@ -30,24 +33,29 @@ class SparseLinear final : public Brick {
   Json attributes() const override;
   at::Tensor forward(const at::Tensor& x, Context& context) override;
   Shape output_shape(const Shape& input) const override;
-  /// With every input that the selector may keep.
+  /// With every input that the selector of the last size may keep.
   Cost cost(const Shape& input) const override;
   /// As `sparse_input_linear`, with k = inputs where the selector keeps all.
   bundle::Value lower(bundle::Builder& builder, const bundle::Value& x,
                       const std::string& path) const override;
 
-  /// What forward() keeps of x: [.., inputs] of bool.
-  at::Tensor kept(const at::Tensor& x) const;
+  /// What forward() keeps of x at the size: [.., inputs] of bool.
+  at::Tensor kept(const at::Tensor& x, int64_t size = -1) const;
+  /// Nothing is left out, whatever the input (at the last size).
+  bool keeps_all() const;
   /// An ordinary layer of the same weights.
   std::shared_ptr<Linear> dense() const;
   const SparseLinearOptions& options() const { return options_; }
-  void set_select(const Selector& select) { options_.select = select; }
+  void set_select(const Selector& select);
+  /// Throws Error{config} for selectors of several kinds, fewer than 2 or more than 256.
+  void set_sizes(std::vector<Selector> sizes);
 
   at::Tensor weight;       ///< [inputs, outputs]
   at::Tensor bias;         ///< undefined when absent
   at::Tensor column_norm;  ///< buffer [inputs]; undefined unless scored
 
  private:
+  const Selector& selector(int64_t size) const;
   SparseLinearOptions options_;
 };
 

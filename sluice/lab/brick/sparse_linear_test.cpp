@@ -135,5 +135,53 @@ TEST(SparseLinear, RefusesWhatDoesNotFit) {
   });
 }
 
+TEST(SparseLinear, HasASelectorForEachSizeOfTheNetwork) {
+  const Linear dense = random_layer(12, 5, 1);
+  const at::Tensor x = random_tensor({3, 6, 12}, 2);
+  const std::vector<std::vector<Selector>> lists = {
+      {Selector::top(2), Selector::top(6), Selector{}},
+      {Selector::above(1.2f), Selector::above(0.4f), Selector{}},
+      {Selector::share(0.2), Selector::share(0.7), Selector{}}};
+  for (const auto& list : lists) {
+    const auto layer = SparseLinear::of(dense, {}, {}, 1);
+    layer->set_sizes(list);
+    Model model = model_of(layer, 6);
+    model.sizes = {{"a", 0, {}}, {"b", 0, {}}, {"c", 0, {}}};
+    const TempDirectory folder;
+    save_bundle(model, folder / "m.safetensors");
+    Model loaded = load_model(folder / "m.safetensors");
+    for (const int64_t size : {0, 1, 2, -1}) {
+      const auto one =
+          SparseLinear::of(dense, list[static_cast<size_t>(size < 0 ? 2 : size)], {}, 1);
+      Context context, other;
+      context.size = other.size = size;
+      const at::Tensor found = layer->forward(x, context);
+      expect_near(found, run(*one, x), 1e-6);
+      EXPECT_TRUE(at::equal(loaded.root->forward(x, other), found));
+#if SLUICE_HAS_ENGINE
+      const engine::Network network = engine::Network::open(folder / "m.safetensors");
+      engine::Session session(network, {.batch = 3, .threads = 1});
+      std::vector<float> y(static_cast<size_t>(found.numel()));
+      session.run({x.data_ptr<float>(), static_cast<size_t>(x.numel())}, y, {.size = size});
+      expect_near(at::from_blob(y.data(), found.sizes()), found, 1e-5);
+#endif
+    }
+    Context beyond;
+    beyond.size = 3;
+    EXPECT_ERROR(layer->forward(x, beyond), Code::usage, "size 3; the network has 3");
+    EXPECT_TRUE(layer->keeps_all());
+  }
+  const auto layer = SparseLinear::of(dense, {}, {}, 0);
+  EXPECT_ERROR(layer->set_sizes({Selector::top(2), Selector::share(0.5)}), Code::config,
+               "select in several ways");
+  EXPECT_ERROR(layer->set_sizes({Selector::top(2)}), Code::config, "1 sizes; expected 2");
+  EXPECT_ERROR(
+      make_brick(
+          {{"kind", "sparse_linear"},
+           {"attributes",
+            {{"inputs", 4}, {"outputs", 2}, {"select", "threshold"}, {"keep", {0.5, 1.0}}}}}),
+      Code::config, "a list, but select is 'threshold'");
+}
+
 }  // namespace
 }  // namespace sluice::lab

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "sluice/base/normal_quantile.h"
+#include "sluice/bundle/ops_sparse.h"
 #include "sluice/lab/brick/attributes.h"
 #if SLUICE_HAS_ENGINE
 #include "sluice/engine/kernel/selector.h"
@@ -132,6 +133,76 @@ void add_selector(const Selector& selector, bundle::Attributes& attributes) {
     attributes["select"] = std::string("statistical");
     attributes["keep"] = selector.keep;
   }
+}
+
+namespace {
+
+/// The attribute in which selectors of that kind differ.
+const char* number_of(Selector::Kind kind) {
+  if (kind == Selector::Kind::top_k) return "k";
+  return kind == Selector::Kind::threshold ? "threshold" : "keep";
+}
+
+void require_one_kind(const std::vector<Selector>& selectors) {
+  SLUICE_CHECK(!selectors.empty());
+  for (const Selector& each : selectors) {
+    SLUICE_CHECK(each.kind == selectors.front().kind);
+    SLUICE_CHECK(selectors.size() == 1 || each.kind != Selector::Kind::all);
+  }
+}
+
+}  // namespace
+
+Json selectors_json(const std::vector<Selector>& selectors) {
+  require_one_kind(selectors);
+  Json json = selector_json(selectors.front());
+  if (selectors.size() == 1) return json;
+  const char* number = number_of(selectors.front().kind);
+  Json list = Json::array();
+  for (const Selector& each : selectors) list.push_back(selector_json(each).at(number));
+  json[number] = std::move(list);
+  return json;
+}
+
+std::vector<Selector> read_selectors(const Json& attributes, std::string_view kind) {
+  for (const char* number : {"k", "threshold", "keep"}) {
+    const auto list = attributes.is_object() ? attributes.find(number) : attributes.end();
+    if (list == attributes.end() || !list->is_array()) continue;
+    if (list->size() < 2 || list->size() > bundle::kMaxSizes) {
+      fail(Code::config, "{} of {}: a list of {}; expected 2 to {}, one per size", number, kind,
+           list->size(), bundle::kMaxSizes);
+    }
+    std::vector<Selector> result;
+    for (const Json& each : *list) {
+      Json one = attributes;
+      one[number] = each;
+      result.push_back(read_selector(one, kind));
+      if (result.back().kind == Selector::Kind::all ||
+          std::string_view(number_of(result.back().kind)) != number) {
+        fail(Code::config, "{} of {}: a list, but select is '{}'", number, kind,
+             attributes.at("select").get<std::string>());
+      }
+    }
+    return result;
+  }
+  return {read_selector(attributes, kind)};
+}
+
+void add_selectors(const std::vector<Selector>& selectors, bundle::Attributes& attributes) {
+  require_one_kind(selectors);
+  add_selector(selectors.front(), attributes);
+  if (selectors.size() == 1) return;
+  if (selectors.front().kind == Selector::Kind::top_k) {
+    std::vector<int64_t> list;
+    for (const Selector& each : selectors) list.push_back(each.k);
+    attributes["k"] = std::move(list);
+    return;
+  }
+  const bool threshold = selectors.front().kind == Selector::Kind::threshold;
+  std::vector<double> list;
+  for (const Selector& each : selectors)
+    list.push_back(threshold ? static_cast<double>(each.threshold) : each.keep);
+  attributes[threshold ? "threshold" : "keep"] = std::move(list);
 }
 
 at::Tensor statistical_bound(const at::Tensor& scores, double keep) {

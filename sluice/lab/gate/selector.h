@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <string_view>
+#include <vector>
 
 #include "sluice/base/json_fwd.h"
 #include "sluice/bundle/graph.h"
@@ -37,6 +38,12 @@ Json selector_json(const Selector& selector);
 Selector read_selector(const Json& attributes, std::string_view kind);
 /// As a node's attributes: select, k, threshold, keep. SLUICE_CHECKs that the kind is not `all`.
 void add_selector(const Selector& selector, bundle::Attributes& attributes);
+
+/// The same for a selector per size of a network, all of one kind but `all`: what the kind needs is
+/// a list. One selector is no list.
+Json selectors_json(const std::vector<Selector>& selectors);
+std::vector<Selector> read_selectors(const Json& attributes, std::string_view kind);
+void add_selectors(const std::vector<Selector>& selectors, bundle::Attributes& attributes);
 
 /// For x [.., n] of a float type: [.., n] of bool, true where a row of n keeps the entry. Scores
 /// are |x| or x, times `weight` [n] (numbers >= 0) where it is defined. NaN is never kept, unless

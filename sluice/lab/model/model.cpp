@@ -10,6 +10,7 @@
 #include "sluice/lab/brick/init.h"
 #include "sluice/lab/brick/layers.h"
 #include "sluice/lab/brick/nested.h"
+#include "sluice/lab/brick/sparse_linear.h"
 #include "sluice/lab/brick/stitch.h"
 #include "sluice/lab/gate/gate.h"
 #include "sluice/lab/quant/packed_weight.h"
@@ -91,6 +92,10 @@ void check_nested(const Model& model, const bundle::Bundle& bundle) {
       if (!nodes.contains(ref.path)) continue;  // behind the last end that any size takes
       expect(ref.path, "rows", each(layer->sizes().rows, layer->outputs()));
       expect(ref.path, "columns", each(layer->sizes().columns, layer->inputs()));
+    } else if (const auto* sparse = dynamic_cast<const SparseLinear*>(brick)) {
+      if (!sparse->options().sizes.empty()) {
+        require_count(ref.path, std::ssize(sparse->options().sizes));
+      }
     } else if (const auto* chain = dynamic_cast<const NestedChain*>(brick)) {
       if (!chain->exits().empty()) {
         require_count(ref.path, static_cast<int64_t>(chain->exits().size()));

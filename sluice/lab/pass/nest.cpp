@@ -9,6 +9,7 @@
 #include "sluice/lab/brick/containers.h"
 #include "sluice/lab/brick/init.h"
 #include "sluice/lab/brick/nested.h"
+#include "sluice/lab/brick/sparse_linear.h"
 #include "sluice/lab/gate/gate.h"
 #include "sluice/lab/pass/importance.h"
 #include "sluice/lab/pass/subnet.h"
@@ -358,6 +359,13 @@ Json pick_size(Model& model, const PassInput& input) {
     ref.slot->exchange(placed_like(chain->pick(size), *chain));
   }
   for (const SlotRef& ref : walk(*model.root)) {
+    if (auto* sparse = dynamic_cast<SparseLinear*>(ref.slot->get().get())) {
+      if (!sparse->options().sizes.empty()) {
+        sparse->set_select(sparse->options().sizes[static_cast<size_t>(size)]);
+        if (sparse->keeps_all()) ref.slot->exchange(placed_like(sparse->dense(), *sparse));
+      }
+      continue;
+    }
     const auto* layer = dynamic_cast<const NestedLayer*>(ref.slot->get().get());
     if (layer == nullptr) continue;
     const BrickPtr old = ref.slot->get();

@@ -101,6 +101,9 @@ std::vector<PassEntry> builtin_passes() {
       {{"sparsify-activations",
         "attention and feed-forward layers read only the inputs that matter for the token",
         "sparsity=0.5          share of the inputs that is left out, from 0 to below 1\n"
+        "keep=                 in its place the share that is kept; a list such as [0.3,0.5,0.7,1] "
+        "makes\n"
+        "                      a network of as many sizes, the last one dense (run --budget)\n"
         "score=wina            an input's size times the norm of its column; 'magnitude': size "
         "alone\n"
         "select=threshold      one per layer, from the calibration inputs; 'topk': the same number "

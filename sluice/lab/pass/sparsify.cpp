@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "sluice/base/path_pattern.h"
+#include "sluice/bundle/size_choice.h"
 #include "sluice/lab/brick/layers.h"
 #include "sluice/lab/brick/sparse_linear.h"
 #include "sluice/lab/brick/transformer.h"
@@ -149,6 +150,32 @@ Model ActivationSparsifier::at(std::span<const double> levels) const {
   return result;
 }
 
+Model ActivationSparsifier::at_sizes(const std::vector<std::vector<double>>& levels,
+                                     const std::vector<double>& keep) const {
+  if (!model_.sizes.empty()) {
+    fail(Code::unsupported, "{}: the network has {} sizes already; pick-size keeps one of them",
+         kWhat, model_.sizes.size());
+  }
+  SLUICE_CHECK(levels.size() == keep.size() && levels.size() > 1);
+  Model result = clone(model_);
+  for (size_t i = 0; i < paths_.size(); ++i) {
+    Slot& slot = slot_of(result, paths_[i]);
+    const auto& layer = slot.as<Linear>();
+    std::vector<Selector> selectors;
+    for (const auto& each : levels) {
+      selectors.push_back(selector(i, layer.inputs(), require_sparsity(each[i])));
+    }
+    const auto replacement = sparse(layer, i, 0);
+    replacement->set_sizes(std::move(selectors));
+    slot.exchange(placed_like(replacement, *slot));
+  }
+  for (const double share : keep) {
+    const bool all = share >= 1;
+    result.sizes.push_back({all ? "dense" : fmt::format("keep{:.4g}", 100 * share), 0, {}});
+  }
+  return result;
+}
+
 std::vector<std::vector<double>> ActivationSparsifier::greedy(
     std::span<const double> targets) const {
   for (const double target : targets) require_sparsity(target);
@@ -209,7 +236,7 @@ std::vector<std::vector<double>> ActivationSparsifier::greedy(
 }
 
 std::map<std::string, double> kept_shares(Model& model, const PassInput& input,
-                                          const std::string& pass) {
+                                          const std::string& pass, int64_t size) {
   std::map<std::string, double> result;
   Meter meter;
   struct Rows final : SlotWatcher {
@@ -225,6 +252,7 @@ std::map<std::string, double> kept_shares(Model& model, const PassInput& input,
   for_each_calibration_batch(model, input, pass, [&](const at::Tensor& x) {
     Context context;
     context.meter = &meter;
+    context.size = size;
     context.watcher = &rows;
     model.root->forward(x, context);
   });
@@ -234,6 +262,24 @@ std::map<std::string, double> kept_shares(Model& model, const PassInput& input,
       result[entry.path] = static_cast<double>(entry.macs) / full->second;
   }
   return result;
+}
+
+void measure_shares(Model& model, const PassInput& input, const std::string& pass) {
+  const EvaluationMode evaluation(*model.root);
+  std::vector<double> macs;
+  for (size_t size = 0; size < model.sizes.size(); ++size) {
+    Meter meter;
+    for_each_calibration_batch(model, input, pass, [&](const at::Tensor& x) {
+      Context context;
+      context.meter = &meter;
+      context.size = static_cast<int64_t>(size);
+      model.root->forward(x, context);
+    });
+    macs.push_back(static_cast<double>(meter.macs()));
+  }
+  for (size_t size = 0; size < model.sizes.size(); ++size) {
+    model.sizes[size].quality[bundle::kCostShare] = std::min(1.0, macs[size] / macs.back());
+  }
 }
 
 }  // namespace sluice::lab

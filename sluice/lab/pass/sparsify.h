@@ -61,6 +61,11 @@ class ActivationSparsifier {
   /// A clone of the model with sparse layers where the level is above 0: level p leaves out a share
   /// p of the inputs. Top-k keeps floor((1 - p) n), at least one.
   Model at(std::span<const double> levels) const;
+  /// One clone with a size per entry of `levels`, the last 0 everywhere: the whole network. Sizes
+  /// are called "keepNN" by their share of inputs in percent, `keep` giving it, the last "dense".
+  /// Throws Error{unsupported} for a model that has sizes already.
+  Model at_sizes(const std::vector<std::vector<double>>& levels,
+                 const std::vector<double>& keep) const;
 
  private:
   struct Block;
@@ -78,8 +83,11 @@ class ActivationSparsifier {
 };
 
 /// Share of the inputs that each sparse layer of the model keeps on the calibration inputs, by path
-/// (dense_first included), metered.
+/// (dense_first included), metered at that size of the network.
 std::map<std::string, double> kept_shares(Model& model, const PassInput& input,
-                                          const std::string& pass);
+                                          const std::string& pass, int64_t size = -1);
+/// Writes into the table of a model's sizes what each spends on the calibration inputs, metered, of
+/// what the last spends.
+void measure_shares(Model& model, const PassInput& input, const std::string& pass);
 
 }  // namespace sluice::lab

@@ -3,6 +3,7 @@
 
 #include "sluice/base/json.h"
 #include "sluice/base/path_pattern.h"
+#include "sluice/bundle/size_choice.h"
 #include "sluice/lab/brick/layers.h"
 #include "sluice/lab/brick/sparse_linear.h"
 #include "sluice/lab/pass/sparsify.h"
@@ -19,7 +20,7 @@ Slot& slot_of(Model& model, const std::string& path) {
 }
 
 struct PassOptions {
-  double sparsity;
+  std::vector<double> sparsity;  ///< one per size, the last 0; or one in all
   std::string score, select, budget;
   std::vector<std::string> norms;  ///< patterns
   bool rotate;
@@ -36,12 +37,40 @@ std::string choice(const Json& options, const char* key, const char* fallback,
        value.substr(0, 60));
 }
 
+/// From `sparsity`, or from the shares that are kept: a number, or a list that makes sizes.
+std::vector<double> read_sparsity(const Json& options) {
+  if (!options.contains("keep")) {
+    return {require_sparsity(json_get_or<double>(options, "sparsity", 0.5, kWhat))};
+  }
+  if (options.contains("sparsity")) {
+    fail(Code::config, "{}: keep and sparsity say the same thing; give one of them", kWhat);
+  }
+  std::vector<double> keep;
+  if (options.at("keep").is_array()) {
+    keep = json_get<std::vector<double>>(options, "keep", kWhat);
+  } else {
+    keep = {json_get<double>(options, "keep", kWhat)};
+  }
+  const bool ascending = std::is_sorted(keep.begin(), keep.end(), std::less_equal<>());
+  if (keep.empty() || !(keep.front() > 0 && keep.back() <= 1) || !ascending ||
+      (keep.size() > 1 && keep.back() != 1)) {
+    fail(Code::config,
+         "{}: keep: expected a share above 0 and up to 1, or a list of several that ascend and end "
+         "with 1, found {}",
+         kWhat, options.at("keep").dump().substr(0, 80));
+  }
+  std::vector<double> sparsity;
+  for (const double share : keep) sparsity.push_back(1 - share);
+  return sparsity;
+}
+
 PassOptions read_options(const Model& model, const Json& options) {
   json_require_known_keys(
-      options, {"sparsity", "score", "select", "budget", "rotate", "norms", "dense_first", "slots"},
+      options,
+      {"sparsity", "keep", "score", "select", "budget", "rotate", "norms", "dense_first", "slots"},
       kWhat);
   PassOptions result;
-  result.sparsity = require_sparsity(json_get_or<double>(options, "sparsity", 0.5, kWhat));
+  result.sparsity = read_sparsity(options);
   result.score = choice(options, "score", "wina", {"wina", "magnitude"});
   result.select = choice(options, "select", "threshold", {"threshold", "topk"});
   result.budget = choice(options, "budget", "uniform", {"uniform", "greedy"});
@@ -71,6 +100,57 @@ double spread_of(const Linear& layer) {
   return mean > 0 ? norms.std(/*unbiased=*/false).item<double>() / mean : 0;
 }
 
+/// By size and projection.
+std::vector<std::vector<double>> levels_for(const ActivationSparsifier& sparsifier,
+                                            const PassOptions& options) {
+  std::vector<std::vector<double>> levels;
+  std::vector<double> targets;
+  for (const double sparsity : options.sparsity) {
+    levels.push_back(sparsifier.uniform(sparsity));
+    if (sparsity > 0) targets.push_back(sparsity);
+  }
+  if (options.budget != "greedy" || targets.empty()) return levels;
+  std::reverse(targets.begin(), targets.end());  // shares ascend, so what is left out descends
+  const auto greedy = sparsifier.greedy(targets);
+  for (size_t i = 0; i < greedy.size(); ++i) levels[greedy.size() - 1 - i] = greedy[i];
+  return levels;
+}
+
+/// One network of several sizes.
+Json sparsify_sizes(Model& model, const PassInput& input, const PassOptions& options,
+                    const ActivationSparsifier& sparsifier) {
+  std::vector<double> keep;
+  for (const double sparsity : options.sparsity) keep.push_back(1 - sparsity);
+  Model sized = sparsifier.at_sizes(levels_for(sparsifier, options), keep);
+  // A token at a time, as decoders run. Of texts that run whole the engine reads what any of
+  // several tokens asks for: how much that is, only it can measure.
+  if (model.task.kind == "generate") measure_shares(sized, input, kPass);
+  Json sizes = Json::array();
+  for (size_t size = 0; size < sized.sizes.size(); ++size) {
+    double all = 0, read = 0;
+    const auto kept = kept_shares(sized, input, kPass, static_cast<int64_t>(size));
+    for (size_t i = 0; i < sparsifier.paths().size(); ++i) {
+      all += sparsifier.sizes()[i];
+      read += kept.at(sparsifier.paths()[i]) * sparsifier.sizes()[i];
+    }
+    const bundle::SizeEntry& entry = sized.sizes[size];
+    Json facts = {{"name", entry.name}, {"kept", read / all}};
+    if (const auto share = bundle::measured(entry, bundle::kCostShare))
+      facts["cost_share"] = *share;
+    sizes.push_back(std::move(facts));
+  }
+  for (const std::string& path : sparsifier.paths()) {
+    slot_of(model, path).exchange(slot_of(sized, path).get());
+  }
+  model.sizes = sized.sizes;
+  return {{"projections", sparsifier.paths().size()},
+          {"score", options.score},
+          {"select", options.select},
+          {"budget", options.budget},
+          {"dense_first", options.sparsify.dense_first},
+          {"sizes", std::move(sizes)}};
+}
+
 }  // namespace
 
 Json sparsify_activations(Model& model, const PassInput& input) {
@@ -91,11 +171,8 @@ Json sparsify_activations(Model& model, const PassInput& input) {
     return options.score == "wina" && counts ? column_norms(layer) : at::Tensor();
   };
   const ActivationSparsifier sparsifier(model, input, options.sparsify, factors);
-  std::vector<double> levels = sparsifier.uniform(options.sparsity);
-  if (options.budget == "greedy" && options.sparsity > 0) {
-    const double targets[] = {options.sparsity};
-    levels = sparsifier.greedy(targets).front();
-  }
+  if (options.sparsity.size() > 1) return sparsify_sizes(model, input, options, sparsifier);
+  std::vector<double> levels = levels_for(sparsifier, options).front();
   Model sparse = sparsifier.at(levels);
   const std::map<std::string, double> kept = kept_shares(sparse, input, kPass);
   Json layers = Json::object();

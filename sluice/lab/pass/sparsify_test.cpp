@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "sluice/base/json.h"
+#include "sluice/bundle/size_choice.h"
 #include "sluice/lab/brick/sparse_linear.h"
 #include "sluice/lab/model/testing.h"
 #if SLUICE_HAS_ENGINE
@@ -232,6 +233,68 @@ TEST(SparsifyActivations, RefusesWhatItCannotDo) {
       NAN;
   expect_error(Code::numeric, "blocks.0.attn.",
                [&] { run_pass(broken, kPass, input_for(broken, Json::object())); });
+}
+
+TEST(SparsifyActivations, SeveralSharesMakeANetworkOfSeveralSizes) {
+  for (const char* kind : {"decoder", "encoder"}) {
+    const Model model = decoder(Json::object(), kind);
+    Model dense = clone(model);
+    const at::Tensor x = random_input(model, 4, 8), expected = run(dense, x);
+    for (const char* select : {"threshold", "topk"}) {
+      const Model sized = run_pass(
+          model, kPass,
+          input_for(model, {{"keep", {0.3, 0.6, 1.0}}, {"select", select}, {"dense_first", 0}}));
+      ASSERT_EQ(sized.sizes.size(), 3u);
+      EXPECT_EQ(sized.sizes[0].name, "keep30");
+      EXPECT_EQ(sized.sizes[2].name, "dense");
+      if (kind == std::string("decoder")) {
+        EXPECT_LT(bundle::cost_share(sized.sizes, 0), bundle::cost_share(sized.sizes, 1));
+        EXPECT_EQ(sized.sizes[2].quality.at("cost_share"), 1);
+      } else {
+        EXPECT_TRUE(sized.sizes[2].quality.empty()) << "what the engine reads is not known here";
+      }
+      const Json report = sized.provenance.back()["report"];
+      EXPECT_NEAR(report["sizes"][1]["kept"].get<double>(), 0.6, 0.06);
+      const TempDirectory folder;
+      save_bundle(sized, folder / "m.safetensors");
+      Model loaded = load_model(folder / "m.safetensors");
+      EXPECT_EQ(loaded.sizes[0].quality, sized.sizes[0].quality);
+      EXPECT_LE(relative_error(run(loaded, x), expected), kEqual) << "the last is dense";
+      double last = 1e9;
+      for (int64_t size = 0; size < 3; ++size) {
+        Context context;
+        context.size = size;
+        const at::NoGradGuard no_grad;
+        const double error = relative_error(loaded.forward(x, context), expected);
+        EXPECT_LT(error, last);
+        last = error;
+        const Model picked = run_pass(loaded, "pick-size", with({{"size", std::to_string(size)}}));
+        Model one = clone(picked);
+        Context again;
+        again.size = size;
+        expect_near(run(one, x), loaded.forward(x, again), 1e-4);
+        EXPECT_EQ(sparse_paths(picked).empty(), size == 2);
+      }
+    }
+  }
+}
+
+TEST(SparsifyActivations, RefusesSharesThatMakeNoSizes) {
+  const Model model = decoder();
+  const auto refused = [&](const Json& keep) {
+    const auto error = error_of([&] {
+      run_pass(model, kPass, input_for(model, {{"keep", keep}}));
+    });
+    return error ? std::string(error->what()) : "";
+  };
+  for (const Json& keep : {Json{0.5, 0.3, 1.0}, Json{0.3, 0.5}, Json{0.0, 1.0}, Json{0.5, 1.5},
+                           Json::array(), Json(0.0)}) {
+    EXPECT_NE(refused(keep).find("keep: expected a share above 0"), std::string::npos) << keep;
+  }
+  EXPECT_ERROR(run_pass(model, kPass, input_for(model, {{"keep", 0.5}, {"sparsity", 0.5}})),
+               Code::config, "give one of them");
+  const Model sized = run_pass(model, kPass, input_for(model, {{"keep", {0.5, 1.0}}}));
+  EXPECT_FALSE(error_of([&] { run_pass(sized, "pick-size", with({{"size", "dense"}})); }));
 }
 
 }  // namespace
