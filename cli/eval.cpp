@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/budget_curve.h"
 #include "cli/eval_text.h"
 #include "cli/model_data.h"
 #include "cli/output.h"
@@ -28,6 +29,7 @@ struct Options {
   DataChoice data;
   int64_t batch = 250;
   std::optional<int64_t> budget_macs;
+  CurveOptions curve;
   EvalTextOptions texts;
 };
 
@@ -40,19 +42,20 @@ struct Row {
 };
 
 /// Median seconds for one sample at a time, all models in one interleaved run.
-void measure_latency(const std::vector<engine::Network>& networks, int threads,
-                     std::vector<Row>& rows) {
+void measure_latency(const std::vector<Subject>& subjects, int threads, std::vector<Row>& rows) {
   std::vector<engine::Session> sessions;
   std::vector<std::vector<float>> inputs, outputs;
   std::vector<std::function<void()>> functions;
-  sessions.reserve(networks.size());
-  for (const engine::Network& network : networks) {
+  sessions.reserve(subjects.size());
+  for (const Subject& subject : subjects) {
+    const engine::Network& network = subject.network;
     sessions.emplace_back(network, engine::Session::Options{.batch = 1, .threads = threads});
     inputs.emplace_back(static_cast<size_t>(numel(network.input_shape())), 0.5f);
     outputs.emplace_back(static_cast<size_t>(numel(network.output_shape())));
   }
-  for (size_t i = 0; i < networks.size(); ++i) {
-    functions.push_back([&, i] { sessions[i].run(inputs[i], outputs[i]); });
+  for (size_t i = 0; i < subjects.size(); ++i) {
+    functions.push_back(
+        [&, i] { sessions[i].run(inputs[i], outputs[i], {.size = subjects[i].size}); });
   }
   const std::vector<double> seconds = time_interleaved(functions, 5, 0.01);
   for (size_t i = 0; i < rows.size(); ++i) {
@@ -75,46 +78,49 @@ Json to_json(const Row& row) {
 
 int evaluate_models(const Options& options, const Globals& globals) {
   // Everything that can be refused is refused before the first picture is classified.
-  std::vector<engine::Network> networks;
+  const std::vector<Subject> subjects = subjects_of(options.models, options.curve);
   std::map<std::string, LabelledData> sets;
   Budget budget;
   budget.macs_per_sample = options.budget_macs;
-  for (const std::string& model : options.models) {
-    networks.push_back(engine::Network::open(model));
-    const std::string& kind = networks.back().bundle().task().kind;
+  for (const Subject& subject : subjects) {
+    const bundle::Bundle& bundle = subject.network.bundle();
+    const std::string& kind = bundle.task().kind;
     if (kind == "embed" || kind == "generate")
-      fail(Code::usage, "{} takes text: give --{}", model,
+      fail(Code::usage, "{} takes text: give --{}", subject.model,
            kind == "embed" ? "retrieval DIR" : "text FILE");
-    const std::string name = data_name(options.data, networks.back().bundle());
+    const std::string name = data_name(options.data, bundle);
     if (!sets.contains(name)) {
       sets.emplace(name, load_data(name, options.data));
     }
   }
   std::vector<Row> rows;
-  for (size_t i = 0; i < networks.size(); ++i) {
-    const engine::Network& network = networks[i];
+  for (const Subject& subject : subjects) {
+    const engine::Network& network = subject.network;
     const bundle::Bundle& bundle = network.bundle();
     const LabelledData& data = sets.at(data_name(options.data, bundle));
     Row row;
-    row.model = options.models[i];
+    row.model = subject.model;
     row.data = data.name;
     row.evaluation = engine::evaluate(network,
                                       {.pixels = data.split.pixels,
                                        .labels = data.split.labels,
                                        .mean = bundle.task().mean,
                                        .std = bundle.task().std},
-                                      options.batch, globals.threads, &budget);
+                                      options.batch, globals.threads, &budget, subject.size);
     row.cost = network.cost();
     row.file_bytes = bundle.file_bytes();
     rows.push_back(std::move(row));
   }
-  measure_latency(networks, globals.threads, rows);
+  measure_latency(subjects, globals.threads, rows);
+  std::vector<double> costs;
+  for (const Row& row : rows) costs.push_back(row.evaluation.macs_per_sample);
+  const std::vector<double> shares = shares_of(subjects, costs);
+  Json models = Json::array();
+  for (const Row& row : rows) models.push_back(to_json(row));
+  finish_curve(options.curve, subjects, shares,
+               {"accuracy", {"accuracy", "loss"}, "latency_seconds", "picture"}, models);
 
   if (globals.json) {
-    Json models = Json::array();
-    for (const Row& row : rows) {
-      models.push_back(to_json(row));
-    }
     print_json({{"split", options.data.split}, {"batch", options.batch}, {"models", models}});
     return kSuccess;
   }
@@ -124,9 +130,11 @@ int evaluate_models(const Options& options, const Globals& globals) {
   if (!one_set) {
     header.insert(header.begin() + 1, "data");
   }
+  if (!shares.empty()) header.insert(header.begin() + 1, "cost");
   Table table(header);
-  for (const Row& row : rows) {
-    std::vector<std::string> cells{short_name(row.model, options.models),
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const Row& row = rows[i];
+    std::vector<std::string> cells{label_of(subjects, i),
                                    fmt::format("{:.2f} %", 100 * row.evaluation.accuracy),
                                    fmt::format("{:.4f}", row.evaluation.loss),
                                    format_macs(row.evaluation.macs_per_sample),
@@ -137,6 +145,7 @@ int evaluate_models(const Options& options, const Globals& globals) {
     if (!one_set) {
       cells.insert(cells.begin() + 1, row.data);
     }
+    if (!shares.empty()) cells.insert(cells.begin() + 1, fmt::format("{:.3f}", shares[i]));
     table.row(std::move(cells));
   }
   std::string text;
@@ -146,6 +155,7 @@ int evaluate_models(const Options& options, const Globals& globals) {
   }
   text += table.text();
   text += "\nMACs: metered, per picture. Latency: one picture at a time, median.\n";
+  if (!shares.empty()) text += "Cost: MACs over those of the largest size.\n";
   print(text);
   return kSuccess;
 }
@@ -172,12 +182,14 @@ Action setup(CLI::App& app) {
                  "Refuse a model that needs more MACs per picture")
       ->check(CLI::PositiveNumber)
       ->type_name("N");
+  add_curve_options(app, options->curve);
   add_eval_text_options(app, options->texts);
   return [options, &app](const Globals& globals) {
     if (!options->texts.wanted()) return evaluate_models(*options, globals);
     for (const char* name : {"--data", "--data-dir", "--split", "--limit"})
       if (app.count(name) > 0) fail(Code::usage, "{} belongs to pictures, not to texts", name);
     if (app.count("--batch") > 0) options->texts.batch = options->batch;
+    options->texts.curve = options->curve;
     return evaluate_texts(options->models, options->texts, options->budget_macs, globals);
   };
 }
@@ -187,7 +199,9 @@ const bool registered =
                    "sluice eval model.safetensors\n"
                    "sluice eval dense.safetensors sliced.safetensors --limit 2000\n"
                    "sluice eval qwen.safetensors qwen-int4.safetensors --text book.txt\n"
-                   "sluice eval minilm.safetensors --retrieval glosses/",
+                   "sluice eval minilm.safetensors --retrieval glosses/\n"
+                   "sluice eval sizes.safetensors --text book.txt --budget-curve --picture "
+                   "curve.svg",
                    setup});
 
 }  // namespace

@@ -40,6 +40,18 @@ std::string file_cell(const Network& network) {
   return format_bytes(static_cast<int64_t>(network.bundle().file_bytes()));
 }
 
+/// The cells of a row, or of the header, with the column of shares where there are sizes.
+std::vector<std::string> with_cost(const std::vector<double>& shares,
+                                   std::vector<std::string> header) {
+  if (!shares.empty()) header.insert(header.begin() + 1, "cost");
+  return header;
+}
+std::vector<std::string> with_cost(const std::vector<double>& shares, size_t index,
+                                   std::vector<std::string> cells) {
+  if (!shares.empty()) cells.insert(cells.begin() + 1, fmt::format("{:.3f}", shares[index]));
+  return cells;
+}
+
 void show(const Globals& globals, Json head, const Json& rows, const Table& table,
           const std::string& before, const std::string& after) {
   if (globals.json) {
@@ -51,62 +63,75 @@ void show(const Globals& globals, Json head, const Json& rows, const Table& tabl
 }
 
 /// Median seconds of `tokens` tokens, one run each (a decoder) or one run in all, the networks
-/// interleaved.
-std::vector<double> time_tokens(const std::vector<Network>& networks, int64_t tokens, bool decode,
-                                int threads) {
+/// interleaved; of the given ids, or of the same id again and again.
+std::vector<double> time_tokens(const std::vector<Subject>& subjects, int64_t tokens, bool decode,
+                                int threads, const std::vector<std::vector<float>>& ids = {}) {
   std::vector<std::unique_ptr<engine::Session>> sessions;
   std::vector<std::vector<float>> inputs, outputs;
   std::vector<std::function<void()>> functions;
-  for (const Network& network : networks) {
+  for (const Subject& subject : subjects) {
+    const Network& network = subject.network;
     sessions.push_back(std::make_unique<engine::Session>(
         network,
         engine::Session::Options{
             .batch = 1, .threads = threads, .sequences = true, .last_rows = decode ? 1 : 0}));
     inputs.emplace_back(static_cast<size_t>(tokens), 1.0f);
+    if (!ids.empty()) inputs.back() = ids[inputs.size() - 1];
     outputs.emplace_back(static_cast<size_t>(numel(network.output_shape())));
   }
-  for (size_t i = 0; i < networks.size(); ++i) {
+  for (size_t i = 0; i < subjects.size(); ++i) {
     functions.push_back([&, i, tokens, decode] {
       engine::Session& session = *sessions[i];
       session.reset();
       const int64_t each = decode ? 1 : tokens;
       for (int64_t t = 0; t < tokens; t += each)
-        session.run_tokens(std::span(inputs[i]).first(static_cast<size_t>(each)), outputs[i],
-                           {&each, 1});
+        session.run_tokens(
+            std::span(inputs[i]).subspan(static_cast<size_t>(t), static_cast<size_t>(each)),
+            outputs[i], {&each, 1}, {.size = subjects[i].size});
     });
   }
   return time_interleaved(functions, kRounds);
 }
 
-int evaluate_perplexity(const std::vector<std::string>& models,
-                        const std::vector<Network>& networks, const EvalTextOptions& options,
+int evaluate_perplexity(const std::vector<Subject>& subjects, const EvalTextOptions& options,
                         const Budget& budget, const Globals& globals) {
   const std::string text = read_text(options.text);
   std::vector<engine::Perplexity> found;
-  for (size_t i = 0; i < networks.size(); ++i) {
+  for (size_t i = 0; i < subjects.size(); ++i) {
     std::unique_ptr<Progress> progress;
-    found.push_back(engine::perplexity(networks[i], text,
+    found.push_back(engine::perplexity(subjects[i].network, text,
                                        {.window = options.window,
                                         .stride = options.stride,
                                         .max_tokens = options.max_tokens,
                                         .threads = globals.threads,
                                         .budget = &budget,
+                                        .size = subjects[i].size,
                                         .progress = [&](int64_t done, int64_t total) {
                                           if (!progress)
                                             progress = std::make_unique<Progress>(
-                                                "eval " + models[i], total, "tokens");
+                                                "eval " + subjects[i].model, total, "tokens");
                                           progress->update(done);
                                         }}));
   }
-  const auto seconds = time_tokens(networks, kTimedTokens, true, globals.threads);
+  // A curve is about what the text costs: its own tokens are decoded, else any will do.
+  std::vector<std::vector<float>> ids;
+  std::vector<double> costs;
+  int64_t timed = kTimedTokens;
+  for (size_t i = 0; options.curve.wanted && i < subjects.size(); ++i) {
+    ids.push_back(first_ids(subjects[i].network, text));
+    costs.push_back(decode_macs(subjects[i], ids.back(), globals.threads));
+    timed = i == 0 ? std::ssize(ids[i]) : std::min(timed, std::ssize(ids[i]));
+  }
+  const auto seconds = time_tokens(subjects, timed, true, globals.threads, ids);
+  const std::vector<double> shares = shares_of(subjects, costs);
   Json rows = Json::array();
-  Table table(
-      {"model", "perplexity", "bits/byte", "tokens", "MACs/token", "tokens/s", "decode", "file"});
-  for (size_t i = 0; i < networks.size(); ++i) {
+  Table table(with_cost(shares, {"model", "perplexity", "bits/byte", "tokens", "MACs/token",
+                                 "tokens/s", "decode", "file"}));
+  for (size_t i = 0; i < subjects.size(); ++i) {
     const engine::Perplexity& p = found[i];
-    const double decode = seconds[i] / kTimedTokens,
+    const double decode = seconds[i] / static_cast<double>(timed),
                  rate = static_cast<double>(p.computed) / p.seconds;
-    Json row = {{"model", models[i]},
+    Json row = {{"model", subjects[i].model},
                 {"perplexity", p.per_token()},
                 {"perplexity_per_byte", p.per_byte()},
                 {"bits_per_byte", p.bits_per_byte()},
@@ -119,32 +144,42 @@ int evaluate_perplexity(const std::vector<std::string>& models,
                 {"macs_per_token", p.macs_per_token()},
                 {"tokens_per_second", rate},
                 {"decode_seconds_per_token", decode}};
-    add_cost(row, networks[i]);
+    if (!costs.empty()) row["decode_macs_per_token"] = costs[i];
+    add_cost(row, subjects[i].network);
     rows.push_back(std::move(row));
-    table.row({short_name(models[i], models), fmt::format("{:.3f}", p.per_token()),
-               fmt::format("{:.4f}", p.bits_per_byte()), std::to_string(p.tokens),
-               format_macs(p.macs_per_token()), fmt::format("{:.0f}", rate), format_seconds(decode),
-               file_cell(networks[i])});
+    table.row(with_cost(shares, i,
+                        {label_of(subjects, i), fmt::format("{:.3f}", p.per_token()),
+                         fmt::format("{:.4f}", p.bits_per_byte()), std::to_string(p.tokens),
+                         format_macs(p.macs_per_token()), fmt::format("{:.0f}", rate),
+                         format_seconds(decode), file_cell(subjects[i].network)}));
   }
-  show(globals, {{"text", options.text}, {"bytes", text.size()}}, rows, table,
-       fmt::format("{}, {}; windows of {} tokens, {} apart", options.text,
-                   format_bytes(static_cast<int64_t>(text.size())), found[0].window,
-                   found[0].stride),
-       "Perplexity: per token of the model's own tokenizer; bits per byte compare between "
-       "tokenizers.\nMACs: metered. Decode: a token at a time, median of interleaved rounds.");
+  finish_curve(options.curve, subjects, shares,
+               {"perplexity", {"perplexity"}, "decode_seconds_per_token", "token"}, rows);
+  show(
+      globals, {{"text", options.text}, {"bytes", text.size()}}, rows, table,
+      fmt::format("{}, {}; windows of {} tokens, {} apart", options.text,
+                  format_bytes(static_cast<int64_t>(text.size())), found[0].window,
+                  found[0].stride),
+      std::string(
+          "Perplexity: per token of the model's own tokenizer; bits per byte compare between "
+          "tokenizers.\nMACs: metered. Decode: a token at a time, median of interleaved "
+          "rounds.") +
+          (shares.empty() ? ""
+                          : "\nCost: MACs of the text's first tokens, one at a time, over those of "
+                            "the largest size."));
   return kSuccess;
 }
 
-engine::EmbeddedTexts embed(const std::string& model, const std::string& what,
-                            const Network& network, const std::vector<std::string>& texts,
-                            const EvalTextOptions& options, const Budget& budget,
-                            const Globals& globals) {
-  Progress progress(fmt::format("{} of {}", what, model), std::ssize(texts), "texts");
+engine::EmbeddedTexts embed(const Subject& subject, const std::string& what,
+                            const std::vector<std::string>& texts, const EvalTextOptions& options,
+                            const Budget& budget, const Globals& globals) {
+  Progress progress(fmt::format("{} of {}", what, subject.model), std::ssize(texts), "texts");
   engine::EmbeddedTexts found =
-      engine::embed_texts(network, texts,
+      engine::embed_texts(subject.network, texts,
                           {.batch = options.batch,
                            .threads = globals.threads,
                            .budget = &budget,
+                           .size = subject.size,
                            .progress = [&](int64_t done) { progress.update(done); }});
   progress.finish();
   return found;
@@ -167,9 +202,8 @@ int64_t usual_length(const engine::EmbeddedTexts& texts, const Network& network)
                              network.input_shape()[0]);
 }
 
-int evaluate_retrieval(const std::vector<std::string>& models, const std::vector<Network>& networks,
-                       const EvalTextOptions& options, const Budget& budget,
-                       const Globals& globals) {
+int evaluate_retrieval(const std::vector<Subject>& subjects, const EvalTextOptions& options,
+                       const Budget& budget, const Globals& globals) {
   const data::RetrievalSet set = data::read_retrieval_set(options.retrieval);
   std::vector<engine::Relevance> judgements;
   for (const data::RetrievalJudgement& j : set.judgements)
@@ -180,30 +214,33 @@ int evaluate_retrieval(const std::vector<std::string>& models, const std::vector
   };
   std::vector<Row> found;
   int64_t length = 1;
-  for (size_t i = 0; i < networks.size(); ++i) {
-    const auto& network = networks[i];
+  for (size_t i = 0; i < subjects.size(); ++i) {
+    const auto& network = subjects[i].network;
     if (network.bundle().task().kind != "embed")
       fail(Code::unsupported, "{}: expected a model that embeds text, found one of kind '{}'",
-           models[i], network.bundle().task().kind);
+           subjects[i].model, network.bundle().task().kind);
     Row row;
-    row.documents = embed(models[i], "documents", network, set.documents, options, budget, globals);
-    row.queries = embed(models[i], "queries", network, set.queries, options, budget, globals);
+    row.documents = embed(subjects[i], "documents", set.documents, options, budget, globals);
+    row.queries = embed(subjects[i], "queries", set.queries, options, budget, globals);
     row.scores = engine::score_retrieval(values_of(row.queries), values_of(row.documents),
                                          network.output_shape()[0], judgements);
     length =
         i == 0 ? usual_length(row.documents, network) : std::min(length, network.input_shape()[0]);
     found.push_back(std::move(row));
   }
-  const auto seconds = time_tokens(networks, length, false, globals.threads);
+  const auto seconds = time_tokens(subjects, length, false, globals.threads);
+  const double all_texts = static_cast<double>(set.documents.size() + set.queries.size());
+  std::vector<double> costs;
+  for (const Row& row : found)
+    costs.push_back(static_cast<double>(row.documents.macs + row.queries.macs) / all_texts);
+  const std::vector<double> shares = shares_of(subjects, costs);
   Json rows = Json::array();
-  Table table({"model", "nDCG@10", "recall@1", "recall@10", "MRR@10", "MACs/text", "texts/s",
-               "latency", "file"});
-  for (size_t i = 0; i < networks.size(); ++i) {
+  Table table(with_cost(shares, {"model", "nDCG@10", "recall@1", "recall@10", "MRR@10", "MACs/text",
+                                 "texts/s", "latency", "file"}));
+  for (size_t i = 0; i < subjects.size(); ++i) {
     const auto& [scores, documents, queries] = found[i];
-    const double texts = static_cast<double>(set.documents.size() + set.queries.size()),
-                 macs = static_cast<double>(documents.macs + queries.macs) / texts,
-                 rate = texts / (documents.seconds + queries.seconds);
-    Json row = {{"model", models[i]},
+    const double macs = costs[i], rate = all_texts / (documents.seconds + queries.seconds);
+    Json row = {{"model", subjects[i].model},
                 {"ndcg_at_10", scores.ndcg_at_10},
                 {"recall_at_1", scores.recall_at_1},
                 {"recall_at_10", scores.recall_at_10},
@@ -216,14 +253,21 @@ int evaluate_retrieval(const std::vector<std::string>& models, const std::vector
                 {"texts_per_second", rate},
                 {"latency_tokens", length},
                 {"latency_seconds", seconds[i]}};
-    add_cost(row, networks[i]);
+    add_cost(row, subjects[i].network);
     rows.push_back(std::move(row));
-    table.row({short_name(models[i], models), fmt::format("{:.4f}", scores.ndcg_at_10),
-               fmt::format("{:.4f}", scores.recall_at_1),
-               fmt::format("{:.4f}", scores.recall_at_10), fmt::format("{:.4f}", scores.mrr_at_10),
-               format_macs(macs), fmt::format("{:.0f}", rate), format_seconds(seconds[i]),
-               file_cell(networks[i])});
+    table.row(with_cost(
+        shares, i,
+        {label_of(subjects, i), fmt::format("{:.4f}", scores.ndcg_at_10),
+         fmt::format("{:.4f}", scores.recall_at_1), fmt::format("{:.4f}", scores.recall_at_10),
+         fmt::format("{:.4f}", scores.mrr_at_10), format_macs(macs), fmt::format("{:.0f}", rate),
+         format_seconds(seconds[i]), file_cell(subjects[i].network)}));
   }
+  finish_curve(options.curve, subjects, shares,
+               {"ndcg_at_10",
+                {"ndcg_at_10", "recall_at_1", "recall_at_10", "mrr_at_10"},
+                "latency_seconds",
+                "text"},
+               rows);
   show(globals, {{"retrieval", options.retrieval}}, rows, table,
        fmt::format("{}: {} documents, {} queries with an answer", options.retrieval,
                    set.documents.size(), found[0].scores.queries),
@@ -233,32 +277,30 @@ int evaluate_retrieval(const std::vector<std::string>& models, const std::vector
   return kSuccess;
 }
 
-int evaluate_labels(const std::vector<std::string>& models, const std::vector<Network>& networks,
-                    const EvalTextOptions& options, const Budget& budget, const Globals& globals) {
+int evaluate_labels(const std::vector<Subject>& subjects, const EvalTextOptions& options,
+                    const Budget& budget, const Globals& globals) {
   const data::LabelledTexts set = data::read_labelled_texts(options.labelled);
-  Json rows = Json::array();
-  Table table({"model", "accuracy", "loss", "MACs/text", "texts/s", "latency", "file"});
   struct Row {
     double accuracy, loss;
     engine::EmbeddedTexts texts;
   };
   std::vector<Row> found;
   int64_t length = 1;
-  for (size_t i = 0; i < networks.size(); ++i) {
-    const Network& network = networks[i];
+  for (size_t i = 0; i < subjects.size(); ++i) {
+    const Network& network = subjects[i].network;
     const std::vector<std::string>& labels = network.bundle().task().labels;
     if (network.bundle().task().kind != "classify" || labels.empty())
       fail(Code::unsupported, "{}: expected a model that classifies and names its classes",
-           models[i]);
+           subjects[i].model);
     std::vector<int64_t> truth;
     for (const std::string& label : set.labels) {
       const auto it = std::find(labels.begin(), labels.end(), label);
       if (it == labels.end())
         fail(Code::usage, "{}: label '{}' of text {} is no class of {}", options.labelled, label,
-             truth.size() + 1, models[i]);
+             truth.size() + 1, subjects[i].model);
       truth.push_back(it - labels.begin());
     }
-    Row row{0, 0, embed(models[i], "texts", network, set.texts, options, budget, globals)};
+    Row row{0, 0, embed(subjects[i], "texts", set.texts, options, budget, globals)};
     for (size_t t = 0; t < truth.size(); ++t) {
       std::vector<float> logits = row.texts.texts[t].values;
       row.accuracy += std::max_element(logits.begin(), logits.end()) - logits.begin() == truth[t];
@@ -269,12 +311,17 @@ int evaluate_labels(const std::vector<std::string>& models, const std::vector<Ne
     length = i == 0 ? usual_length(row.texts, network) : std::min(length, network.input_shape()[0]);
     found.push_back(std::move(row));
   }
-  const auto seconds = time_tokens(networks, length, false, globals.threads);
-  for (size_t i = 0; i < networks.size(); ++i) {
-    const double count = static_cast<double>(set.texts.size()),
-                 macs = static_cast<double>(found[i].texts.macs) / count,
-                 rate = count / found[i].texts.seconds;
-    Json row = {{"model", models[i]},
+  const auto seconds = time_tokens(subjects, length, false, globals.threads);
+  const double count = static_cast<double>(set.texts.size());
+  std::vector<double> costs;
+  for (const Row& row : found) costs.push_back(static_cast<double>(row.texts.macs) / count);
+  const std::vector<double> shares = shares_of(subjects, costs);
+  Json rows = Json::array();
+  Table table(
+      with_cost(shares, {"model", "accuracy", "loss", "MACs/text", "texts/s", "latency", "file"}));
+  for (size_t i = 0; i < subjects.size(); ++i) {
+    const double macs = costs[i], rate = count / found[i].texts.seconds;
+    Json row = {{"model", subjects[i].model},
                 {"accuracy", found[i].accuracy},
                 {"loss", found[i].loss},
                 {"texts", set.texts.size()},
@@ -283,12 +330,16 @@ int evaluate_labels(const std::vector<std::string>& models, const std::vector<Ne
                 {"texts_per_second", rate},
                 {"latency_tokens", length},
                 {"latency_seconds", seconds[i]}};
-    add_cost(row, networks[i]);
+    add_cost(row, subjects[i].network);
     rows.push_back(std::move(row));
-    table.row({short_name(models[i], models), fmt::format("{:.2f} %", 100 * found[i].accuracy),
-               fmt::format("{:.4f}", found[i].loss), format_macs(macs), fmt::format("{:.0f}", rate),
-               format_seconds(seconds[i]), file_cell(networks[i])});
+    table.row(with_cost(
+        shares, i,
+        {label_of(subjects, i), fmt::format("{:.2f} %", 100 * found[i].accuracy),
+         fmt::format("{:.4f}", found[i].loss), format_macs(macs), fmt::format("{:.0f}", rate),
+         format_seconds(seconds[i]), file_cell(subjects[i].network)}));
   }
+  finish_curve(options.curve, subjects, shares,
+               {"accuracy", {"accuracy", "loss"}, "latency_seconds", "text"}, rows);
   show(globals, {{"labelled", options.labelled}}, rows, table,
        fmt::format("{}: {} texts", options.labelled, set.texts.size()),
        fmt::format("MACs: metered. Latency: one text of {} tokens, median of interleaved rounds.",
@@ -324,12 +375,11 @@ int evaluate_texts(const std::vector<std::string>& models, const EvalTextOptions
     fail(Code::usage, "give one of --text, --retrieval and --labelled. See: sluice eval --help");
   Budget budget;
   budget.macs_per_sample = budget_macs;
-  std::vector<Network> networks;
-  for (const std::string& model : models) networks.push_back(Network::open(model));
+  const std::vector<Subject> subjects = subjects_of(models, options.curve);
   const auto evaluate = !options.text.empty()        ? evaluate_perplexity
                         : !options.retrieval.empty() ? evaluate_retrieval
                                                      : evaluate_labels;
-  return evaluate(models, networks, options, budget, globals);
+  return evaluate(subjects, options, budget, globals);
 }
 
 }  // namespace sluice::cli

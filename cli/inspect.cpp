@@ -2,6 +2,7 @@
 #include <fmt/core.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <memory>
 #include <set>
 #include <string>
@@ -14,6 +15,7 @@
 #include "sluice/base/table.h"
 #include "sluice/bundle/bundle.h"
 #include "sluice/bundle/describe.h"
+#include "sluice/bundle/size_choice.h"
 
 namespace sluice::cli {
 namespace {
@@ -28,22 +30,32 @@ struct Options {
 int show_sizes(const bundle::Bundle& bundle, const Globals& globals) {
   const auto& sizes = bundle.sizes();
   if (sizes.empty()) {
-    fail(Code::usage, "{}: it has no table of sizes: not a nested network", bundle.path());
+    fail(Code::usage, "{}: it has no table of sizes: a network of one size", bundle.path());
   }
+  const auto told = [&](const char* name) {
+    return std::ranges::any_of(
+        sizes, [&](const auto& entry) { return bundle::measured(entry, name).has_value(); });
+  };
+  const bool shares = told(bundle::kCostShare), times = told(bundle::kSeconds);
   std::set<std::string> qualities;
   for (const bundle::SizeEntry& entry : sizes)
-    for (const auto& [name, value] : entry.quality) qualities.insert(name);
+    for (const auto& [name, value] : entry.quality)
+      if (name != bundle::kCostShare && name != bundle::kSeconds) qualities.insert(name);
   if (globals.json) {
     Json list = Json::array();
     for (const bundle::SizeEntry& entry : sizes) {
       Json quality = Json::object();
       for (const auto& [name, value] : entry.quality) quality[name] = value;
-      list.push_back({{"name", entry.name}, {"macs", entry.macs}, {"quality", quality}});
+      Json row = {{"name", entry.name}, {"macs", entry.macs}, {"quality", quality}};
+      row["cost"] = bundle::cost_share(sizes, list.size());
+      list.push_back(std::move(row));
     }
     print_json({{"file", bundle.path()}, {"sizes", list}});
     return kSuccess;
   }
-  std::vector<std::string> header{"size", "MACs", "x largest"};
+  std::vector<std::string> header{"size", shares ? "MACs at most" : "MACs", "x largest"};
+  if (shares) header.push_back("measured");
+  if (times) header.push_back("time");
   header.insert(header.end(), qualities.begin(), qualities.end());
   Table table(header);
   double most = 1;
@@ -52,6 +64,10 @@ int show_sizes(const bundle::Bundle& bundle, const Globals& globals) {
   for (const bundle::SizeEntry& entry : sizes) {
     const auto macs = static_cast<double>(entry.macs);
     std::vector<std::string> row{entry.name, format_macs(macs), fmt::format("{:.2f}", macs / most)};
+    const auto share = bundle::measured(entry, bundle::kCostShare);
+    const auto seconds = bundle::measured(entry, bundle::kSeconds);
+    if (shares) row.push_back(share ? fmt::format("{:.3f}", *share) : "");
+    if (times) row.push_back(seconds ? format_seconds(*seconds) : "");
     for (const std::string& name : qualities) {
       const auto found = entry.quality.find(name);
       row.push_back(found == entry.quality.end() ? "" : fmt::format("{:.4g}", found->second));
@@ -109,7 +125,7 @@ Action setup(CLI::App& app) {
       ->type_name("N");
   app.add_flag("--check", options->check, "Compare every tensor with its checksum");
   app.add_flag("--sizes", options->sizes,
-               "Only the sizes that a nested network offers, with cost and measured quality");
+               "Only the sizes that the network offers, with cost and measured quality");
   return [options](const Globals& globals) { return inspect(*options, globals); };
 }
 

@@ -16,6 +16,7 @@
 #include "cli/output.h"
 #include "cli/run_read.h"
 #include "cli/run_text.h"
+#include "cli/size_budget.h"
 #include "cli/verb.h"
 #include "sluice/base/error.h"
 #include "sluice/base/json.h"
@@ -35,18 +36,22 @@ struct Options {
   bool invert = false;
   std::optional<int64_t> budget_macs;
   GenerateOptions generate;
-  std::string size;
+  SizeBudget size;
 };
 
-/// Which size of a nested network: the one asked for, or the largest that the budget allows, or -1.
-int64_t choose_size(const Options& options, const bundle::Bundle& bundle) {
+/// The size that was asked for, by name or by what it may cost or take; else the largest that
+/// --budget-macs allows, or -1.
+ChosenSize size_for(const Options& options, const bundle::Bundle& bundle, const SizeProbe& probe) {
+  ChosenSize chosen = choose_size(bundle, options.size, probe, 1, "picture");
   const auto& sizes = bundle.sizes();
-  if (!options.size.empty()) return bundle::find_size(sizes, options.size, bundle.path());
-  int64_t chosen = -1;
-  for (size_t i = 0; i < sizes.size() && options.budget_macs; ++i)
+  for (size_t i = 0; i < sizes.size() && options.budget_macs && options.size.size.empty() &&
+                     !options.size.wanted();
+       ++i)
     if (sizes[i].macs <= *options.budget_macs &&
-        (chosen < 0 || sizes[i].macs >= sizes[static_cast<size_t>(chosen)].macs))
-      chosen = static_cast<int64_t>(i);
+        (chosen.size < 0 || sizes[i].macs >= sizes[static_cast<size_t>(chosen.size)].macs)) {
+      chosen.size = static_cast<int64_t>(i);
+      chosen.name = sizes[i].name;
+    }
   return chosen;
 }
 
@@ -107,15 +112,14 @@ int run_text(const Options& options, const Globals& globals) {
   const bool pictures = !options.images.empty() || !options.samples.empty();
   if (pictures || (options.generate.wanted() && !options.texts.empty()))
     fail(Code::usage, "give texts, prompts or pictures, not several. See: sluice run --help");
-  if (!options.size.empty() && !options.generate.wanted())
-    fail(Code::usage, "--size goes with pictures, --sample and --prompt");
   Budget budget;
   budget.macs_per_sample = options.budget_macs;
   const auto network = engine::Network::open(options.model);
   GenerateOptions generating = options.generate;
   generating.size = options.size;
-  return generating.wanted() ? generate(network, generating, budget, globals)
-                             : run_texts(network, options.texts, options.top, budget, globals);
+  return generating.wanted()
+             ? generate(network, generating, budget, globals)
+             : run_texts(network, options.texts, options.top, budget, options.size, globals);
 }
 
 int classify(const Options& options, const Globals& globals) {
@@ -133,9 +137,9 @@ int classify(const Options& options, const Globals& globals) {
   if (task.kind == "read") {
     if (options.images.empty())
       fail(Code::usage, "{} reads lines of text: give picture files", options.model);
-    if (options.invert || !options.size.empty())
-      fail(Code::usage, "{} reads lines of text: {} is for models that classify pictures",
-           options.model, options.invert ? "--invert" : "--size");
+    if (options.invert || !options.size.size.empty() || options.size.wanted())
+      fail(Code::usage, "{} reads lines of text: {} is for other models", options.model,
+           options.invert ? "--invert" : "choosing a size");
     Budget budget;
     budget.macs_per_sample = options.budget_macs;
     return read_lines(network, options.images, budget, globals);
@@ -156,11 +160,13 @@ int classify(const Options& options, const Globals& globals) {
   Meter meter;
   Budget budget;
   budget.macs_per_sample = options.budget_macs;
-  const int64_t size = choose_size(options, network.bundle());
-  const std::string size_name =
-      size < 0 ? "" : network.bundle().sizes()[static_cast<size_t>(size)].name;
   engine::Session session(network, {.batch = 1, .threads = globals.threads});
   const size_t classes = static_cast<size_t>(numel(network.output_shape()));
+  std::vector<float> trial(classes);
+  const ChosenSize chosen = size_for(options, network.bundle(), [&](int64_t size, Meter* counting) {
+    session.run(pictures.front().input, trial, {.meter = counting, .size = size});
+  });
+  const int64_t size = chosen.size;
   Json results = Json::array();
   std::string text;
   for (const Picture& picture : pictures) {
@@ -185,13 +191,15 @@ int classify(const Options& options, const Globals& globals) {
       text += fmt::format("truth: {} ({})\n", class_name(task.labels, *picture.label),
                           correct ? "correct" : "wrong");
     }
-    if (!size_name.empty()) result["size"] = size_name;
+    if (!chosen.name.empty()) result["size"] = chosen.name;
     text += fmt::format("{} MACs ran{}\n", macs,
-                        size_name.empty() ? "" : fmt::format(", size {}", size_name));
+                        chosen.name.empty() ? "" : fmt::format(", {}", chosen.text()));
     results.push_back(std::move(result));
   }
   if (globals.json) {
-    print_json({{"model", options.model}, {"results", results}});
+    Json document = {{"model", options.model}, {"results", results}};
+    if (options.size.wanted()) document["budget"] = chosen.json();
+    print_json(document);
   } else {
     print(text);
   }
@@ -232,10 +240,7 @@ Action setup(CLI::App& app) {
       ->check(CLI::PositiveNumber)
       ->type_name("N");
   add_generate_options(app, options->generate);
-  app.add_option("--size", options->size,
-                 "Size of a nested network, by name or number (sluice inspect --sizes); the last "
-                 "without it")
-      ->type_name("NAME");
+  add_size_options(app, options->size, "picture, text or token");
   return [options](const Globals& globals) {
     return options->texts.empty() && !options->generate.wanted() ? classify(*options, globals)
                                                                  : run_text(*options, globals);
@@ -247,6 +252,7 @@ const bool registered =
                    "sluice run model.safetensors shoe.png --top 3\n"
                    "sluice run model.safetensors --sample 7\n"
                    "sluice run nested.safetensors --sample 7 --size w50-d4\n"
+                   "sluice run sizes.safetensors --sample 7 --budget 0.5\n"
                    "sluice run minilm.safetensors --text 'Hello there' --json\n"
                    "sluice run qwen.safetensors --prompt 'Once upon a time' "
                    "--temperature 0.8 --top-p 0.95\n"

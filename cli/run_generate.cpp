@@ -18,6 +18,7 @@
 #include "sluice/base/json.h"
 #include "sluice/base/progress.h"
 #include "sluice/base/table.h"
+#include "sluice/bundle/size_choice.h"
 #include "sluice/engine/text/generator.h"
 #include "sluice/engine/text/text_model.h"
 
@@ -25,6 +26,7 @@ namespace sluice::cli {
 namespace {
 
 constexpr size_t kLongestInput = size_t{256} << 20;
+constexpr size_t kTrialTokens = 16;  // of a prompt, to see what sizes cost
 
 struct Prompt {
   std::string name, text;
@@ -176,6 +178,29 @@ int64_t size_of(const engine::Network& network, const std::string& name) {
   return name.empty() ? -1 : bundle::find_size(model.sizes(), name, model.path());
 }
 
+/// The size for a budget, tried on the beginning of the first prompt, a token at a time.
+ChosenSize size_for_prompt(const engine::Network& network, std::span<const int32_t> prompt,
+                           const SizeBudget& budget, const Globals& globals) {
+  if (!budget.wanted()) return choose_size(network.bundle(), budget, {}, 1, "token");
+  bundle::require_sizes(network.bundle().sizes(), network.bundle().path());
+  engine::Session session(
+      network, {.batch = 1, .threads = globals.threads, .sequences = true, .last_rows = 1});
+  const auto count = std::min<size_t>(
+      {prompt.size(), kTrialTokens,
+       static_cast<size_t>(std::min<int64_t>(session.capacity(), int64_t{1} << 20))});
+  const std::vector<float> ids(prompt.begin(), prompt.begin() + std::ptrdiff_t(count));
+  std::vector<float> logits(static_cast<size_t>(network.output_shape().back()));
+  const int64_t one = 1;
+  return choose_size(
+      network.bundle(), budget,
+      [&](int64_t size, Meter* meter) {
+        session.reset();
+        for (const float& id : ids)
+          session.run_tokens({&id, 1}, logits, {&one, 1}, {.meter = meter, .size = size});
+      },
+      static_cast<double>(count), "token");
+}
+
 /// The network that proposes, if any.
 std::optional<engine::Network> open_draft(const engine::Network& network,
                                           const GenerateOptions& options) {
@@ -208,11 +233,13 @@ int generate(const engine::Network& network, const GenerateOptions& options, con
     requests.back().sampling.seed += i;
   }
   const std::optional<engine::Network> draft = open_draft(network, options);
+  const ChosenSize chosen =
+      size_for_prompt(network, requests.front().prompt, options.size, globals);
   engine::Generator generator(network, &tokenizer,
                               {.batch = std::min<int64_t>(options.batch, std::ssize(prompts)),
                                .threads = globals.threads,
                                .budget = budget,
-                               .size = size_of(network, options.size),
+                               .size = chosen.size,
                                .draft = draft ? &*draft : nullptr,
                                .draft_size = draft ? size_of(*draft, options.draft_size) : -1,
                                .draft_tokens = options.draft_tokens});
@@ -238,6 +265,7 @@ int generate(const engine::Network& network, const GenerateOptions& options, con
                    {"cache_bytes", generator.session().state_bytes()},
                    {"arena_bytes", generator.session().arena_bytes()},
                    {"peak_memory_bytes", peak_memory()}};
+    if (chosen.size >= 0) report["budget"] = chosen.json();
     if (draft) {
       report["draft"] = draft->bundle().path();
       report["proposed_tokens"] = s.proposed;
@@ -253,6 +281,7 @@ int generate(const engine::Network& network, const GenerateOptions& options, con
       print(fmt::format("{}{}:\n{}\n", i ? "\n" : "", prompts[i].name,
                         for_terminal(results[i].text)));
   }
+  if (chosen.size >= 0) log_line(chosen.text());
   report(s);
   return kSuccess;
 }

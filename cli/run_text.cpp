@@ -14,6 +14,7 @@
 #include "sluice/base/json.h"
 #include "sluice/base/progress.h"
 #include "sluice/base/table.h"
+#include "sluice/bundle/size_choice.h"
 #include "sluice/engine/text/embedder.h"
 
 namespace sluice::cli {
@@ -26,10 +27,28 @@ std::string numbers(const std::vector<float>& values) {
   return line + "\n";
 }
 
+ChosenSize size_for_texts(const engine::Network& network, const std::string& text,
+                          const SizeBudget& size, const Globals& globals) {
+  if (!size.wanted()) return choose_size(network.bundle(), size, {}, 1, "text");
+  bundle::require_sizes(network.bundle().sizes(), network.bundle().path());
+  engine::Session session(network, {.batch = 1, .threads = globals.threads, .sequences = true});
+  const auto ids = engine::text_ids(network, text);
+  const std::vector<float> input(ids.begin(), ids.end());
+  const int64_t tokens = std::ssize(input);
+  std::vector<float> output(static_cast<size_t>(numel(network.output_shape())));
+  return choose_size(
+      network.bundle(), size,
+      [&](int64_t chosen, Meter* meter) {
+        session.reset();
+        session.run_tokens(input, output, {&tokens, 1}, {.meter = meter, .size = chosen});
+      },
+      1, "text");
+}
+
 }  // namespace
 
 int run_texts(const engine::Network& network, const std::vector<std::string>& texts, int64_t top,
-              const Budget& budget, const Globals& globals) {
+              const Budget& budget, const SizeBudget& size, const Globals& globals) {
   const bundle::Bundle& model = network.bundle();
   const std::string& kind = model.task().kind;
   const bool classifies = kind == "classify" && network.input_shape().size() == 1;
@@ -39,8 +58,9 @@ int run_texts(const engine::Network& network, const std::vector<std::string>& te
     fail(Code::unsupported,
          "{}: expected a model that embeds or classifies text, found one of kind '{}'{}",
          model.path(), kind, classifies ? " without a tokenizer" : "");
-  const engine::EmbeddedTexts found =
-      engine::embed_texts(network, texts, {.threads = globals.threads, .budget = &budget});
+  const ChosenSize chosen = size_for_texts(network, texts.front(), size, globals);
+  const engine::EmbeddedTexts found = engine::embed_texts(
+      network, texts, {.threads = globals.threads, .budget = &budget, .size = chosen.size});
   Json results = Json::array();
   std::string lines;
   for (size_t i = 0; i < texts.size(); ++i) {
@@ -60,13 +80,17 @@ int run_texts(const engine::Network& network, const std::vector<std::string>& te
     results.push_back(std::move(result));
   }
   if (globals.json) {
-    print_json({{"model", model.path()},
-                {"results", results},
-                {"tokens", found.tokens},
-                {"macs", found.macs},
-                {"seconds", found.seconds}});
+    Json document = {{"model", model.path()},
+                     {"results", results},
+                     {"tokens", found.tokens},
+                     {"macs", found.macs},
+                     {"seconds", found.seconds}};
+    if (chosen.size >= 0) document["budget"] = chosen.json();
+    print_json(document);
   } else {
     print(lines);
+    if (chosen.size >= 0)
+      log_line(fmt::format("{}; {} MACs ran", chosen.text(), format_macs(double(found.macs))));
   }
   return kSuccess;
 }

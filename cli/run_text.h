@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/size_budget.h"
 #include "cli/verb.h"
 #include "sluice/engine/graph/network.h"
 #include "sluice/engine/text/sampler.h"
@@ -15,16 +16,17 @@ class App;
 namespace sluice::cli {
 
 /// Prints a vector per text (numbers on one line, or JSON with the tokens they come from), or its
-/// `top` classes where the model classifies.
+/// `top` classes where the model classifies. A budget in time is that of the first text.
 int run_texts(const engine::Network& network, const std::vector<std::string>& texts, int64_t top,
-              const Budget& budget, const Globals& globals);
+              const Budget& budget, const SizeBudget& size, const Globals& globals);
 
 struct GenerateOptions {
   std::vector<std::string> prompts, files;
   int64_t max_tokens = 128, batch = 8;
   engine::Sampling sampling;
   std::vector<std::string> stop;
-  std::string draft, size, draft_size;  ///< a bundle; sizes of nested networks, as typed
+  std::string draft, draft_size;  ///< a bundle; a size of it, as typed
+  SizeBudget size;                ///< a budget is that of the first prompt's first tokens
   int64_t draft_tokens = 4;
   bool wanted() const { return !prompts.empty() || !files.empty(); }
 };
