@@ -49,10 +49,10 @@ void plan_prefix_linear(Planner& planner, size_t index, Step step) {
   const auto bytes = planner.bundle().tensor(name).bytes;
   if (format == bundle::Format::f32) {
     step.kernel = make_prefix_linear(rows, in, out, planner.bundle().tensor(name).f32(), bias,
-                                     sizes, threads);
+                                     sizes, threads, each);
   } else {
     step.kernel = make_prefix_linear(rows, bundle::view_packed(format, out, in, bytes, name), bias,
-                                     sizes, threads);
+                                     sizes, threads, each);
   }
   planner.finish(index, std::move(step), Layout::plain);
 }

@@ -19,7 +19,7 @@ constexpr int64_t kDepth = 1024;
 constexpr int64_t kPanelGroup = 4;  // what threads share out; a lone row takes four panels at once
 
 struct PrefixLinear {
-  int64_t rows = 0, in = 0, out = 0;
+  int64_t most_rows = 0, each = 1, in = 0, out = 0;
   std::vector<PrefixSize> sizes;
   Buffer weight;                // panels, or
   bundle::PackedMatrix packed;  // codes
@@ -35,15 +35,20 @@ PrefixSize size_of(const PrefixLinear& layer, const int64_t* choice) {
   return layer.sizes[static_cast<size_t>(index)];
 }
 
-void count_work(const PrefixLinear& layer, const PrefixSize& size, int64_t row_bytes, Work* work) {
-  if (!work) return;
-  work->macs += layer.rows * size.rows * size.columns;
-  work->bytes += size.rows * row_bytes + 4 * layer.rows * (size.columns + layer.out);
+int64_t rows_of(const PrefixLinear& layer, const LiveRows* live) {
+  return live ? live->count * layer.each : layer.most_rows;
 }
 
-void clear_rest(const PrefixLinear& layer, const PrefixSize& size, float* y) {
+void count_work(const PrefixLinear& layer, const PrefixSize& size, int64_t all, int64_t row_bytes,
+                Work* work) {
+  if (!work || all == 0) return;
+  work->macs += all * size.rows * size.columns;
+  work->bytes += size.rows * row_bytes + 4 * all * (size.columns + layer.out);
+}
+
+void clear_rest(const PrefixLinear& layer, const PrefixSize& size, int64_t all, float* y) {
   if (size.rows == layer.out) return;
-  for (int64_t r = 0; r < layer.rows; ++r)
+  for (int64_t r = 0; r < all; ++r)
     std::fill(y + r * layer.out + size.rows, y + (r + 1) * layer.out, 0.0f);
 }
 
@@ -69,32 +74,33 @@ void compute_panels(const PrefixLinear& layer, const PrefixSize& size, const flo
   }
 }
 
-void run_dense(const PrefixLinear& layer, const PrefixSize& size, const float* x, float* y) {
+void run_dense(const PrefixLinear& layer, const PrefixSize& size, int64_t all, const float* x,
+               float* y) {
   const int64_t group = kPanelGroup * kPanel, groups = (size.rows + group - 1) / group;
-  for (int64_t r = 0; r < layer.rows; r += kRowStrip) {
-    const int64_t rows = std::min(kRowStrip, layer.rows - r);
+  for (int64_t r = 0; r < all; r += kRowStrip) {
+    const int64_t rows = std::min(kRowStrip, all - r);
 #pragma omp parallel for schedule(static) num_threads(layer.threads) if (layer.threads > 1)
     for (int64_t g = 0; g < groups; ++g) {
       compute_panels(layer, size, x + r * layer.in, y + r * layer.out, rows, g * group,
                      std::min((g + 1) * group, size.rows));
     }
   }
-  clear_rest(layer, size, y);
+  clear_rest(layer, size, all, y);
 }
 
-void run_packed(const PrefixLinear& layer, const PrefixSize& size, const float* x, float* y,
-                std::byte* scratch) {
+void run_packed(const PrefixLinear& layer, const PrefixSize& size, int64_t all, const float* x,
+                float* y, std::byte* scratch) {
   bundle::PackedMatrix weight = layer.packed.head(size.rows);
   weight.columns = size.columns;
-  for (int64_t r = 0; r < layer.rows; r += kMaxDotBatch) {
-    const int64_t batch = std::min(kMaxDotBatch, layer.rows - r);
+  for (int64_t r = 0; r < all; r += kMaxDotBatch) {
+    const int64_t batch = std::min(kMaxDotBatch, all - r);
     const DotInput input =
         prepare_dot(weight, DotKind::f32, x + r * layer.in, layer.in, batch, scratch);
     packed_dot(weight, input, y + r * layer.out, layer.out, layer.threads);
   }
-  clear_rest(layer, size, y);
+  clear_rest(layer, size, all, y);
   if (!layer.has_bias) return;
-  for (int64_t r = 0; r < layer.rows; ++r) {
+  for (int64_t r = 0; r < all; ++r) {
     add(y + r * layer.out, layer.bias.floats(), Activation::none, y + r * layer.out,
         static_cast<size_t>(size.rows));
   }
@@ -102,13 +108,14 @@ void run_packed(const PrefixLinear& layer, const PrefixSize& size, const float* 
 
 std::shared_ptr<PrefixLinear> common(int64_t rows, int64_t in, int64_t out,
                                      std::span<const float> bias, std::vector<PrefixSize> sizes,
-                                     int threads) {
+                                     int threads, int64_t each) {
   SLUICE_CHECK(!sizes.empty());
   for (const PrefixSize& size : sizes) {
     SLUICE_CHECK(size.rows >= 1 && size.rows <= out && size.columns >= 1 && size.columns <= in);
   }
   auto layer = std::make_shared<PrefixLinear>();
-  layer->rows = rows;
+  layer->most_rows = rows;
+  layer->each = each;
   layer->in = in;
   layer->out = out;
   layer->sizes = std::move(sizes);
@@ -122,35 +129,42 @@ std::shared_ptr<PrefixLinear> common(int64_t rows, int64_t in, int64_t out,
 }  // namespace
 
 Kernel make_prefix_linear(int64_t rows, int64_t in, int64_t out, std::span<const float> weight,
-                          std::span<const float> bias, std::vector<PrefixSize> sizes, int threads) {
-  const auto layer = common(rows, in, out, bias, std::move(sizes), threads);
+                          std::span<const float> bias, std::vector<PrefixSize> sizes, int threads,
+                          int64_t each) {
+  const auto layer = common(rows, in, out, bias, std::move(sizes), threads, each);
   layer->weight = pack_panels(weight, out, in);
   Kernel kernel;
   kernel.name = "sluice prefix_linear";
   kernel.metered = true;
+  kernel.counts_rows = true;
   kernel.bind = [layer](const Binding& b) -> std::function<void()> {
     const float* x = b.inputs[0];
     float* y = b.output;
     Work* work = b.work;
     const int64_t* choice = b.size;
+    const LiveRows* live = b.rows;
     return [=] {
+      const int64_t all = rows_of(*layer, live);
       const PrefixSize size = size_of(*layer, choice);
-      run_dense(*layer, size, x, y);
-      count_work(*layer, size, size.columns * 4, work);
+      run_dense(*layer, size, all, x, y);
+      count_work(*layer, size, all, size.columns * 4, work);
     };
   };
   return kernel;
 }
 
 Kernel make_prefix_linear(int64_t rows, const bundle::PackedMatrix& weight,
-                          std::span<const float> bias, std::vector<PrefixSize> sizes, int threads) {
+                          std::span<const float> bias, std::vector<PrefixSize> sizes, int threads,
+                          int64_t each) {
   for (const PrefixSize& size : sizes)
     SLUICE_CHECK(bundle::prefix_columns_fit(weight.format, weight.columns, size.columns));
-  const auto layer = common(rows, weight.columns, weight.rows, bias, std::move(sizes), threads);
+  const auto layer =
+      common(rows, weight.columns, weight.rows, bias, std::move(sizes), threads, each);
   layer->packed = weight;
   Kernel kernel;
   kernel.name = fmt::format("sluice prefix_linear {}", bundle::format_name(weight.format));
   kernel.metered = true;
+  kernel.counts_rows = true;
   for (const PrefixSize& size : layer->sizes) {
     kernel.scratch_bytes = std::max(
         kernel.scratch_bytes,
@@ -162,11 +176,13 @@ Kernel make_prefix_linear(int64_t rows, const bundle::PackedMatrix& weight,
     std::byte* scratch = b.scratch;
     Work* work = b.work;
     const int64_t* choice = b.size;
+    const LiveRows* live = b.rows;
     return [=] {
+      const int64_t all = rows_of(*layer, live);
       const PrefixSize size = size_of(*layer, choice);
-      run_packed(*layer, size, x, y, scratch);
-      count_work(*layer, size, layer->packed.row_bytes() * size.columns / layer->packed.columns,
-                 work);
+      run_packed(*layer, size, all, x, y, scratch);
+      count_work(*layer, size, all,
+                 layer->packed.row_bytes() * size.columns / layer->packed.columns, work);
     };
   };
   return kernel;

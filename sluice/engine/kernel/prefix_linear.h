@@ -17,13 +17,16 @@ namespace sluice::engine {
 
 using bundle::PrefixSize;
 
-/// `rows` of x. Input when bound: x; Binding::size chooses, null or -1: the last. Metered.
+/// At most `rows` of x; of those that are counted (Binding::rows) each has `each`. Input when
+/// bound: x; Binding::size chooses, null or -1: the last. Metered.
 Kernel make_prefix_linear(int64_t rows, int64_t in, int64_t out, std::span<const float> weight,
-                          std::span<const float> bias, std::vector<PrefixSize> sizes, int threads);
+                          std::span<const float> bias, std::vector<PrefixSize> sizes, int threads,
+                          int64_t each = 1);
 
 /// The same with packed weights, which must outlive the kernel; columns as
 /// bundle::prefix_columns_fit says. Eight rows of x at a time, in f32.
 Kernel make_prefix_linear(int64_t rows, const bundle::PackedMatrix& weight,
-                          std::span<const float> bias, std::vector<PrefixSize> sizes, int threads);
+                          std::span<const float> bias, std::vector<PrefixSize> sizes, int threads,
+                          int64_t each = 1);
 
 }  // namespace sluice::engine

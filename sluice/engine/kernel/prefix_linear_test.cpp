@@ -2,6 +2,8 @@
 
 #include <gmock/gmock.h>
 
+#include <cmath>
+
 #include "sluice/engine/kernel/buffer.h"
 #include "sluice/engine/kernel/test_targets.h"
 
@@ -109,6 +111,33 @@ TEST(PrefixLinear, NeitherThreadsNorTheNumberOfRowsChangeABit) {
         run(few, make_prefix_linear(rows, layer.in, layer.out, layer.weight, layer.bias, sizes, 1),
             nullptr, nullptr);
     EXPECT_TRUE(std::equal(some.begin(), some.end(), all.begin()));
+  }
+}
+
+TEST(PrefixLinear, ComputesAndCountsTheRowsThatAreThere) {
+  std::mt19937_64 random(3);
+  Layer layer = random_layer(random);
+  layer.rows = 24;
+  layer.x = random_floats(random, size_t(layer.rows * layer.in));
+  const Kernel kernel = make_prefix_linear(layer.rows, layer.in, layer.out, layer.weight,
+                                           layer.bias, {{layer.out, layer.in}}, 1, /*each=*/3);
+  const auto all = run(layer, kernel, nullptr, nullptr);
+  for (const int64_t count : {0, 1, 5, 8}) {
+    std::vector<float> y(size_t(layer.rows * layer.out), NAN);
+    float* inputs[] = {layer.x.data()};
+    LiveRows live;
+    live.count = count;
+    Work work;
+    Binding binding;
+    binding.inputs = inputs;
+    binding.output = y.data();
+    binding.rows = &live;
+    binding.work = &work;
+    kernel.bind(binding)();
+    const auto there = std::ptrdiff_t(3 * count * layer.out);
+    EXPECT_TRUE(std::equal(y.begin(), y.begin() + there, all.begin()));
+    EXPECT_TRUE(std::all_of(y.begin() + there, y.end(), [](float v) { return std::isnan(v); }));
+    EXPECT_EQ(work.macs, 3 * count * layer.out * layer.in);
   }
 }
 
