@@ -167,10 +167,12 @@ void Planner::find_needed_steps() {
   }
   for (size_t i = 0; i < plan_.steps.size(); ++i) {
     const Step& step = plan_.steps[i];
-    if (always[i] || (step.kernel.state_bytes == 0 && step.info.op != "compact_rows")) continue;
+    if (always[i]) continue;
+    if (step.kernel.state_bytes > 0) plan_.optional_states.push_back(i);
+    if (step.info.op != "compact_rows") continue;
     fail(Code::unsupported,
-         "{} ({}): some sizes of the network leave it out, and it keeps what later runs or steps "
-         "need; a size_switch may not skip it",
+         "{} ({}): some sizes of the network leave it out, and it counts the rows that later steps "
+         "have; a size_switch may not skip it",
          step.info.path, step.info.op);
   }
 }

@@ -71,6 +71,7 @@ struct Plan {
   /// By size (one entry where there are none): the steps that it needs, in order. The others lead
   /// to inputs of size_switch nodes that it does not take.
   std::vector<std::vector<size_t>> needed;
+  std::vector<size_t> optional_states;  ///< steps with a state that some sizes leave out
   Cost cost;  ///< per sample; shared tensors once, compressed weights as stored
 };
 

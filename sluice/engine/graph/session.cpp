@@ -74,9 +74,12 @@ struct Session::State {
   bool failed = false;            ///< in the middle: the states are out of step
   std::vector<int64_t> position;  ///< [batch], of sequences
   std::vector<int64_t> reached;   ///< [batch], the furthest positions since reset()
-  std::vector<int64_t> whole;     ///< [batch] tokens of run()
-  std::vector<int64_t> wanted;    ///< [batch] last rows that run_tokens() gives
-  const int64_t last_rows;        ///< Options::last_rows; 0: all
+  /// [batch][Plan::optional_states]: whether all rows of the sequence so far ran it.
+  std::vector<std::vector<bool>> complete;
+  std::vector<std::vector<bool>> runs_state;  ///< the same by size: whether it runs it
+  std::vector<int64_t> whole;                 ///< [batch] tokens of run()
+  std::vector<int64_t> wanted;                ///< [batch] last rows that run_tokens() gives
+  const int64_t last_rows;                    ///< Options::last_rows; 0: all
   std::vector<size_t> meter_entries;
   std::vector<std::vector<float>> carried;  ///< by Graph::carries, [batch][elements]
 
@@ -134,6 +137,12 @@ struct Session::State {
       fail(Code::usage, "{}: last_rows {}, but the network gives one row per sample",
            n.bundle().path(), last_rows);
     }
+    for (const std::vector<size_t>& steps : plan.needed) {
+      runs_state.emplace_back();
+      for (const size_t step : plan.optional_states)
+        runs_state.back().push_back(std::ranges::binary_search(steps, step));
+    }
+    complete.assign(position.size(), std::vector<bool>(plan.optional_states.size(), true));
     lanes.resize(static_cast<size_t>(lane_count));
     for (Lane& lane : lanes) bind(lane);
     meter_entries.assign(plan.steps.size(), 0);
@@ -339,9 +348,29 @@ struct Session::State {
     }
   }
 
+  /// No sequence runs what earlier rows of it left out.
+  void check_complete(std::span<const int64_t> tokens, int64_t samples) const {
+    const std::vector<bool>& runs = runs_state[static_cast<size_t>(size)];
+    for (size_t s = 0; s < static_cast<size_t>(samples) && !runs.empty(); ++s) {
+      if (position[s] == 0 || (!tokens.empty() && tokens[s] == 0)) continue;
+      for (size_t k = 0; k < runs.size(); ++k) {
+        if (!runs[k] || complete[s][k]) continue;
+        fail(Code::state,
+             "{}: size {} runs '{}', which another size left out for earlier rows of sequence {}: "
+             "its memory of them is missing. reset() the sequence, or stay with sizes that end "
+             "before it",
+             network.bundle().path(), size, plan.steps[plan.optional_states[k]].info.path, s);
+      }
+    }
+  }
+
   void advance(std::span<const int64_t> tokens, int64_t samples) {
     if (!stateful) return;
+    const std::vector<bool>& runs = runs_state[static_cast<size_t>(size)];
     for (size_t s = 0; s < static_cast<size_t>(samples); ++s) {
+      const bool moved = tokens.empty() || tokens[s] > 0;
+      for (size_t k = 0; k < runs.size() && moved; ++k)
+        complete[s][k] = runs[k] && (position[s] == 0 || complete[s][k]);
       position[s] += tokens.empty() ? network.input_shape()[0] : tokens[s];
       reached[s] = std::max(reached[s], position[s]);
     }
@@ -518,6 +547,7 @@ void Session::run(std::span<const std::span<const float>> inputs,
   state.check_spans(inputs, outputs, count);
   state.check_state({}, count);
   state.start(options);
+  state.check_complete({}, state.stateful ? count : 0);
   state.failed = state.stateful;
   const ThreadScope scope(state.threads);
   const int64_t used =
@@ -552,6 +582,7 @@ void Session::run_tokens(std::span<const float> input, std::span<float> output,
   state.check_tokens(input, output, tokens, options.last);
   state.check_state(tokens, samples);
   state.start(options);
+  state.check_complete(tokens, state.stateful ? samples : 0);
   state.failed = state.stateful;
   const ThreadScope scope(state.threads);
   state.run_rows(input, output, tokens);

@@ -238,14 +238,47 @@ TEST(Sizes, ThresholdsAndSelectorsMayHaveANumberForEach) {
   EXPECT_EQ(a, b);
 }
 
-TEST(Sizes, RefuseASwitchOverWhatKeepsState) {
+/// Size 0 gives its input, size 1 what attention with a cache makes of it.
+Model skips_attention() {
   NetworkBuilder net(9);
   const Value x = net.input({4, 8});
   const Value y = net.builder().node("attention", "attn", {x, x, x},
                                      {{"heads", int64_t{2}}, {"cache", int64_t{16}}});
+  return net.finish(net.builder().node("size_switch", "out", {y, x}, {{"choice", Ints{1, 0}}}));
+}
+
+TEST(Sizes, ASequenceDoesNotReadACacheThatASmallerSizeLeftOut) {
+  const Model model = skips_attention();
+  Session session(Network(model.bundle), {.batch = 2, .threads = 1, .sequences = true});
+  const auto input = NetworkBuilder(3).normal(2 * 8, 1.0);
+  std::vector<float> output(input.size());
+  const auto run = [&](std::vector<int64_t> tokens, int64_t size) {
+    session.run_tokens(input, output, tokens, {.size = size});
+  };
+  run({1, 1}, 1);
+  run({1, 0}, 0);
+  run({0, 1}, 1);  // the other sequence has all its rows
+  EXPECT_ERROR(run({1, 0}, 1), Code::state, "size 1 runs 'attn', which another size left out");
+  run({1, 0}, 0);  // the smaller one goes on
+  session.reset(0);
+  run({1, 0}, 1);
+  EXPECT_EQ(
+      std::vector<float>(output.begin(), output.begin() + 8),
+      std::vector<float>(input.begin(), input.begin() + 8));  // alone, attention gives the row
+  run({1, 1}, 1);
+}
+
+TEST(Sizes, RefuseASwitchOverWhatCountsRows) {
+  NetworkBuilder net(9);
+  const Value x = net.input({4, 8});
+  const Value keep = net.node("slice", "keep", {x}, {{"size", int64_t{1}}});
+  const Value few = net.linear("few", net.node("compact_rows", "compact", {x, keep}), 8);
+  const Value y =
+      net.node("scatter_rows", "scatter", {x, few, keep}, {{"mode", std::string("add")}});
   const Model model =
       net.finish(net.builder().node("size_switch", "out", {y, x}, {{"choice", Ints{1, 0}}}));
-  EXPECT_ERROR(Session(Network(model.bundle), {.batch = 1}), Code::unsupported, "attn (attention)");
+  EXPECT_ERROR(Session(Network(model.bundle), {.batch = 1}), Code::unsupported,
+               "compact (compact_rows): some sizes");
 }
 
 }  // namespace
