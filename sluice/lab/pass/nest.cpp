@@ -1,5 +1,4 @@
 // nest: ordinary layers -> nested ones, of which each size of the network runs a leading part.
-// pick-size: back to an ordinary network of one size.
 #include <algorithm>
 #include <set>
 
@@ -9,9 +8,10 @@
 #include "sluice/lab/brick/containers.h"
 #include "sluice/lab/brick/init.h"
 #include "sluice/lab/brick/nested.h"
-#include "sluice/lab/brick/sparse_linear.h"
+#include "sluice/lab/brick/transformer.h"
 #include "sluice/lab/gate/gate.h"
 #include "sluice/lab/pass/importance.h"
+#include "sluice/lab/pass/nest_sizes.h"
 #include "sluice/lab/pass/subnet.h"
 
 namespace sluice::lab {
@@ -21,31 +21,20 @@ const std::string kWhat = "pass nest";
 
 struct NestOptions {
   SubnetSpace space;
+  std::string mixtures;
   bool all = false;  ///< scope: the residual stream, too
   std::string order, slots;
 };
 
-std::string one_of(const Json& options, const char* key, std::vector<std::string> known) {
-  auto value = json_get_or<std::string>(options, key, known.front(), kWhat);
-  if (std::find(known.begin(), known.end(), value) == known.end()) {
-    const std::string near = nearest_name(value, known);
-    fail(Code::config, "{}: {}: unknown '{}'{}; known: {}", kWhat, key, value.substr(0, 60),
-         near.empty() ? "" : fmt::format(", did you mean '{}'?", near),
-         fmt::format("{}", Json(known).dump()));
-  }
-  return value;
-}
-
-NestOptions read_options(const Json& options) {
-  json_require_known_keys(options, {"widths", "depths", "scope", "order", "multiple", "slots"},
-                          kWhat);
+NestOptions read_options(const Json& options, const Model& model) {
+  json_require_known_keys(
+      options, {"widths", "depths", "scope", "order", "multiple", "slots", "knobs", "mixtures"},
+      kWhat);
   NestOptions result;
-  result.space.widths =
-      json_get_or<std::vector<double>>(options, "widths", {0.25, 0.5, 0.75, 1.0}, kWhat);
-  result.space.depths = json_get_or<std::vector<int64_t>>(options, "depths", {}, kWhat);
-  result.space.multiple = json_get_or<int64_t>(options, "multiple", 1, kWhat);
-  result.all = one_of(options, "scope", {"hidden", "all"}) == "all";
-  result.order = one_of(options, "order", {"magnitude", "activation", "none"});
+  result.space = read_space(options, model, kWhat);
+  result.mixtures = one_of(options, "mixtures", kMixtures, kWhat);
+  result.all = one_of(options, "scope", {"hidden", "all"}, kWhat) == "all";
+  result.order = one_of(options, "order", {"magnitude", "activation", "none"}, kWhat);
   result.slots = json_get_or<std::string>(options, "slots", "**", kWhat);
   try {
     result.space.check();
@@ -73,9 +62,36 @@ bool is_global_pool(const Brick& brick) {
   return pool != nullptr && pool->attributes().at("mode") == "global_avg";
 }
 
+/// The blocks of a transformer in a chain that may end after any of them: then come its last norm
+/// and head, shared by all depths.
+void chain_text_blocks(Model& model) {
+  Slot& place = model.root->slot("blocks");
+  const auto blocks = std::dynamic_pointer_cast<Sequential>(place.get());
+  if (blocks == nullptr) {
+    fail(Code::unsupported, "{}: depths: expected transformer blocks one after another, found a {}",
+         kWhat, place->kind());
+  }
+  auto chain = std::make_shared<NestedChain>();
+  for (const auto& slot : blocks->slots()) {
+    for (const char* turn : {"attn_turn", "ffn_turn"}) {
+      if ((**slot).has_slot(turn) && !(**slot).slot(turn).empty()) {
+        fail(
+            Code::unsupported,
+            "{}: depths: blocks.{} turns the stream, which ends in another basis after each block; "
+            "nest first",
+            kWhat, slot->name());
+      }
+    }
+    chain->append(slot->name(), slot->get());
+  }
+  chain->train(blocks->is_training());
+  place.exchange(placed_like(std::move(chain), *blocks));
+}
+
 /// The blocks of a residual network in one chain that may end after any of them: then comes the
-/// pool. Returns how many there are.
-int64_t chain_blocks(Model& model) {
+/// pool.
+void chain_blocks(Model& model) {
+  if (dynamic_cast<TextRoot*>(model.root.get()) != nullptr) return chain_text_blocks(model);
   auto* root = dynamic_cast<Sequential*>(model.root.get());
   size_t first = 0, end = 0;
   if (root != nullptr) {
@@ -86,9 +102,11 @@ int64_t chain_blocks(Model& model) {
     if (end == slots.size() || !is_global_pool(**slots[end])) end = first;
   }
   if (root == nullptr || end == first) {
-    fail(Code::unsupported,
-         "{}: depths: expected residual blocks one after another, then global average pooling",
-         kWhat);
+    fail(
+        Code::unsupported,
+        "{}: depths: expected residual blocks one after another, then global average pooling, or a "
+        "transformer",
+        kWhat);
   }
   const auto take = [](Slot& slot) { return slot.exchange(nullptr); };
   auto chain = std::make_shared<NestedChain>();
@@ -111,7 +129,6 @@ int64_t chain_blocks(Model& model) {
   }
   model.root = result;
   if (!training) result->eval();
-  return chain->length();
 }
 
 /// The layer whose outputs are the network's, when only bricks without weights follow it.
@@ -320,10 +337,15 @@ Json replace_layers(Model& model, const Choice& choice) {
 }  // namespace
 
 Json nest(Model& model, const PassInput& input) {
-  const NestOptions options = read_options(input.options);
+  const NestOptions options = read_options(input.options, model);
   require_plain(model);
   if (!options.space.depths.empty()) chain_blocks(model);
-  const Choice choice = options.all ? choose_all(model) : choose_hidden(model, options);
+  // Depth alone leaves a transformer's layers what they are.
+  const bool depth_alone = options.space.widths.size() == 1 && !options.space.depths.empty() &&
+                           model.root->vocabulary() > 0;
+  const Choice choice = depth_alone   ? Choice{}
+                        : options.all ? choose_all(model)
+                                      : choose_hidden(model, options);
   // Slots stay put while their bricks change, so the choice holds.
   Json ordered = order_units(model, options, input, choice);
   Json layers = replace_layers(model, choice);
@@ -335,45 +357,10 @@ Json nest(Model& model, const PassInput& input) {
            kWhat, ref.path);
     }
   }
-  set_sizes(model, options.space, options.space.uniform());
-  Json sizes = Json::array();
-  for (const bundle::SizeEntry& entry : model.sizes) {
-    sizes.push_back({{"name", entry.name}, {"macs", entry.macs}});
-  }
-  return {
-      {"nested", std::move(layers)}, {"ordered", std::move(ordered)}, {"sizes", std::move(sizes)}};
-}
-
-Json pick_size(Model& model, const PassInput& input) {
-  const std::string what = "pass pick-size";
-  json_require_known_keys(input.options, {"size"}, what);
-  const auto name = json_get<std::string>(input.options, "size", what);
-  const int64_t size = bundle::find_size(model.sizes, name, what);
-  const int64_t before = model.cost().macs;
-  // Chains first: what they leave out is not worth a replacement. The walk goes on into their
-  // slots: all bricks must outlive it.
-  const std::vector<BrickRef> alive = all_bricks(model);
-  for (const SlotRef& ref : walk(*model.root)) {
-    const auto* chain = dynamic_cast<const NestedChain*>(ref.slot->get().get());
-    if (chain == nullptr) continue;
-    ref.slot->exchange(placed_like(chain->pick(size), *chain));
-  }
-  for (const SlotRef& ref : walk(*model.root)) {
-    if (auto* sparse = dynamic_cast<SparseLinear*>(ref.slot->get().get())) {
-      if (!sparse->options().sizes.empty()) {
-        sparse->set_select(sparse->options().sizes[static_cast<size_t>(size)]);
-        if (sparse->keeps_all()) ref.slot->exchange(placed_like(sparse->dense(), *sparse));
-      }
-      continue;
-    }
-    const auto* layer = dynamic_cast<const NestedLayer*>(ref.slot->get().get());
-    if (layer == nullptr) continue;
-    const BrickPtr old = ref.slot->get();
-    ref.slot->exchange(placed_like(layer->pick(size), *old));
-  }
-  const std::string picked = model.sizes[static_cast<size_t>(size)].name;
-  model.sizes.clear();
-  return {{"size", picked}, {"macs", {{"before", before}, {"after", model.cost().macs}}}};
+  set_sizes(model, options.space, mixtures_of(options.space, options.mixtures));
+  return {{"nested", std::move(layers)},
+          {"ordered", std::move(ordered)},
+          {"sizes", table_of_sizes(model)}};
 }
 
 }  // namespace sluice::lab

@@ -80,6 +80,10 @@ std::vector<std::pair<Model, Case>> cases() {
   for (const bool gated : {true, false}) {
     for (const std::string name : {"decoder", "encoder"}) {
       result.emplace_back(text_model(name, gated), Case{name, {{"widths", widths}}});
+      result.emplace_back(text_model(name, gated), Case{name + " depths and widths",
+                                                        {{"widths", widths}, {"depths", {1, 2}}}});
+      result.emplace_back(text_model(name, gated),
+                          Case{name + " depths", {{"widths", {1}}, {"depths", {1, 2}}}});
     }
   }
   return result;
@@ -206,6 +210,11 @@ TEST(Nest, SaysWhatItCannotNest) {
   expect(Code::usage, "no hidden channels or neurons under 'stem'", resnet, {{"slots", "stem"}});
   expect(Code::usage, "scope=all every layer takes part", resnet,
          {{"slots", "stem"}, {"scope", "all"}});
+  expect(Code::shape, "depths: the last is 3; expected all 2 blocks", text_model("decoder", true),
+         {{"depths", {1, 3}}});
+  expect(Code::unsupported, "knobs of blocks: expected a transformer", resnet,
+         {{"knobs", "blocks"}});
+  expect(Code::usage, "graded mixtures: expected several knobs", resnet, {{"mixtures", "graded"}});
   expect(Code::unsupported, "depths: expected residual blocks", even_model("mlp"),
          {{"depths", {1, 2}}});
   expect(Code::unsupported, "networks of pictures", text_model("decoder", true),

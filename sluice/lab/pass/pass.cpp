@@ -15,6 +15,7 @@
 #include "sluice/lab/gate/gate.h"
 #include "sluice/lab/model/whole_floats.h"
 #include "sluice/lab/pass/steps.h"
+#include "sluice/lab/pass/subnet.h"
 
 namespace sluice::lab {
 namespace {
@@ -85,16 +86,31 @@ std::vector<PassEntry> builtin_passes() {
        rotate_residual},
       {{"nest", "one set of weights, many sizes: each runs the leading part of every layer",
         "widths=[0.25,0.5,0.75,1] shares of the channels and neurons\n"
-        "depths=[]             residual blocks that run, the last number all: [4,6,8]\n"
+        "depths=[]             blocks that run, the last number all: [4,6,8]\n"
         "scope=hidden          inside blocks and feed-forward networks; 'all': every channel of a "
         "network\n"
         "                      of pictures\n"
         "order=magnitude       most important units first; 'activation': by calibration inputs, "
         "'none'\n"
         "multiple=1            units that stay together\n"
+        "knobs=one             'blocks': a width for each block of a transformer; or path "
+        "patterns\n"
+        "mixtures=uniform      one width for all; 'graded': and wider ones in the last blocks; "
+        "'all'\n"
         "slots=**              layers or their blocks, by path pattern",
         false, true},
        nest},
+      {{"set-sizes", "other sizes for a nested network, over the same weights",
+        "widths=[0.25,0.5,0.75,1] shares of the channels and neurons\n"
+        "depths=[]             blocks that run, the last number all\n"
+        "multiple=1            units that stay together\n"
+        "knobs=one             'blocks': a width for each block of a transformer; or path "
+        "patterns\n"
+        "mixtures=uniform      one width for all; 'graded': and wider ones in the last blocks; "
+        "'all'\n"
+        "sizes                 in place of mixtures, their names: [\"maabb\"] is of four knobs",
+        false, false},
+       set_sizes},
       {{"pick-size", "the ordinary network that a nested one is at one of its sizes",
         "size                  by name or number: sluice inspect --sizes", false, false},
        pick_size},

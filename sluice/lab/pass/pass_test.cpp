@@ -306,10 +306,10 @@ TEST(Passes, AreListedWithTheirPromises) {
     if (pass->info.keeps_function) equal.push_back(pass->info.name);
     EXPECT_FALSE(pass->info.summary.empty());
   }
-  EXPECT_THAT(
-      names, ElementsAre("insert-gates", "freeze-gates", "slice-channels", "fold-norm",
-                         "fold-linear", "prune", "quantize", "dequantize", "rotate-residual",
-                         "nest", "pick-size", "sparsify-activations", "acmize", "reestimate-norm"));
+  EXPECT_THAT(names, ElementsAre("insert-gates", "freeze-gates", "slice-channels", "fold-norm",
+                                 "fold-linear", "prune", "quantize", "dequantize",
+                                 "rotate-residual", "nest", "set-sizes", "pick-size",
+                                 "sparsify-activations", "acmize", "reestimate-norm"));
   EXPECT_THAT(equal,
               ElementsAre("slice-channels", "fold-norm", "fold-linear", "rotate-residual", "nest"));
 }

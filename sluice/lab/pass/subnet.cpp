@@ -14,12 +14,14 @@
 #include "sluice/base/random.h"
 #include "sluice/bundle/ops_sparse.h"
 #include "sluice/lab/brick/nested.h"
+#include "sluice/lab/brick/transformer.h"
 #include "sluice/lab/pass/steps.h"
 
 namespace sluice::lab {
 namespace {
 
 constexpr size_t kLevels = 26;  // letters
+constexpr size_t kKnobs = 48;
 
 struct Layer {
   std::string path;
@@ -107,8 +109,8 @@ void SubnetSpace::check() const {
   if (!ascending(depths) || (!depths.empty() && depths.front() < 1)) {
     bad("depths", depths, "ascending numbers of blocks from 1");
   }
-  if (knobs.empty() || knobs.size() > 48) {
-    fail(Code::config, "knobs: expected 1 to 48 patterns, found {}", knobs.size());
+  if (knobs.empty() || knobs.size() > kKnobs) {
+    fail(Code::config, "knobs: expected 1 to {} patterns, found {}", kKnobs, knobs.size());
   }
   if (multiple < 1) fail(Code::config, "multiple: expected at least 1, found {}", multiple);
 }
@@ -127,6 +129,28 @@ std::vector<Subnet> SubnetSpace::uniform() const {
       result.push_back({std::vector<int64_t>(knobs.size(), static_cast<int64_t>(level)), depth});
     }
   }
+  return result;
+}
+
+std::vector<Subnet> SubnetSpace::graded() const {
+  check();
+  if (knobs.size() < 2) {
+    fail(Code::usage, "graded mixtures: expected several knobs, one per layer, found {}",
+         knobs.size());
+  }
+  if (!depths.empty()) {
+    fail(Code::usage, "graded mixtures: a network whose layers all run; leave depths out");
+  }
+  std::vector<Subnet> result;
+  for (size_t level = 0; level + 1 < widths.size(); ++level) {
+    for (size_t above = 0; above < knobs.size(); ++above) {
+      Subnet subnet{std::vector<int64_t>(knobs.size(), static_cast<int64_t>(level)), 0};
+      std::fill(subnet.levels.end() - static_cast<std::ptrdiff_t>(above), subnet.levels.end(),
+                static_cast<int64_t>(level) + 1);
+      result.push_back(std::move(subnet));
+    }
+  }
+  result.push_back(full());
   return result;
 }
 
@@ -242,6 +266,22 @@ int64_t SubnetSpace::units(double share, int64_t units, const std::string& path)
 }
 
 // ---- set_sizes ----
+
+std::vector<std::string> block_knobs(const Model& model) {
+  const auto* root = dynamic_cast<const TextRoot*>(model.root.get());
+  if (root == nullptr) {
+    fail(Code::unsupported, "knobs of blocks: expected a transformer, found a {}",
+         model.root->kind());
+  }
+  std::vector<std::string> knobs;
+  for (const auto& slot : root->slot("blocks")->slots()) {
+    knobs.push_back(fmt::format("blocks.{}.**", slot->name()));
+  }
+  if (knobs.size() > kKnobs) {
+    fail(Code::limit, "knobs of blocks: {} blocks; at most {} knobs", knobs.size(), kKnobs);
+  }
+  return knobs;
+}
 
 void set_sizes(Model& model, const SubnetSpace& space, std::vector<Subnet> subnets) {
   space.check();

@@ -10,6 +10,8 @@
 
 namespace sluice::lab {
 
+struct PassInput;
+
 struct Subnet {
   std::vector<int64_t> levels;  ///< for each knob an index into SubnetSpace::widths
   int64_t depth = 0;            ///< an entry of SubnetSpace::depths; 0: there are none
@@ -27,6 +29,11 @@ struct SubnetSpace {
   Subnet full() const;
   /// One width for all knobs, every width with every depth.
   std::vector<Subnet> uniform() const;
+  /// Mix'n'Match (MatFormer: Devvrit et al. 2023): levels that do not fall from knob to knob and
+  /// are neighbours, so that the last k knobs are one level above the others: for every budget the
+  /// mixtures with the least slope, uniform ones included, cheapest first where knobs cost alike.
+  /// Throws Error{usage} for fewer than two knobs (in the order of the layers), and with depths.
+  std::vector<Subnet> graded() const;
   /// Every combination of levels and depths. Throws Error{limit} above 256.
   std::vector<Subnet> all() const;
   /// "w25-d4", "w12.5", and with several knobs a letter for each level: "mabcc-d4".
@@ -38,6 +45,10 @@ struct SubnetSpace {
   int64_t units(double share, int64_t units, const std::string& path) const;
 };
 
+/// One knob for each block of a transformer: "blocks.0.**", ... Throws Error{unsupported} for other
+/// networks, Error{limit} for more blocks than there may be knobs.
+std::vector<std::string> block_knobs(const Model& model);
+
 /// Gives the nested bricks of `model` these sizes, cheapest first, and fills Model::sizes with
 /// their names and with MACs per sample as metered. The whole network must be among them. Batch
 /// norm statistics of sizes are not measured here: pass reestimate-norm does it. Throws
@@ -45,6 +56,14 @@ struct SubnetSpace {
 /// twice or is not in the space, Error{shape} where layers do not fit together. On an exception the
 /// model may be half-changed.
 void set_sizes(Model& model, const SubnetSpace& space, std::vector<Subnet> subnets);
+
+/// Pass set-sizes {widths=[0.25,0.5,0.75,1], depths=[], multiple=1,
+/// knobs="one"|"blocks"|[patterns], mixtures="uniform"|"graded"|"all", sizes=[names]}: another
+/// table of sizes for a nested network, over the same weights: widths per block that it was never
+/// trained as, say (Mix'n'Match). Knobs "blocks" are block_knobs(); named sizes stand in place of
+/// mixtures; the whole network is always one. Pass nest takes knobs and mixtures, too. Report:
+/// sizes [{name, macs}].
+Json set_sizes(Model& model, const PassInput& input);
 
 /// Which sizes each training step runs; the trainer averages their gradients.
 struct SizeSampler {
