@@ -137,6 +137,13 @@ rate = 5e-3
 )");
 }
 
+/// The same of configs/decoder-tiny-nested.toml.
+void write_tiny_nested_decoder(const TempDirectory& directory) {
+  const std::string plain = read_bytes(directory / "configs/decoder-tiny.toml");
+  write_bytes(directory / "configs/decoder-tiny-nested.toml",
+              plain + "[nest]\nwidths = [0.25, 0.5, 1.0]\ndepths = [1, 2]\n");
+}
+
 /// A tiny model of the names in bring-your-model.md: its feed-forward is a multiple of a block
 /// wide.
 void write_models(const TempDirectory& directory) {
@@ -181,6 +188,7 @@ TEST_P(Howto, EveryCommandWorks) {
   write_bytes(directory / "configs/lenet-fashion.toml", kTinyMlp);
   write_bytes(directory / "configs/resnet-fashion-nested.toml", kTinyNested);
   write_tiny_decoder(directory);
+  write_tiny_nested_decoder(directory);
   write_tiny_model("qwen3", directory / "Qwen3-0.6B", 2048);
   write_tiny_model("bert", directory / "all-MiniLM-L6-v2");
   write_tiny_retrieval_set(directory / "glosses");

@@ -13,6 +13,8 @@
 #include "sluice/base/progress.h"
 #include "sluice/base/table.h"
 #include "sluice/base/text_plot.h"
+#include "sluice/lab/pass/pass.h"
+#include "sluice/lab/train/elastic.h"
 #include "sluice/lab/train/event_file.h"
 #include "sluice/lab/train/text_corpus.h"
 #include "sluice/lab/train/token_feed.h"
@@ -27,13 +29,14 @@ struct TextConfig {
   Json model_options;
   lab::TrainOptions train;
   int64_t validate_tokens = 0, context = 0;
+  std::optional<lab::ElasticOptions> nest;
   Json record;
 };
 
 TextConfig parse(const TextTraining& training, const std::string& output) {
   const Json& config = training.config;
   const std::string& what = training.config_path;
-  json_require_known_keys(config, {"data", "tokenizer", "model", "train"}, what);
+  json_require_known_keys(config, {"data", "tokenizer", "model", "train", "nest"}, what);
   TextConfig result;
   const Json data = config_table(config, "data", what);
   const std::string data_what = what + " [data]";
@@ -64,6 +67,19 @@ TextConfig parse(const TextTraining& training, const std::string& output) {
     fail(Code::config, "{} [model]: vocab follows from the tokenizer; set it in [tokenizer]", what);
   model.erase("name");
   result.model_options = std::move(model);
+
+  if (config.contains("nest")) {
+    const Json nest = config_table(config, "nest", what);
+    if (nest.contains("calibration")) {
+      fail(Code::config, "{} [nest]: calibration is for batch norms, which models of text have not",
+           what);
+    }
+    try {
+      result.nest = lab::elastic_options(nest);
+    } catch (const Error& error) {
+      fail(error.code(), "{} [nest]: {}", what, error.what());
+    }
+  }
 
   Json train = config_table(config, "train", what);
   const std::string train_what = what + " [train]";
@@ -100,12 +116,25 @@ lab::Model make_text_model(const TextConfig& config, const data::TokenFile& toke
   }
 }
 
+/// [nest]: the model with its sizes.
+lab::Model nested(const lab::Model& model, const lab::ElasticOptions& options,
+                  const std::string& what) {
+  lab::PassInput input;
+  input.options = options.nest;
+  try {
+    return lab::run_pass(model, "nest", input);
+  } catch (const Error& error) {
+    fail(error.code(), "{} [nest]: {}", what, error.what());
+  }
+}
+
 /// What a checkpoint has to have been made from.
 std::string fingerprint_of(const TextConfig& config, const data::TokenFile& tokens) {
-  return Json({{"model", config.model},
+  Json made = {{"model", config.model},
                {"options", config.model_options},
-               {"tokens", fmt::format("{:016x}", tokens.checksum())}})
-      .dump();
+               {"tokens", fmt::format("{:016x}", tokens.checksum())}};
+  if (config.record.contains("nest")) made["nest"] = config.record["nest"];
+  return made.dump();
 }
 
 struct Quality {
@@ -121,6 +150,35 @@ Quality held_out_quality(lab::Model& model, const data::TokenFile& tokens, int64
   const double bits = evaluation.loss * double(evaluation.tokens) / std::log(2.0);
   return {evaluation.loss, evaluation.tokens,
           bits / double(std::max<int64_t>(1, tokens.info().held_out_bytes))};
+}
+
+/// The table of sizes gets what each is worth on the held-out documents.
+void measure_sizes(lab::Model& model, const data::TokenFile& tokens, int64_t context, bool bf16) {
+  for (size_t i = 0; i < model.sizes.size(); ++i) {
+    const double loss = lab::evaluate_text(model, tokens, data::TextSplit::held_out, context, 0,
+                                           bf16, 16, static_cast<int64_t>(i))
+                            .loss;
+    model.sizes[i].quality = {{"loss", loss}, {"perplexity", std::exp(loss)}};
+  }
+}
+
+std::string table_of_sizes(const lab::Model& model) {
+  Table table({"size", "MACs", "held-out loss", "perplexity"});
+  for (const bundle::SizeEntry& entry : model.sizes) {
+    const auto quality = [&](const char* key) {
+      const auto found = entry.quality.find(key);
+      return found == entry.quality.end() ? std::string("-") : fmt::format("{:.4f}", found->second);
+    };
+    table.row({entry.name, format_count(entry.macs), quality("loss"), quality("perplexity")});
+  }
+  return table.text();
+}
+
+Json json_of_sizes(const lab::Model& model) {
+  Json sizes = Json::array();
+  for (const bundle::SizeEntry& entry : model.sizes)
+    sizes.push_back({{"name", entry.name}, {"macs", entry.macs}, {"quality", entry.quality}});
+  return sizes;
 }
 
 std::string curve_text(const lab::TrainResult& result) {
@@ -218,6 +276,7 @@ int train_text(const TextTraining& training, const Globals& globals) {
   if (first && !training.held_out_text.empty())
     lab::write_held_out_text(tokens, training.held_out_text);
   lab::Model model = make_text_model(config, tokens, training.config_path);
+  if (config.nest) model = nested(model, *config.nest, training.config_path);
   model.root->to(device);
   options.tokens_per_sample = config.context;
   options.fingerprint = fingerprint_of(config, tokens);
@@ -227,6 +286,7 @@ int train_text(const TextTraining& training, const Globals& globals) {
   std::optional<lab::EventFile> events;
   if (first && !training.events.empty()) events.emplace(training.events);
   lab::TrainHooks hooks;
+  if (config.nest) lab::sample_sizes(hooks, model, *config.nest, options.seed);
   if (checks && options.validate_every > 0) {
     hooks.validate = [&] {
       return lab::evaluate_text(model, tokens, data::TextSplit::held_out, config.context,
@@ -263,6 +323,7 @@ int train_text(const TextTraining& training, const Globals& globals) {
   if (checks) {
     quality = held_out_quality(model, tokens, config.context, options.bf16);
     step["held_out"] = {{"loss", quality->loss}, {"perplexity", std::exp(quality->loss)}};
+    measure_sizes(model, tokens, config.context, options.bf16);
   }
   model.add_step(step);
   model.task.data = tokens.info().source;
@@ -295,6 +356,7 @@ int train_text(const TextTraining& training, const Globals& globals) {
                        {"rate", point.rate}});
     for (const lab::ValidationPoint& point : result.validation)
       validation.push_back({{"step", point.step}, {"loss", point.loss}});
+    if (!model.sizes.empty()) document["sizes"] = json_of_sizes(model);
     document["curve"] = curve;
     document["validation"] = validation;
     print_json(document);
@@ -304,6 +366,7 @@ int train_text(const TextTraining& training, const Globals& globals) {
   if (quality)
     text += fmt::format("\nheld out: loss {:.4f}, perplexity {:.2f}, {:.3f} bits a byte\n",
                         quality->loss, std::exp(quality->loss), quality->bits_per_byte);
+  if (!model.sizes.empty()) text += "\n" + table_of_sizes(model);
   text += fmt::format("\n{}: {} parameters; {} steps, {} tokens in {}, {} tokens/s\n",
                       training.output, format_count(cost.params), options.steps,
                       format_count(int64_t(seen)), format_seconds(result.seconds),

@@ -4,6 +4,9 @@
 //                train_tokens, held_out_tokens = 0 (all)
 //   [tokenizer]  vocab = 4096
 //   [model]      name = "decoder" and its options (lab/model/model.h), without vocab
+//   [nest]       widths, depths, order, multiple, slots, knobs, mixtures (pass nest), sampling,
+//   draws:
+//                a nested network of many sizes
 //   [train]      as for pictures, and micro_batch, precision = "f32" | "bf16", validate_every,
 //                validate_tokens
 #pragma once

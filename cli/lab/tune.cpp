@@ -11,6 +11,7 @@
 #include "sluice/base/table.h"
 #include "sluice/lab/pass/mask.h"
 #include "sluice/lab/pass/steps.h"
+#include "sluice/lab/pass/subnet.h"
 #include "sluice/lab/train/distill.h"
 
 namespace sluice::cli {
@@ -18,7 +19,7 @@ namespace {
 
 struct Options {
   std::string input, output, teacher, text, device = "cpu";
-  std::vector<std::string> features = {"blocks.*"};
+  std::vector<std::string> features;  ///< as given; none: depends on the student
   int64_t steps = 500, batch = 16, tokens = 64, lines = 100000;
   double rate = 1e-4, temperature = 1;
   uint64_t seed = 1;
@@ -48,17 +49,19 @@ lab::MaskSet zeros_of(const lab::Model& model) {
   return masks;
 }
 
-/// Means over the samples, in evaluation mode.
+/// Means over the samples, in evaluation mode; `size` as Context::size.
 lab::DistillLoss held_out(lab::Model& student, lab::Distiller& distiller,
                           const TextSamples& samples, int64_t first, int64_t batch,
-                          c10::Device device) {
+                          c10::Device device, int64_t size = -1) {
   const torch::NoGradGuard no_grad;
   const lab::EvaluationMode evaluation(*student.root);
   lab::DistillLoss sum;
   const int64_t count = samples.ids.size(0);
   for (int64_t at = first; at < count; at += batch) {
     const at::Tensor rows = at::arange(at, std::min(count, at + batch), at::kLong);
-    const lab::DistillLoss loss = distiller.loss(student, pick(samples, rows, device));
+    lab::DistillBatch part = pick(samples, rows, device);
+    part.size = size;
+    const lab::DistillLoss loss = distiller.loss(student, part);
     const double share = double(rows.numel()) / double(count - first);
     sum.output += loss.output * share;
     sum.features += loss.features * share;
@@ -66,9 +69,24 @@ lab::DistillLoss held_out(lab::Model& student, lab::Distiller& distiller,
   return sum;
 }
 
-int tune(const Options& options, const Globals& globals) {
+/// Of every size of a nested student: how far its output is from the teacher's.
+std::vector<double> size_losses(lab::Model& student, lab::Distiller& distiller,
+                                const TextSamples& samples, int64_t first, int64_t batch,
+                                c10::Device device) {
+  std::vector<double> losses;
+  for (size_t i = 0; i < student.sizes.size(); ++i) {
+    losses.push_back(
+        held_out(student, distiller, samples, first, batch, device, static_cast<int64_t>(i))
+            .output);
+  }
+  return losses;
+}
+
+int tune(Options options, const Globals& globals) {
   const c10::Device device = parse_device(options.device);
   lab::Model student = lab::load_model(options.input);
+  // Sizes that end early have no outputs of the later blocks.
+  if (options.features.empty() && student.sizes.empty()) options.features = {"blocks.*"};
   lab::Model teacher = lab::load_model(options.teacher);
   if (student.root->vocabulary() == 0) {
     fail(Code::unsupported, "{}: tune is for models of text; train takes those for pictures",
@@ -100,7 +118,12 @@ int tune(const Options& options, const Globals& globals) {
   lab::Distiller distiller(teacher, distill);
   const lab::DistillLoss before =
       held_out(student, distiller, samples, trained, options.batch, device);
+  const auto before_sizes =
+      size_losses(student, distiller, samples, trained, options.batch, device);
   const lab::MaskSet masks = zeros_of(student);
+  // One size of a nested network an update, each as often as the others.
+  const lab::SizeSampler sampler{"uniform", std::max<int64_t>(1, std::ssize(student.sizes)), 1,
+                                 options.seed};
   lab::TuneOptions tune_options;
   tune_options.steps = options.steps;
   tune_options.optimizer.rate = options.rate;
@@ -111,15 +134,22 @@ int tune(const Options& options, const Globals& globals) {
       [&](int64_t step) {
         const auto generator = at::make_generator<at::CPUGeneratorImpl>(
             derive_seed(options.seed, "tune", static_cast<uint64_t>(step)));
-        return pick(samples, at::randint(0, trained, {options.batch}, generator, at::kLong),
-                    device);
+        lab::DistillBatch batch =
+            pick(samples, at::randint(0, trained, {options.batch}, generator, at::kLong), device);
+        if (!student.sizes.empty()) batch.size = sampler.at_step(step).front();
+        return batch;
       },
       tune_options);
   const lab::DistillLoss after =
       held_out(student, distiller, samples, trained, options.batch, device);
-  const Json losses = {{"held_out", kept},
-                       {"output", {{"before", before.output}, {"after", after.output}}},
-                       {"features", {{"before", before.features}, {"after", after.features}}}};
+  const auto after_sizes = size_losses(student, distiller, samples, trained, options.batch, device);
+  Json losses = {{"held_out", kept},
+                 {"output", {{"before", before.output}, {"after", after.output}}},
+                 {"features", {{"before", before.features}, {"after", after.features}}}};
+  for (size_t i = 0; i < student.sizes.size(); ++i) {
+    losses["sizes"].push_back(
+        {{"name", student.sizes[i].name}, {"before", before_sizes[i]}, {"after", after_sizes[i]}});
+  }
   student.add_step({{"step", "tune"},
                     {"steps", options.steps},
                     {"rate", options.rate},
@@ -141,6 +171,10 @@ int tune(const Options& options, const Globals& globals) {
   Table table({"difference to the teacher", "before", "after"});
   table.row({student.task.kind == "embed" ? "output: 1 - cosine" : "output: KL divergence, nats",
              fmt::format("{:.4g}", before.output), fmt::format("{:.4g}", after.output)});
+  for (size_t i = 0; i < student.sizes.size(); ++i) {
+    table.row({"  size " + student.sizes[i].name, fmt::format("{:.4g}", before_sizes[i]),
+               fmt::format("{:.4g}", after_sizes[i])});
+  }
   if (!distill.features.empty()) {
     table.row({"features, relative squares", fmt::format("{:.4g}", before.features),
                fmt::format("{:.4g}", after.features)});
@@ -179,9 +213,9 @@ Action setup(CLI::App& app) {
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app.add_option("--features", options->features,
-                 "Slots whose outputs are drawn to the teacher's, too; '' for none")
-      ->type_name("PATTERN")
-      ->capture_default_str();
+                 "Slots whose outputs are drawn to the teacher's, too; '' for none. Without it "
+                 "blocks.*, for a nested network none")
+      ->type_name("PATTERN");
   app.add_option("--temperature", options->temperature, "Of a decoder's distributions")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();

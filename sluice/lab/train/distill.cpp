@@ -80,6 +80,7 @@ DistillLoss Distiller::loss(Model& student, const DistillBatch& batch) {
     fan.recorders = &recorders;
     Context context;
     context.lengths = batch.lengths;
+    if (&model == &student) context.size = batch.size;
     if (!recorders.empty()) context.watcher = &fan;
     return model.forward(batch.x, context);
   };

@@ -28,9 +28,10 @@ struct DistillOptions {
 };
 
 /// x: what the model takes; lengths: undefined, or the samples' true lengths (Context::lengths):
-/// rows behind them do not count.
+/// rows behind them do not count. `size`: of a nested student, as Context::size.
 struct DistillBatch {
   at::Tensor x, lengths;
+  int64_t size = -1;
 };
 
 struct DistillLoss {

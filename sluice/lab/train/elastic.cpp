@@ -21,6 +21,14 @@ ElasticOptions elastic_options(const Json& json) {
   return options;
 }
 
+void sample_sizes(TrainHooks& hooks, const Model& model, const ElasticOptions& options,
+                  uint64_t seed) {
+  hooks.sizes = [sampler = SizeSampler{options.sampling, static_cast<int64_t>(model.sizes.size()),
+                                       options.draws, derive_seed(seed, "sampler")}](int64_t step) {
+    return sampler.at_step(step);
+  };
+}
+
 ElasticResult train_elastic(const Model& model, Feed& feed, const TrainOptions& train,
                             const ElasticOptions& options, bool resume) {
   if (!model.sizes.empty() && !options.nest.empty()) {
@@ -32,11 +40,7 @@ ElasticResult train_elastic(const Model& model, Feed& feed, const TrainOptions& 
   input.options = options.nest;
   ElasticResult result{model.sizes.empty() ? run_pass(model, "nest", input) : clone(model), {}};
   TrainHooks hooks;
-  hooks.sizes = [sampler =
-                     SizeSampler{options.sampling, static_cast<int64_t>(result.model.sizes.size()),
-                                 options.draws, derive_seed(train.seed, "sampler")}](int64_t step) {
-    return sampler.at_step(step);
-  };
+  sample_sizes(hooks, result.model, options, train.seed);
   Trainer trainer(result.model, feed, train, std::move(hooks));
   if (resume) trainer.load_checkpoint(train.checkpoint);
   result.training = trainer.run();

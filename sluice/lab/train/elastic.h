@@ -17,6 +17,11 @@ struct ElasticOptions {
 /// Error{config} for a value out of range.
 ElasticOptions elastic_options(const Json& json);
 
+/// Lets `hooks` choose the sizes of a nested `model` that each step trains, as `options` say and a
+/// training run of seed `seed` draws them.
+void sample_sizes(TrainHooks& hooks, const Model& model, const ElasticOptions& options,
+                  uint64_t seed);
+
 struct ElasticResult {
   Model model;
   TrainResult training;

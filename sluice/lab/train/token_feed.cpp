@@ -77,7 +77,8 @@ Batch TokenFeed::at_step(int64_t step, int64_t batch, uint64_t seed, int64_t fir
 }
 
 TextEvaluation evaluate_text(Model& model, const data::TokenFile& file, data::TextSplit split,
-                             int64_t context, int64_t max_tokens, bool bf16, int64_t batch) {
+                             int64_t context, int64_t max_tokens, bool bf16, int64_t batch,
+                             int64_t size) {
   const int64_t ids = file.count(split);
   if (ids < 2)
     fail(Code::config, "{}: {} {} tokens: nothing to predict", file.path(), ids, split_name(split));
@@ -97,6 +98,7 @@ TextEvaluation evaluate_text(Model& model, const data::TokenFile& file, data::Te
       starts.push_back(done);
     const Batch part = windows_at(file, split, starts, length, device);
     Context forward;
+    forward.size = size;
     at::Tensor logits;
     {
       const Autocast cast(bf16);

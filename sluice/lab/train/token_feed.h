@@ -40,9 +40,10 @@ struct TextEvaluation {
 };
 
 /// Over consecutive windows of the split, at most `max_tokens` ids (0: all), in evaluation mode
-/// without gradients. `bf16`: matrix products as in training with that precision.
+/// without gradients. `bf16`: matrix products as in training with that precision; `size` as
+/// Context::size.
 TextEvaluation evaluate_text(Model& model, const data::TokenFile& file, data::TextSplit split,
                              int64_t context, int64_t max_tokens = 0, bool bf16 = false,
-                             int64_t batch = 16);
+                             int64_t batch = 16, int64_t size = -1);
 
 }  // namespace sluice::lab
