@@ -80,7 +80,10 @@ TEST_F(NestedText, TrainedSizesAreListedRunAndPropose) {
   const Json trained = json({"train", "t.toml", "-o", "m.safetensors", "--json"});
   ASSERT_EQ(trained["sizes"].size(), 4u);
   EXPECT_LT(trained["curve"].back()["loss"], trained["curve"].front()["loss"]);
-  const Json sizes = json({"inspect", "m.safetensors", "--sizes", "--json"})["sizes"];
+  Json sizes = json({"inspect", "m.safetensors", "--sizes", "--json"})["sizes"];
+  EXPECT_EQ(sizes[3]["cost"], 1.0);
+  EXPECT_LT(sizes[0]["cost"], sizes[3]["cost"]);
+  for (Json& size : sizes) size.erase("cost");  // the share, which a reader computes from all MACs
   EXPECT_EQ(sizes, trained["sizes"]);
   EXPECT_EQ(sizes[0]["name"], "w25-d1");
   EXPECT_EQ(sizes[3]["name"], "w100-d2");
