@@ -18,6 +18,7 @@ constexpr std::array kKnown{
     Known{"quickstart", "training verbs", "-DSLUICE_LAB=ON"},
     Known{"train", "training verbs", "-DSLUICE_LAB=ON"},
     Known{"transform", "training verbs", "-DSLUICE_LAB=ON"},
+    Known{"tune", "training verbs", "-DSLUICE_LAB=ON"},
     Known{"import", "", ""},
     Known{"inspect", "", ""},
     Known{"eval", "engine", "-DSLUICE_ENGINE=ON"},
