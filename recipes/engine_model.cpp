@@ -5,6 +5,7 @@
 
 #include "sluice/base/machine.h"
 #include "sluice/lab/brick/init.h"
+#include "sluice/lab/train/feed.h"
 
 namespace sluice::recipes {
 
@@ -20,6 +21,41 @@ std::vector<float> normal_floats(int64_t count, double deviation, uint64_t seed)
   at::Tensor values = at::empty({count});
   lab::fill_normal(values, deviation, seed);
   return {values.data_ptr<float>(), values.data_ptr<float>() + count};
+}
+
+double largest_size_difference(const lab::Model& original, const engine::Network& network,
+                               const data::ImageSet& data, int64_t count) {
+  lab::Model model = lab::clone(original);
+  model.root->to(c10::kCPU);
+  model.root->eval();
+  const at::NoGradGuard no_grad;
+  const lab::Feed test(data.test, data.mean, data.std, c10::kCPU);
+  count = std::min(count, test.count());
+  const at::Tensor x = test.range(0, count).inputs.contiguous();
+  // Metered one image at a time: a batch is rounded up to whole chunks, which run, too.
+  engine::Session session(network, {.batch = count}), single(network, {.batch = 1});
+  double largest = 0;
+  for (size_t i = 0; i < model.sizes.size(); ++i) {
+    lab::Context context;
+    context.size = static_cast<int64_t>(i);
+    Meter meter;
+    const at::Tensor expected = model.forward(x, context).contiguous();
+    at::Tensor found = at::empty_like(expected);
+    session.run({x.data_ptr<float>(), size_t(x.numel())},
+                {found.data_ptr<float>(), size_t(found.numel())}, {.size = context.size});
+    largest = std::max(largest, ((found - expected).norm() / expected.norm()).item<double>());
+    single.run({x.data_ptr<float>(), size_t(x.numel() / count)},
+               {found.data_ptr<float>(), size_t(found.numel() / count)},
+               {.meter = &meter, .size = context.size});
+    const auto& entry = network.bundle().sizes()[i];
+    if (meter.macs() != entry.macs || meter.macs() != model.sizes[i].macs) {
+      fail(Code::internal,
+           "size '{}': the engine ran {} MACs, the table says {}, "
+           "training metered {}",
+           entry.name, meter.macs(), entry.macs, model.sizes[i].macs);
+    }
+  }
+  return largest;
 }
 
 int64_t NetworkCopies::count_for(double bytes, int64_t most) {

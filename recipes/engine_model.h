@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "sluice/bundle/bundle.h"
+#include "sluice/data/dataset.h"
 #include "sluice/engine/graph/network.h"
 #include "sluice/lab/model/model.h"
 
@@ -17,6 +18,12 @@ engine::Network in_engine(const lab::Model& model, const std::string& path);
 
 /// `count` normal numbers of mean 0.
 std::vector<float> normal_floats(int64_t count, double deviation, uint64_t seed);
+
+/// For every size of a nested network that takes pictures: how far the engine's outputs for the
+/// first `count` test images are from the model's, relative; the largest. Throws Error{internal}
+/// naming the size whose MACs differ between engine, table and model.
+double largest_size_difference(const lab::Model& original, const engine::Network& network,
+                               const data::ImageSet& data, int64_t count);
 
 /// Networks that are alike but for where they lie in memory, so that weights come from there and
 /// not from a cache. One thread, one sample.

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <filesystem>
 
+#include "recipes/made_up_text.h"
 #include "sluice/base/error.h"
 #include "sluice/base/file.h"
 #include "sluice/base/json.h"
@@ -18,22 +19,6 @@ namespace sluice::recipes::duo_llm {
 namespace {
 
 const std::string kSettings = "duo-llm settings";
-
-/// Words that follow each other by simple rules, for scale tiny.
-std::string made_up_text(const std::string& folder) {
-  const std::string path = (std::filesystem::path(folder) / "made-up").string();
-  make_directories(path);
-  for (uint64_t file = 0; file < 30; ++file) {
-    std::string text;
-    for (uint64_t line = 0; line < 40; ++line) {
-      const uint64_t a = derive_seed(file, "line", line) % 23;
-      text += fmt::format("the cat of house {} saw {} mice and {} birds\n", a, (a * 7) % 23,
-                          (a * 5 + 3) % 23);
-    }
-    write_text_file(fmt::format("{}/{}.txt", path, file), text);
-  }
-  return path;
-}
 
 /// `count` windows, evenly over held-out ids [first, end).
 Windows windows_of(const data::TokenFile& tokens, int64_t first, int64_t end, int64_t count,
@@ -132,7 +117,8 @@ DuoPlan read_duo_plan(const Json& s, const std::string& work) {
 
 DuoText duo_text(const RecipeRun& run, const DuoPlan& plan) {
   lab::CorpusConfig corpus = plan.corpus;
-  if (plan.random_text) corpus.text = made_up_text(run.options.work_directory);
+  if (plan.random_text)
+    corpus.text = made_up_text(run.options.work_directory, kMadeUpEnglish, 30, 40);
   DuoText text{lab::prepare_tokens(corpus), {}, {}};
   const int64_t ids = text.tokens.count(data::TextSplit::held_out);
   const int64_t count = std::max<int64_t>(1, plan.oracle_tokens / plan.context);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "recipes/made_up_text.h"
 #include "sluice/base/error.h"
 #include "sluice/base/file.h"
 #include "sluice/base/json.h"
@@ -20,22 +21,6 @@ namespace {
 
 const std::string kWhat = "dynamic-code-completion settings";
 constexpr double kDecay = 0.01;
-
-/// Short functions in a made-up language, for scale tiny.
-std::string made_up_code(const std::string& folder) {
-  const std::string path = (std::filesystem::path(folder) / "made-up").string();
-  make_directories(path);
-  for (uint64_t file = 0; file < 40; ++file) {
-    std::string text;
-    for (uint64_t line = 0; line < 50; ++line) {
-      const uint64_t a = derive_seed(file, "line", line) % 23;
-      text += fmt::format("def f{}(x):\n    y = x + {}\n    return y * {}\n\n", a, (a * 7) % 23,
-                          (a * 5 + 3) % 23);
-    }
-    write_text_file(fmt::format("{}/{}.py", path, file), text);
-  }
-  return path;
-}
 
 lab::NamedParameters parameters_below(const lab::Brick& brick) {
   lab::NamedParameters result;
@@ -137,7 +122,7 @@ Plan read_plan(const Json& s, const std::string& work) {
 
 data::TokenFile tokens_of(const Plan& plan, const RecipeRun& run) {
   lab::CorpusConfig corpus = plan.corpus;
-  if (plan.random_text) corpus.text = made_up_code(run.options.work_directory);
+  if (plan.random_text) corpus.text = made_up_text(run.options.work_directory, kMadeUpCode, 40, 50);
   return lab::prepare_tokens(corpus);
 }
 

@@ -12,6 +12,7 @@
 
 #include "recipes/dynamic/spark-transformer/speed.h"
 #include "recipes/dynamic/spark-transformer/variants.h"
+#include "recipes/made_up_text.h"
 #include "sluice/base/error.h"
 #include "sluice/base/file.h"
 #include "sluice/base/json.h"
@@ -75,25 +76,10 @@ SparkPlan read_spark_plan(const Json& s, const std::string& work) {
   return plan;
 }
 
-/// A text of words that follow each other by simple rules, for scale tiny.
-std::string made_up_text(const std::string& folder) {
-  const std::string path = (std::filesystem::path(folder) / "made-up").string();
-  make_directories(path);
-  for (uint64_t file = 0; file < 30; ++file) {
-    std::string text;
-    for (uint64_t line = 0; line < 60; ++line) {
-      const uint64_t a = derive_seed(file, "line", line) % 23;
-      text += fmt::format("the cat of house {} saw {} mice and {} birds\n", a, (a * 7) % 23,
-                          (a * 5 + 3) % 23);
-    }
-    write_text_file(fmt::format("{}/{}.txt", path, file), text);
-  }
-  return path;
-}
-
 data::TokenFile text_of(const SparkPlan& plan, const RecipeRun& run) {
   lab::CorpusConfig corpus = plan.corpus;
-  if (plan.random_text) corpus.text = made_up_text(run.options.work_directory);
+  if (plan.random_text)
+    corpus.text = made_up_text(run.options.work_directory, kMadeUpEnglish, 30, 60);
   return lab::prepare_tokens(corpus);
 }
 

@@ -46,41 +46,6 @@ std::vector<int64_t> timed_sizes(const lab::Model& model) {
   return sizes;
 }
 
-double largest_difference(const lab::Model& nested, const engine::Network& network,
-                          const data::ImageSet& data) {
-  lab::Model model = lab::clone(nested);
-  model.root->to(c10::kCPU);
-  model.root->eval();
-  const torch::NoGradGuard no_grad;
-  const lab::Feed test(data.test, data.mean, data.std, c10::kCPU);
-  const int64_t count = std::min<int64_t>(64, test.count());
-  const at::Tensor x = test.range(0, count).inputs.contiguous();
-  // Metered one image at a time: a batch is rounded up to whole chunks, which run, too.
-  engine::Session session(network, {.batch = count}), single(network, {.batch = 1});
-  double largest = 0;
-  for (size_t i = 0; i < model.sizes.size(); ++i) {
-    lab::Context context;
-    context.size = static_cast<int64_t>(i);
-    Meter meter;
-    const at::Tensor expected = model.forward(x, context).contiguous();
-    at::Tensor found = torch::empty_like(expected);
-    session.run({x.data_ptr<float>(), size_t(x.numel())},
-                {found.data_ptr<float>(), size_t(found.numel())}, {.size = context.size});
-    largest = std::max(largest, ((found - expected).norm() / expected.norm()).item<double>());
-    single.run({x.data_ptr<float>(), size_t(x.numel() / count)},
-               {found.data_ptr<float>(), size_t(found.numel() / count)},
-               {.meter = &meter, .size = context.size});
-    const auto& entry = network.bundle().sizes()[i];
-    if (meter.macs() != entry.macs || meter.macs() != model.sizes[i].macs) {
-      fail(Code::internal,
-           "sortednet: size '{}': the engine ran {} MACs, the table says {}, "
-           "training metered {}",
-           entry.name, meter.macs(), entry.macs, model.sizes[i].macs);
-    }
-  }
-  return largest;
-}
-
 #endif
 
 }  // namespace
@@ -114,7 +79,7 @@ void measure_engine(RecipeRun& run, const Study& study, const data::ImageSet& da
   const auto& folder = run.options.work_directory;
   const auto network = in_engine(study.nested, folder + "/sortednet.safetensors");
   run.report.add("sortednet", "system", "engine_difference",
-                 largest_difference(study.nested, network, data));
+                 largest_size_difference(study.nested, network, data, 64));
   std::vector<engine::Network> alone;
   for (size_t i = 0; i < study.alone.size(); ++i) {
     alone.push_back(in_engine(study.alone[i], fmt::format("{}/alone{}.safetensors", folder, i)));

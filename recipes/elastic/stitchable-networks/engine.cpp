@@ -49,41 +49,6 @@ std::vector<size_t> timed_paths(const lab::Model& model) {
   return result;
 }
 
-double largest_difference(const lab::Model& stitched, const engine::Network& network,
-                          const data::ImageSet& data) {
-  lab::Model model = lab::clone(stitched);
-  model.root->to(c10::kCPU);
-  model.root->eval();
-  const at::NoGradGuard no_grad;
-  const lab::Feed test(data.test, data.mean, data.std, c10::kCPU);
-  const int64_t count = std::min<int64_t>(32, test.count());
-  const at::Tensor x = test.range(0, count).inputs.contiguous();
-  // Metered one image at a time: a batch is rounded up to whole chunks, which run, too.
-  engine::Session session(network, {.batch = count}), single(network, {.batch = 1});
-  double largest = 0;
-  for (size_t i = 0; i < model.sizes.size(); ++i) {
-    lab::Context context;
-    context.size = static_cast<int64_t>(i);
-    Meter meter;
-    const at::Tensor expected = model.forward(x, context).contiguous();
-    at::Tensor found = at::empty_like(expected);
-    session.run({x.data_ptr<float>(), size_t(x.numel())},
-                {found.data_ptr<float>(), size_t(found.numel())}, {.size = context.size});
-    largest = std::max(largest, ((found - expected).norm() / expected.norm()).item<double>());
-    single.run({x.data_ptr<float>(), size_t(x.numel() / count)},
-               {found.data_ptr<float>(), size_t(found.numel() / count)},
-               {.meter = &meter, .size = context.size});
-    const auto& entry = network.bundle().sizes()[i];
-    if (meter.macs() != entry.macs || meter.macs() != model.sizes[i].macs) {
-      fail(Code::internal,
-           "stitchable-networks: path '{}': the engine ran {} MACs, its table says {}, the "
-           "model's {}",
-           entry.name, meter.macs(), entry.macs, model.sizes[i].macs);
-    }
-  }
-  return largest;
-}
-
 #endif
 
 }  // namespace
@@ -114,7 +79,8 @@ void measure_engine(RecipeRun& run, const lab::Model& stitched, const data::Imag
                     const std::string& arm) {
   const auto network =
       in_engine(stitched, fmt::format("{}/{}.safetensors", run.options.work_directory, arm));
-  run.report.add(arm, "system", "engine_difference", largest_difference(stitched, network, data));
+  run.report.add(arm, "system", "engine_difference",
+                 largest_size_difference(stitched, network, data, 32));
   const std::vector<size_t> paths = timed_paths(stitched);
   Figure figure;
   figure.title = "Time of each path in the engine";
