@@ -4,6 +4,9 @@
 //   onnx_conformance                 the table of docs/onnx-operators.md on stdout
 //   onnx_conformance --check FILE    compares it with the file
 //   onnx_conformance --case NAME     one case, with what went wrong
+//   onnx_conformance --export FOLDER writes what was imported as ONNX again, with inputs and
+//   results,
+//                                    for bench/peers/exported_onnx.py
 //
 // Exit 0: all results equal; 1: some differ, or the file does; 77: the test data is not installed.
 #include <fmt/core.h>
@@ -18,6 +21,8 @@
 
 #include "sluice/base/error.h"
 #include "sluice/base/file.h"
+#include "sluice/base/json.h"
+#include "sluice/bundle/export/onnx.h"
 #include "sluice/bundle/import/onnx.h"
 #include "sluice/bundle/import/onnx/lowering.h"
 #include "sluice/engine/graph/network.h"
@@ -84,9 +89,38 @@ struct Outcome {
   std::string reason;
 };
 
-/// Runs what the importer made and compares the outputs.
-Outcome run_imported(std::span<const std::byte> bytes, const ModelSource& model,
-                     const bundle::OnnxResult& result,
+/// What the importer made, as ONNX again: model.onnx, the numbers that went in and came out, and
+/// which they are in case.json. A refusal stands there instead of a model.
+void write_case(const fs::path& folder, const bundle::Bundle& parsed,
+                const engine::Network& network, const std::vector<std::vector<float>>& in,
+                const std::vector<std::vector<float>>& out) {
+  fs::create_directories(folder);
+  Json json;
+  try {
+    write_text_file((folder / "model.onnx").string(), bundle::onnx_bytes(parsed));
+  } catch (const Error& error) {
+    json["refused"] = error.what();
+  }
+  const auto write = [&](const char* kind, const std::vector<bundle::Value>& values,
+                         const std::vector<std::vector<float>>& numbers) {
+    json[kind] = Json::array();
+    for (size_t i = 0; i < values.size(); ++i) {
+      const std::string file = fmt::format("{}{}.f32", kind, i);
+      write_text_file((folder / file).string(),
+                      std::string_view(reinterpret_cast<const char*>(numbers[i].data()),
+                                       numbers[i].size() * sizeof(float)));
+      json[kind].push_back({{"name", values[i].name}, {"shape", values[i].shape}, {"file", file}});
+    }
+  };
+  write("inputs", network.inputs(), in);
+  write("outputs", network.outputs(), out);
+  write_text_file((folder / "case.json").string(), json.dump(1));
+}
+
+/// Runs what the importer made and compares the outputs. `exported`: where what passes is written
+/// as ONNX; empty: nowhere.
+Outcome run_imported(std::span<const std::byte> bytes, const fs::path& exported,
+                     const ModelSource& model, const bundle::OnnxResult& result,
                      const std::vector<const bundle::onnx::Constant*>& given,
                      const std::vector<ConstantPtr>& expected) {
   const bundle::Bundle parsed = bundle::Bundle::parse(bytes, "model", {});
@@ -111,11 +145,12 @@ Outcome run_imported(std::span<const std::byte> bytes, const ModelSource& model,
     const std::string wrong = difference(out[i], *expected[i], half);
     if (!wrong.empty()) return {false, false, fmt::format("output {}: {}", i, wrong)};
   }
+  if (!exported.empty()) write_case(exported, parsed, network, in, out);
   return {true, false, ""};
 }
 
 Outcome run_case(const ModelSource& model, const std::vector<ConstantPtr>& inputs,
-                 const std::vector<ConstantPtr>& expected, Fixed fixed) {
+                 const std::vector<ConstantPtr>& expected, Fixed fixed, const fs::path& exported) {
   bundle::OnnxOptions options;
   std::vector<const bundle::onnx::Constant*> given;
   std::set<std::string> initialized;
@@ -144,7 +179,7 @@ Outcome run_case(const ModelSource& model, const std::vector<ConstantPtr>& input
   }
   // What the importer took has to run: from here on nothing is a refusal.
   try {
-    return run_imported(bytes, model, result, given, expected);
+    return run_imported(bytes, exported, model, result, given, expected);
   } catch (const Error& error) {
     return {false, false, error.what()};
   }
@@ -152,13 +187,13 @@ Outcome run_case(const ModelSource& model, const std::vector<ConstantPtr>& input
 
 /// Inputs are inputs where that is possible; otherwise integers, then all but the first, are
 /// constants of the model, as weights, shapes and axes are in real ones.
-Outcome run_case(const fs::path& folder, const ModelSource& model) {
+Outcome run_case(const fs::path& folder, const ModelSource& model, const fs::path& exported) {
   Outcome outcome;
   try {
     const auto inputs = read_tensors(folder / "test_data_set_0", "input"),
                expected = read_tensors(folder / "test_data_set_0", "output");
     for (const Fixed fixed : {Fixed::none, Fixed::integers, Fixed::all_but_first}) {
-      outcome = run_case(model, inputs, expected, fixed);
+      outcome = run_case(model, inputs, expected, fixed, exported);
       if (!outcome.refused) return outcome;
     }
   } catch (const Error& error) {
@@ -214,7 +249,10 @@ int run(const std::vector<std::string>& arguments) {
     fmt::print(stderr, "{}: not there; install libonnx-testdata (scripts/deps.sh test)\n", kData);
     return 77;
   }
-  const std::string only = arguments.size() == 2 && arguments[0] == "--case" ? arguments[1] : "";
+  const auto option = [&](const char* name) {
+    return arguments.size() == 2 && arguments[0] == name ? arguments[1] : "";
+  };
+  const std::string only = option("--case"), exported = option("--export");
   std::vector<fs::path> folders;
   for (const auto& entry : fs::directory_iterator(kData)) folders.push_back(entry.path());
   std::sort(folders.begin(), folders.end());
@@ -236,7 +274,8 @@ int run(const std::vector<std::string>& arguments) {
       return bundle::onnx::find_onnx_operator(op) != nullptr;
     });
     if (!claimed) continue;
-    const Outcome outcome = run_case(folder, model);
+    const Outcome outcome =
+        run_case(folder, model, exported.empty() ? fs::path() : fs::path(exported) / name);
     if (!only.empty())
       fmt::print("{}: {} {}\n", name,
                  outcome.passed    ? "passed"
@@ -272,7 +311,11 @@ int run(const std::vector<std::string>& arguments) {
                same ? "as the file says" : "the file says otherwise: write it again");
     return failed == 0 && same ? 0 : 1;
   }
-  if (only.empty()) fmt::print("{}", text);
+  if (!exported.empty()) {
+    fmt::print("{} cases written to {}\n", passed, exported);
+  } else if (only.empty()) {
+    fmt::print("{}", text);
+  }
   return failed == 0 ? 0 : 1;
 }
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The OCR recogniser and the speech detector that scripts/fetch-models.sh brings, in Sluice and in ONNX Runtime: are the
-# outputs equal, are lines read equally well, which is faster (interleaved, medians).
+# The speech detector that scripts/fetch-models.sh brings, in Sluice and in ONNX Runtime: are the outputs equal, frame by
+# frame with its state, which is faster (interleaved, medians). The recogniser of text has ocr.py.
 #
-#   bench/peers/onnx_models.sh                      both
-#   bench/peers/onnx_models.sh ocr --threads 1 --out /tmp/report.json
+#   bench/peers/onnx_models.sh
+#   bench/peers/onnx_models.sh --threads 1 --out /tmp/report.json
 #
-# bench/peers/setup.sh onnxruntime installs the rival. Also needed: Debian's fonts-dejavu-core, and a build of engine-only.
+# bench/peers/setup.sh onnxruntime installs the rival. Also needed: a build of engine-only.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 

@@ -1,6 +1,6 @@
 // Bundles as ONNX files, operator set 17, for other runtimes. Graphs of layers with f32 weights go
-// out with the batch as an open first dimension; what ONNX has no operator for is refused, naming
-// the node and the reason, and never dropped.
+// out with the batch as an open first dimension, encoders of ids [T] with int64 ids and an open T;
+// what ONNX has no operator for is refused, naming the node and the reason, and never dropped.
 #pragma once
 #include <string>
 

@@ -18,12 +18,12 @@ using bundle::Value;
 using testing::Model;
 using testing::NetworkBuilder;
 
-Model back(const Model& model) {
+Model back(const Model& model, const bundle::OnnxOptions& options = {}) {
   const std::string bytes = bundle::onnx_bytes(model.bundle);
   const auto source =
       bundle::onnx::parse_model(std::as_bytes(std::span(bytes)), "exported.onnx", "");
   bundle::Builder builder;
-  bundle::build_onnx(source, {}, builder);
+  bundle::build_onnx(source, options, builder);
   return Model(builder.bytes(), "back");
 }
 
@@ -158,6 +158,45 @@ TEST(OnnxExport, ArraysAndRecurrentLayersComeBack) {
   bundle::Attributes attrs = kind("prod");
   attrs["axes"] = std::vector<int64_t>{0};
   expect_same(net.finish(net.node("reduce", "prod", {y}, attrs)), "arrays", 2e-5);
+}
+
+/// An encoder of `tokens` ids with learned positions, two heads and a pooled vector.
+Model encoder(int64_t tokens, const char* pool, const char* mask = "full") {
+  NetworkBuilder net(6);
+  const Value ids = net.builder().input("tokens", {tokens});
+  net.tensor("words", {11, 6}, net.normal(66, 1));
+  net.tensor("places", {9, 6}, net.normal(54, 1));
+  const Value at = net.node("positions", "positions", {ids});
+  Value x = net.node("add", "sum",
+                     {net.builder().node("embedding", "words", {ids}, {}, {{"weight", "words"}}),
+                      net.builder().node("embedding", "places", {at}, {}, {{"weight", "places"}})});
+  x = net.node("layer_norm", "norm", {x});
+  const Value mixed = net.builder().node("attention", "attention", {x, x, x},
+                                         {{"heads", int64_t{2}}, {"mask", std::string(mask)}});
+  x = net.node("add", "after", {net.linear("o", mixed, 6), x});
+  x = net.activation("gelu", net.linear("up", x, 10), "gelu");
+  const Value vector = net.node("pool_rows", "pool", {x}, {{"kind", std::string(pool)}});
+  return net.finish(net.node("l2_normalize", "unit", {vector}));
+}
+
+// A model made for 7 tokens, read back for 4, is the same network made for 4.
+TEST(OnnxExport, EncodersGoOutForTextsOfAnyLength) {
+  std::vector<std::vector<float>> ids{{3, 0, 10, 2, 3, 4, 4, 9}};
+  const std::vector<std::span<const float>> in(ids.begin(), ids.end());
+  for (const char* pool : {"mean", "first", "last"}) {
+    bundle::OnnxOptions options;
+    options.inputs["tokens"] = {1, 4};
+    const Model again = back(encoder(7, pool), options), four = encoder(4, pool);
+    const auto expected = reference_run_all(four.bundle, in, 2)[0],
+               found = reference_run_all(again.bundle, in, 2)[0];
+    ASSERT_EQ(found.size(), expected.size());
+    for (size_t i = 0; i < found.size(); ++i)
+      EXPECT_NEAR(found[i], expected[i], 1e-5) << pool << " " << i;
+  }
+  // What looks back only is written with its mask, for as many as it was made for.
+  bundle::OnnxOptions options;
+  options.inputs["tokens"] = {1, 4};
+  EXPECT_ERROR(back(encoder(7, "mean", "causal"), options), Code::shape, "7");
 }
 
 TEST(OnnxExport, RefusesWhatOnnxCannotHold) {

@@ -1,5 +1,6 @@
 // Layers as ONNX operators.
 #include <cmath>
+#include <limits>
 
 #include "sluice/bundle/export/onnx/writer.h"
 #include "sluice/bundle/ops_sparse.h"
@@ -190,9 +191,20 @@ void scale(Writer& to) {
 }
 
 void embedding(Writer& to) {
-  const std::vector<float> table = to.tensor("weight");
-  const std::string ids = to.node("Cast", {in(to)}, {{"to", int64_t{7}}});
+  const std::string ids =
+      to.is_ids(in(to)) ? in(to) : to.node("Cast", {in(to)}, {{"to", int64_t{7}}});
   to.node("Gather", {to.stored("weight"), ids}, {{"axis", int64_t{0}}}, out(to));
+}
+
+/// 0, 1, .. for every sample.
+void positions(Writer& to) {
+  const std::string sizes =
+      to.node("Shape", {in(to)}, {{"start", int64_t{0}}, {"end", int64_t{2}}});
+  const std::string count = to.node(
+      "Squeeze", {to.node("Slice", {sizes, to.integers({1}), to.integers({2}), to.integers({0})}),
+                  to.integers({0})});
+  const std::string row = to.node("Range", {to.integer(0), count, to.integer(1)});
+  to.node("Cast", {to.node("Expand", {row, sizes})}, {{"to", int64_t{1}}}, out(to));
 }
 
 void recurrent(Writer& to) {
@@ -262,15 +274,15 @@ void attention(Writer& to) {
   const Shape &q = to.shape(in(to, 0)), &k = to.shape(in(to, 1)), &v = to.shape(in(to, 2));
   const int64_t width = q[1] / heads, value_width = v[1] / heads;
   const double scale = attr_double(attrs, "scale", 1 / std::sqrt(static_cast<double>(width)));
-  const auto split = [&](size_t i, const Shape& shape, int64_t each,
-                         const std::vector<int64_t>& perm) {
-    return to.node("Transpose", {to.reshaped(in(to, i), {shape[0], heads, each})},
+  const auto split = [&](size_t i, int64_t each, const std::vector<int64_t>& perm) {
+    const std::string& rows = in(to, i);
+    return to.node("Transpose", {to.reshaped(rows, {to.rows(rows), heads, each})},
                    {{"perm", perm}});
   };
   const std::string queries =
-      to.node("Mul", {split(0, q, width, {0, 2, 1, 3}), to.number(static_cast<float>(scale))});
-  const std::string keys = split(1, k, width, {0, 2, 3, 1}),
-                    values = split(2, v, value_width, {0, 2, 1, 3});
+      to.node("Mul", {split(0, width, {0, 2, 1, 3}), to.number(static_cast<float>(scale))});
+  const std::string keys = split(1, width, {0, 2, 3, 1}),
+                    values = split(2, value_width, {0, 2, 1, 3});
   std::string scores = to.node("MatMul", {queries, keys});
   if (attr_string(attrs, "mask", "causal") == "causal") {
     std::vector<float> mask(static_cast<size_t>(q[0] * k[0]), 0.0f);
@@ -281,7 +293,7 @@ void attention(Writer& to) {
   const std::string weights = to.node("Softmax", {scores}, {{"axis", int64_t{-1}}});
   const std::string mixed = to.node("Transpose", {to.node("MatMul", {weights, values})},
                                     {{"perm", std::vector<int64_t>{0, 2, 1, 3}}});
-  to.reshaped(mixed, {q[0], v[1]}, out(to));
+  to.reshaped(mixed, {to.rows(in(to)), v[1]}, out(to));
 }
 
 void pool_rows(Writer& to) {
@@ -291,9 +303,11 @@ void pool_rows(Writer& to) {
             out(to));
     return;
   }
-  const int64_t row = what == "first" ? 0 : to.shape(in(to))[0] - 1;
+  // The last row from behind: how many there are may be open.
+  constexpr int64_t kEnd = std::numeric_limits<int64_t>::max();
+  const int64_t row = what == "first" ? 0 : -1, end = what == "first" ? 1 : kEnd;
   const std::string one =
-      to.node("Slice", {in(to), to.integers({row}), to.integers({row + 1}), to.integers({1})});
+      to.node("Slice", {in(to), to.integers({row}), to.integers({end}), to.integers({1})});
   to.node("Squeeze", {one, to.integers({1})}, {}, out(to));
 }
 
@@ -318,6 +332,7 @@ std::vector<ExportEntry> layer_exports() {
           {"mul", mul},
           {"scale", scale},
           {"embedding", embedding},
+          {"positions", positions},
           {"lstm", recurrent},
           {"gru", recurrent},
           {"attention", attention},

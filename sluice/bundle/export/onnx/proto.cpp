@@ -54,12 +54,14 @@ Message tensor_message(const std::string& name, const Shape& dims,
   return raw_tensor(name, dims, values, 7);
 }
 
-Message value_message(const std::string& name, const Shape& dims) {
+Message value_message(const std::string& name, const Shape& dims, ElementType type) {
   Message shape;
-  for (const int64_t size : dims)
-    shape.message(1, size < 0 ? Message().bytes(2, "N") : Message().integer(1, size));
+  for (const int64_t size : dims) {
+    const char* open = size == kOpenRows ? "T" : "N";
+    shape.message(1, size < 0 ? Message().bytes(2, open) : Message().integer(1, size));
+  }
   Message tensor;
-  tensor.integer(1, 1).message(2, shape);
+  tensor.integer(1, static_cast<int64_t>(type)).message(2, shape);
   return Message().bytes(1, name).message(2, Message().message(1, tensor));
 }
 

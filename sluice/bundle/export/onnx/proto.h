@@ -31,8 +31,11 @@ class Message {
 /// TensorProto with raw data.
 Message tensor_message(const std::string& name, const Shape& dims, std::span<const float> values);
 Message tensor_message(const std::string& name, const Shape& dims, std::span<const int64_t> values);
-/// ValueInfoProto of f32; a size of -1 is the open batch "N".
-Message value_message(const std::string& name, const Shape& dims);
+enum class ElementType : int64_t { f32 = 1, i64 = 7, boolean = 9 };  ///< of TensorProto
+/// Sizes of a ValueInfoProto that a run decides: the batch "N", the rows of a sequence "T".
+inline constexpr int64_t kOpenBatch = -1, kOpenRows = -2;
+Message value_message(const std::string& name, const Shape& dims,
+                      ElementType type = ElementType::f32);
 
 struct Attribute {
   std::string name;

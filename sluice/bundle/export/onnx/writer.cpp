@@ -9,6 +9,50 @@
 
 namespace sluice::bundle {
 namespace onnx {
+namespace {
+
+/// The graph's only input [T], if nobody but tables and positions reads it: ids of tokens.
+std::string ids_of(const Graph& graph) {
+  if (graph.inputs.size() != 1 || graph.inputs[0].shape.size() != 1) return "";
+  const std::string& input = graph.inputs[0].name;
+  bool table = false;
+  for (const Node& node : graph.nodes) {
+    for (const std::string& each : node.inputs)
+      if (each == input && node.op != "embedding" && node.op != "positions") return "";
+    table = table || (node.op == "embedding" && node.inputs[0] == input);
+  }
+  const bool output =
+      std::find(graph.outputs.begin(), graph.outputs.end(), input) != graph.outputs.end();
+  return table && !output ? input : "";
+}
+
+bool reads_rows_apart(const Node& node) {
+  constexpr std::string_view kOps[] = {"embedding", "positions",    "linear",     "layer_norm",
+                                       "rms_norm",  "l2_normalize", "activation", "softmax"};
+  return std::find(std::begin(kOps), std::end(kOps), node.op) != std::end(kOps);
+}
+
+/// Values [T, ..] of a graph over `ids` [T] that computes the same for any T; empty where some node
+/// needs to know T when it is written.
+std::set<std::string> open_rows(const Graph& graph, const std::string& ids) {
+  if (ids.empty()) return {};
+  std::set<std::string> open{ids};
+  for (const Node& node : graph.nodes) {
+    size_t rows = 0;
+    for (const std::string& input : node.inputs) rows += open.count(input);
+    if (rows == 0 || node.op == "pool_rows") continue;
+    const bool full = node.op == "attention" && attr_string(node.attrs, "mask", "causal") == "full";
+    if (rows != node.inputs.size() || !(reads_rows_apart(node) || node.op == "add" || full))
+      return {};
+    open.insert(node.output);
+  }
+  return open;
+}
+
+}  // namespace
+
+Writer::Writer(const Bundle& model)
+    : model_(model), ids_(ids_of(model.graph())), open_rows_(open_rows(model.graph(), ids_)) {}
 
 void Writer::begin(const Node& node) { current_ = &node; }
 
@@ -56,6 +100,13 @@ std::string Writer::integers(const std::vector<int64_t>& values) {
   return mine;
 }
 
+std::string Writer::integer(int64_t value) {
+  const std::string mine = fresh(current_->path + ".constant");
+  names_.insert(mine);
+  initializers_.message(5, tensor_message(mine, {}, std::span<const int64_t>(&value, 1)));
+  return mine;
+}
+
 std::string Writer::reshaped(const std::string& value, const Shape& shape,
                              const std::string& output) {
   std::vector<int64_t> sizes{0};
@@ -80,20 +131,24 @@ std::string Writer::stored(const std::string& role) {
   return reals(model_.graph().tensors.at(name).shape, tensor(role), name);
 }
 
+Shape Writer::batched(const std::string& value) const {
+  Shape result = shape(value);
+  if (open_rows_.count(value)) result[0] = kOpenRows;
+  result.insert(result.begin(), kOpenBatch);
+  return result;
+}
+
 Message Writer::graph(const std::vector<std::string>& outputs) const {
   Message graph = body_;
-  const auto batched = [](Shape shape) {
-    shape.insert(shape.begin(), -1);
-    return shape;
-  };
   // Protocol buffers may be joined: the initializers are fields of the same message.
   std::string text = graph.text() + initializers_.text();
   Message rest;
   rest.bytes(2, "sluice");
   for (const Value& input : model_.graph().inputs)
-    rest.message(11, value_message(input.name, batched(input.shape)));
+    rest.message(11, value_message(input.name, batched(input.name),
+                                   is_ids(input.name) ? ElementType::i64 : ElementType::f32));
   for (const std::string& output : outputs)
-    rest.message(12, value_message(output, batched(shape(output))));
+    rest.message(12, value_message(output, batched(output)));
   Message whole;
   whole.append(text + rest.text());
   return whole;

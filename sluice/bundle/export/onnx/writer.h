@@ -9,11 +9,18 @@ namespace sluice::bundle::onnx {
 
 class Writer {
  public:
-  explicit Writer(const Bundle& model) : model_(model) {}
+  explicit Writer(const Bundle& model);
 
   const Bundle& model() const { return model_; }
   /// Of a value, per sample.
   const Shape& shape(const std::string& value) const { return model_.info().shapes.at(value); }
+
+  /// Whether the value is the graph's input of ids, int64 in the file.
+  bool is_ids(const std::string& value) const { return value == ids_; }
+  /// How many rows [T, ..] a value has, for Reshape: 0, as many as there are, where T is open.
+  int64_t rows(const std::string& value) const {
+    return open_rows_.count(value) ? 0 : shape(value)[0];
+  }
 
   /// Adds a node and returns the name of its output, `output` or a new one.
   std::string node(const std::string& op, const std::vector<std::string>& inputs,
@@ -23,6 +30,7 @@ class Writer {
   std::string reals(const Shape& dims, const std::vector<float>& values,
                     const std::string& name = "");
   std::string integers(const std::vector<int64_t>& values);
+  std::string integer(int64_t value);
   std::string number(float value) { return reals({}, {value}); }
   /// A value as [N, ..shape].
   std::string reshaped(const std::string& value, const Shape& shape,
@@ -44,7 +52,11 @@ class Writer {
  private:
   std::string fresh(const std::string& wish);
 
+  Shape batched(const std::string& value) const;
+
   const Bundle& model_;
+  std::string ids_;                  ///< the input that is int64; empty: none
+  std::set<std::string> open_rows_;  ///< values [T, ..] whose T is open
   const Node* current_ = nullptr;
   std::set<std::string> names_;  ///< of initializers
   std::set<std::string> taken_;
