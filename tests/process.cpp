@@ -43,7 +43,7 @@ constexpr std::chrono::seconds kLimit{120};
     ::setenv(name.c_str(), value.c_str(), 1);
   }
   ::signal(SIGPIPE, SIG_DFL);
-  ::execv(SLUICE_BINARY, argv.data());
+  ::execvp(argv.front(), argv.data());
   ::_exit(127);
 }
 
@@ -57,7 +57,8 @@ Finished sluice(const Arguments& arguments, const ProcessOptions& given) {
   }
   const std::string out = options.stdout_path.empty() ? scratch / "stdout" : options.stdout_path;
   const std::string err = scratch / "stderr";
-  std::vector<std::string> words{SLUICE_BINARY};
+  std::vector<std::string> words = options.launcher;
+  words.emplace_back(SLUICE_BINARY);
   words.insert(words.end(), arguments.begin(), arguments.end());
   std::vector<char*> argv;
   for (std::string& word : words) {

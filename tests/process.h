@@ -24,6 +24,7 @@ struct ProcessOptions {
   std::optional<int64_t> file_size_limit{};  ///< RLIMIT_FSIZE, bytes: what a full disk looks like
   std::string stdout_path{};                 ///< instead of capturing
   std::string stdin_path{};                  ///< empty: nothing
+  std::vector<std::string> launcher{};       ///< a program and its arguments that starts sluice
   std::optional<std::string> programs{};     ///< PATH of the process; as here when not given
   std::vector<std::pair<std::string, std::string>> environment{};  ///< besides what is here
   /// Asked every few milliseconds while the process runs; once true, `send` goes to it.

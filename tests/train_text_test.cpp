@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <thread>
 
 #include "sluice/base/file.h"
@@ -150,6 +151,23 @@ TEST_F(TrainText, TwoProcessesTrainAsOneWithTheDoubledBatch) {
     EXPECT_NEAR(one["curve"][i]["accuracy"].get<double>(),
                 two["curve"][i]["accuracy"].get<double>(), 0.02);
   }
+}
+
+TEST_F(TrainText, MpirunStartsTheProcesses) {
+  if (std::system("command -v mpirun >/dev/null") != 0)
+    GTEST_SKIP() << "mpirun is not installed (openmpi-bin)";
+  const Json one = json_of(run({"train", "t.toml", "-o", "one.safetensors", "--json"}));
+  // As root and with fewer cores than processes it asks to be told that this is meant.
+  const Finished finished = run(
+      {"train", "t.toml", "-o", "two.safetensors", "--tokens", "one.tokens", "--json"},
+      {.launcher = {"mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2"},
+       .environment = {{"MASTER_PORT", std::to_string(free_port())}, {"OMP_NUM_THREADS", "1"}}});
+  ASSERT_EQ(finished.exit_code, 0) << finished.err;
+  const Json two = parse_json(finished.out, "stdout of mpirun");
+  EXPECT_EQ(two["processes"], 2);
+  ASSERT_EQ(one["curve"].size(), two["curve"].size());
+  for (size_t i = 0; i < one["curve"].size(); ++i)
+    EXPECT_NEAR(one["curve"][i]["loss"].get<double>(), two["curve"][i]["loss"].get<double>(), 1e-4);
 }
 
 TEST_F(TrainText, ALostProcessEndsTheRunWithAnErrorAndAUsableCheckpoint) {

@@ -3,9 +3,9 @@
 #include <torch/types.h>
 
 #include <cmath>
-#include <filesystem>
 
 #include "recipes/made_up_text.h"
+#include "recipes/text_settings.h"
 #include "sluice/base/error.h"
 #include "sluice/base/file.h"
 #include "sluice/base/json.h"
@@ -93,21 +93,8 @@ DuoPlan read_duo_plan(const Json& s, const std::string& work) {
   plan.tree_batch = integer(s, "tree_batch");
   plan.decoded_tokens = integer(s, "decoded_tokens");
   plan.random_text = json_get<bool>(s, "random_text", kSettings);
-  plan.corpus.text = json_get<std::string>(s, "text", kSettings);
-  plan.corpus.vocabulary = integer(s, "vocab");
-  plan.corpus.held_out = number(s, "held_out");
-  plan.corpus.train_tokens = integer(s, "train_tokens");
-  plan.corpus.tokens = (std::filesystem::path(work) / "text.tokens").string();
-  const Json train = json_get<Json>(s, "train", kSettings);
-  plan.train.steps = integer(train, "steps");
-  plan.train.batch = integer(train, "batch");
-  plan.train.optimizer.kind = "adamw";
-  plan.train.optimizer.rate = number(train, "rate");
-  plan.train.optimizer.weight_decay = number(train, "weight_decay");
-  plan.train.optimizer.beta2 = number(train, "beta2");
-  plan.train.schedule.warmup = number(train, "warmup");
-  plan.train.schedule.floor = 0.05;
-  plan.train.clip = 1.0;
+  plan.corpus = read_corpus(s, work, "text.tokens", kSettings);
+  plan.train = read_text_training(s, kSettings);
   plan.train.tokens_per_sample = plan.context;
   const Json router = json_get<Json>(s, "router", kSettings);
   plan.router = {integer(router, "steps"), number(router, "rate"), number(router, "rate_all"),

@@ -3,9 +3,9 @@
 #include <torch/types.h>
 
 #include <algorithm>
-#include <filesystem>
 
 #include "recipes/made_up_text.h"
+#include "recipes/text_settings.h"
 #include "sluice/base/error.h"
 #include "sluice/base/file.h"
 #include "sluice/base/json.h"
@@ -98,20 +98,8 @@ Plan read_plan(const Json& s, const std::string& work) {
   plan.timed_cuts = integer("timed_cuts");
   plan.rounds = integer("rounds");
   plan.random_text = json_get<bool>(s, "random_text", kWhat);
-  plan.corpus.text = json_get<std::string>(s, "text", kWhat);
-  plan.corpus.vocabulary = integer("vocab");
-  plan.corpus.held_out = number("held_out");
-  plan.corpus.train_tokens = integer("train_tokens");
-  plan.corpus.tokens = (std::filesystem::path(work) / "code.tokens").string();
-  const Json train = json_get<Json>(s, "train", kWhat);
-  plan.train.steps = json_get<int64_t>(train, "steps", kWhat);
-  plan.train.batch = json_get<int64_t>(train, "batch", kWhat);
-  plan.train.optimizer.kind = "adamw";
-  plan.train.optimizer.rate = json_get<double>(train, "rate", kWhat);
-  plan.train.optimizer.weight_decay = json_get<double>(train, "weight_decay", kWhat);
-  plan.train.optimizer.beta2 = json_get<double>(train, "beta2", kWhat);
-  plan.train.schedule.floor = 0.05;
-  plan.train.clip = 1.0;
+  plan.corpus = read_corpus(s, work, "code.tokens", kWhat);
+  plan.train = read_text_training(s, kWhat);
   plan.train.tokens_per_sample = plan.context;
   plan.train.title = "dynamic-code-completion: decoder";
   if (plan.prompt + plan.completion > plan.context)

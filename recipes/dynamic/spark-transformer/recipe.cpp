@@ -8,11 +8,11 @@
 #include <torch/types.h>
 
 #include <cmath>
-#include <filesystem>
 
 #include "recipes/dynamic/spark-transformer/speed.h"
 #include "recipes/dynamic/spark-transformer/variants.h"
 #include "recipes/made_up_text.h"
+#include "recipes/text_settings.h"
 #include "sluice/base/error.h"
 #include "sluice/base/file.h"
 #include "sluice/base/json.h"
@@ -57,21 +57,8 @@ SparkPlan read_spark_plan(const Json& s, const std::string& work) {
   plan.random_text = json_get<bool>(s, "random_text", kSettings);
   plan.measured_speed = json_get<bool>(s, "speed", kSettings);
   plan.speed.keep = sizes.ffn.keep;
-  plan.corpus.text = json_get<std::string>(s, "text", kSettings);
-  plan.corpus.vocabulary = integer("vocab");
-  plan.corpus.held_out = json_get<double>(s, "held_out", kSettings);
-  plan.corpus.train_tokens = integer("train_tokens");
-  plan.corpus.tokens = (std::filesystem::path(work) / "text.tokens").string();
-  const Json train = json_get<Json>(s, "train", kSettings);
-  plan.train.steps = json_get<int64_t>(train, "steps", kSettings);
-  plan.train.batch = json_get<int64_t>(train, "batch", kSettings);
-  plan.train.optimizer.kind = "adamw";
-  plan.train.optimizer.rate = json_get<double>(train, "rate", kSettings);
-  plan.train.optimizer.weight_decay = json_get<double>(train, "weight_decay", kSettings);
-  plan.train.optimizer.beta2 = json_get<double>(train, "beta2", kSettings);
-  plan.train.schedule.warmup = json_get<double>(train, "warmup", kSettings);
-  plan.train.schedule.floor = 0.05;
-  plan.train.clip = 1.0;
+  plan.corpus = read_corpus(s, work, "text.tokens", kSettings);
+  plan.train = read_text_training(s, kSettings);
   plan.train.tokens_per_sample = plan.context;
   return plan;
 }

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <filesystem>
 
+#include "recipes/text_settings.h"
 #include "sluice/base/error.h"
 #include "sluice/base/file.h"
 #include "sluice/base/json.h"
@@ -82,24 +83,9 @@ Plan read_plan(const Json& settings, const std::string& work_directory) {
   plan.gemv = json_get<int64_t>(settings, "gemv", kWhat);
   plan.decoded_tokens = json_get<int64_t>(settings, "decoded_tokens", kWhat);
   plan.evaluated_tokens = json_get<int64_t>(settings, "evaluated_tokens", kWhat);
-  plan.corpus.text = json_get<std::string>(settings, "text", kWhat);
-  plan.corpus.vocabulary = json_get<int64_t>(settings, "vocab", kWhat);
-  plan.corpus.train_tokens = json_get<int64_t>(settings, "train_tokens", kWhat);
-  plan.corpus.held_out = json_get<double>(settings, "held_out", kWhat);
-  plan.corpus.tokens = (std::filesystem::path(work_directory) / "text.tokens").string();
-  const Json train = json_get<Json>(settings, "train", kWhat);
-  plan.train.steps = json_get<int64_t>(train, "steps", kWhat);
-  plan.train.batch = json_get<int64_t>(train, "batch", kWhat);
-  plan.train.optimizer.kind = json_get<std::string>(train, "optimizer", kWhat);
-  plan.train.optimizer.rate = json_get<double>(train, "rate", kWhat);
-  plan.train.optimizer.weight_decay = json_get<double>(train, "weight_decay", kWhat);
-  plan.train.optimizer.beta2 = json_get<double>(train, "beta2", kWhat);
-  plan.train.schedule.kind = "cosine";
-  plan.train.schedule.warmup = json_get<double>(train, "warmup", kWhat);
-  plan.train.schedule.floor = 0.05;
-  plan.train.clip = 1.0;
+  plan.corpus = read_corpus(settings, work_directory, "text.tokens", kWhat);
+  plan.train = read_text_training(settings, kWhat);
   plan.train.title = "wina: decoder";
-  plan.train.checkpoint_every = json_get<int64_t>(train, "checkpoint_every", kWhat);
   return plan;
 }
 

@@ -2,9 +2,9 @@
 
 #include <torch/types.h>
 
-#include <filesystem>
 #include <numeric>
 
+#include "recipes/text_settings.h"
 #include "sluice/base/error.h"
 #include "sluice/base/json.h"
 #include "sluice/base/random.h"
@@ -68,22 +68,8 @@ Plan read_plan(const Json& settings, const std::string& work_directory) {
   plan.generated_tokens = integer("generated_tokens");
   plan.draft_tokens = integer("draft_tokens");
   plan.decoded_tokens = integer("decoded_tokens");
-  plan.corpus.text = json_get<std::string>(settings, "text", kWhat);
-  plan.corpus.vocabulary = integer("vocab");
-  plan.corpus.train_tokens = integer("train_tokens");
-  plan.corpus.held_out = json_get<double>(settings, "held_out", kWhat);
-  plan.corpus.tokens = (std::filesystem::path(work_directory) / "text.tokens").string();
-  const Json train = json_get<Json>(settings, "train", kWhat);
-  plan.train.steps = json_get<int64_t>(train, "steps", kWhat);
-  plan.train.batch = json_get<int64_t>(train, "batch", kWhat);
-  plan.train.optimizer.kind = "adamw";
-  plan.train.optimizer.rate = json_get<double>(train, "rate", kWhat);
-  plan.train.optimizer.weight_decay = json_get<double>(train, "weight_decay", kWhat);
-  plan.train.optimizer.beta2 = 0.95;
-  plan.train.schedule.kind = "cosine";
-  plan.train.schedule.warmup = json_get<double>(train, "warmup", kWhat);
-  plan.train.schedule.floor = 0.1;
-  plan.train.clip = 1.0;
+  plan.corpus = read_corpus(settings, work_directory, "text.tokens", kWhat);
+  plan.train = read_text_training(settings, kWhat);
   return plan;
 }
 

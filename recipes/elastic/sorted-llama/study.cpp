@@ -2,6 +2,7 @@
 
 #include <torch/types.h>
 
+#include "recipes/text_settings.h"
 #include "sluice/base/error.h"
 #include "sluice/base/json.h"
 #include "sluice/base/random.h"
@@ -41,16 +42,7 @@ Plan read_plan(const Json& settings) {
   plan.margin = json_get<double>(settings, "margin", kWhat);
   plan.spoken_words = integer(settings, "spoken_words");
   plan.draft_tokens = json_get<std::vector<int64_t>>(settings, "draft_tokens", kWhat);
-  const Json train = json_get<Json>(settings, "train", kWhat);
-  plan.train.steps = integer(train, "steps");
-  plan.train.batch = integer(train, "batch");
-  plan.train.optimizer.kind = "adamw";
-  plan.train.optimizer.rate = json_get<double>(train, "rate", kWhat);
-  plan.train.optimizer.weight_decay = json_get<double>(train, "weight_decay", kWhat);
-  plan.train.optimizer.beta2 = 0.98;
-  plan.train.schedule.kind = "cosine";
-  plan.train.schedule.warmup = json_get<double>(train, "warmup", kWhat);
-  plan.train.clip = 1.0;
+  plan.train = read_text_training(settings, kWhat);
   return plan;
 }
 
