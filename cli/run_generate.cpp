@@ -164,6 +164,8 @@ void add_generate_options(CLI::App& app, GenerateOptions& options) {
       ->check(CLI::Range(1, 64))
       ->type_name("N")
       ->capture_default_str();
+  app.add_flag("--draft-fixed", options.draft_fixed,
+               "Always propose that many, instead of as many as pay by what was accepted so far");
   app.add_option("--batch", options.batch, "Most prompts computed together")
       ->check(CLI::Range(1, 1024))
       ->type_name("N")
@@ -242,7 +244,8 @@ int generate(const engine::Network& network, const GenerateOptions& options, con
                                .size = chosen.size,
                                .draft = draft ? &*draft : nullptr,
                                .draft_size = draft ? size_of(*draft, options.draft_size) : -1,
-                               .draft_tokens = options.draft_tokens});
+                               .draft_tokens = options.draft_tokens,
+                               .adapt = !options.draft_fixed});
   // One text is shown as it comes; several would mix.
   const bool streams = prompts.size() == 1 && !globals.json;
   const auto results = generator.run(requests, [&](const engine::GeneratedPiece& piece) {

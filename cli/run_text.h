@@ -28,6 +28,7 @@ struct GenerateOptions {
   std::string draft, draft_size;  ///< a bundle; a size of it, as typed
   SizeBudget size;                ///< a budget is that of the first prompt's first tokens
   int64_t draft_tokens = 4;
+  bool draft_fixed = false;  ///< always as many
   bool wanted() const { return !prompts.empty() || !files.empty(); }
 };
 void add_generate_options(CLI::App& app, GenerateOptions& options);

@@ -109,7 +109,7 @@ class Session {
   // ended (so does one with values that are carried): each sample of the batch is a sequence, with
   // memory for it in the session. With Options::sequences a run may be of any length up to T, so
   // that a prompt in pieces and then one token at a time go through one session. Such sessions run
-  // the batch as one chunk. Error{state} for a size that needs a state earlier rows left out.
+  // the batch as one chunk. Error{state} for a size whose state earlier rows left out: rewind().
 
   /// Computes tokens[s] <= T rows of sample s; `input` holds them one sample after another, without
   /// gaps. `output` likewise (the last rows that are wanted, see RunOptions::last), or one row per

@@ -74,8 +74,8 @@ struct Session::State {
   bool failed = false;            ///< in the middle: the states are out of step
   std::vector<int64_t> position;  ///< [batch], of sequences
   std::vector<int64_t> reached;   ///< [batch], the furthest positions since reset()
-  /// [batch][Plan::optional_states]: whether all rows of the sequence so far ran it.
-  std::vector<std::vector<bool>> complete;
+  /// [batch][Plan::optional_states]: how many of the sequence's first rows ran it.
+  std::vector<std::vector<int64_t>> complete;
   std::vector<std::vector<bool>> runs_state;  ///< the same by size: whether it runs it
   std::vector<int64_t> whole;                 ///< [batch] tokens of run()
   std::vector<int64_t> wanted;                ///< [batch] last rows that run_tokens() gives
@@ -142,7 +142,7 @@ struct Session::State {
       for (const size_t step : plan.optional_states)
         runs_state.back().push_back(std::ranges::binary_search(steps, step));
     }
-    complete.assign(position.size(), std::vector<bool>(plan.optional_states.size(), true));
+    complete.assign(position.size(), std::vector<int64_t>(plan.optional_states.size(), 0));
     lanes.resize(static_cast<size_t>(lane_count));
     for (Lane& lane : lanes) bind(lane);
     meter_entries.assign(plan.steps.size(), 0);
@@ -269,6 +269,12 @@ struct Session::State {
     }
   }
 
+  /// Nothing of the sequence has run.
+  void restart(size_t s) {
+    position[s] = reached[s] = 0;
+    std::ranges::fill(complete[s], 0);
+  }
+
   void forget(int64_t sample) {
     for (std::vector<float>& values : carried) {
       const size_t each = values.size() / static_cast<size_t>(batch);
@@ -352,13 +358,14 @@ struct Session::State {
   void check_complete(std::span<const int64_t> tokens, int64_t samples) const {
     const std::vector<bool>& runs = runs_state[static_cast<size_t>(size)];
     for (size_t s = 0; s < static_cast<size_t>(samples) && !runs.empty(); ++s) {
-      if (position[s] == 0 || (!tokens.empty() && tokens[s] == 0)) continue;
+      if (!tokens.empty() && tokens[s] == 0) continue;
       for (size_t k = 0; k < runs.size(); ++k) {
-        if (!runs[k] || complete[s][k]) continue;
+        if (!runs[k] || complete[s][k] >= position[s]) continue;
         fail(Code::state,
              "{}: size {} runs '{}', which another size left out for earlier rows of sequence {}: "
-             "its memory of them is missing. reset() the sequence, or stay with sizes that end "
-             "before it",
+             "its memory of them is missing. rewind() the sequence to where that size began, "
+             "reset() "
+             "it, or stay with sizes that end before it",
              network.bundle().path(), size, plan.steps[plan.optional_states[k]].info.path, s);
       }
     }
@@ -368,10 +375,10 @@ struct Session::State {
     if (!stateful) return;
     const std::vector<bool>& runs = runs_state[static_cast<size_t>(size)];
     for (size_t s = 0; s < static_cast<size_t>(samples); ++s) {
-      const bool moved = tokens.empty() || tokens[s] > 0;
-      for (size_t k = 0; k < runs.size() && moved; ++k)
-        complete[s][k] = runs[k] && (position[s] == 0 || complete[s][k]);
-      position[s] += tokens.empty() ? network.input_shape()[0] : tokens[s];
+      const int64_t more = tokens.empty() ? network.input_shape()[0] : tokens[s];
+      position[s] += more;
+      for (size_t k = 0; k < runs.size() && more > 0; ++k)
+        if (runs[k]) complete[s][k] = position[s];
       reached[s] = std::max(reached[s], position[s]);
     }
   }
@@ -621,6 +628,7 @@ void Session::rewind(int64_t sample, int64_t position) {
         "rows apart, no more. reset() it and run the rows again",
         state.network.bundle().path(), sample, state.reached[s], position, rewind_limit());
   state.position[s] = position;
+  for (int64_t& rows : state.complete[s]) rows = std::min(rows, position);
 }
 
 void Session::reset(int64_t sample) {
@@ -628,15 +636,12 @@ void Session::reset(int64_t sample) {
   if (state_->failed) {
     fail(Code::state, "session: an earlier run failed half-way; reset() all samples");
   }
-  if (state_->stateful)
-    state_->position[static_cast<size_t>(sample)] = state_->reached[static_cast<size_t>(sample)] =
-        0;
+  if (state_->stateful) state_->restart(static_cast<size_t>(sample));
   state_->forget(sample);
 }
 
 void Session::reset() {
-  std::fill(state_->position.begin(), state_->position.end(), 0);
-  std::fill(state_->reached.begin(), state_->reached.end(), 0);
+  for (size_t s = 0; s < state_->position.size(); ++s) state_->restart(s);
   for (int64_t s = 0; s < state_->batch; ++s) state_->forget(s);
   state_->failed = false;
 }

@@ -268,6 +268,34 @@ TEST(Sizes, ASequenceDoesNotReadACacheThatASmallerSizeLeftOut) {
   run({1, 1}, 1);
 }
 
+TEST(Sizes, ASequenceThatGoesBackIsWholeAgain) {
+  const Model model = skips_attention();
+  const Network network(model.bundle);
+  const auto input = NetworkBuilder(3).normal(8 * 8, 1.0);
+  const auto rows = [&](Session& session, size_t first, int64_t count, int64_t size) {
+    std::vector<float> output(static_cast<size_t>(count) * 8);
+    session.run_tokens(std::span(input).subspan(8 * first, output.size()), output, {&count, 1},
+                       {.size = size});
+    return output;
+  };
+  Session plain(network, {.batch = 1, .threads = 1, .sequences = true}),
+      session(network, {.batch = 1, .threads = 1, .sequences = true});
+  rows(plain, 0, 3, 1);
+  const auto expected = rows(plain, 3, 2, 1);
+  rows(session, 0, 3, 1);
+  rows(session, 5, 2, 0);
+  EXPECT_ERROR(rows(session, 3, 2, 1), Code::state, "rewind() the sequence");
+  session.rewind(0, 4);  // not far enough
+  EXPECT_ERROR(rows(session, 3, 2, 1), Code::state, "size 1 runs 'attn'");
+  session.rewind(0, 3);
+  EXPECT_EQ(rows(session, 3, 2, 1), expected);
+  // And what lies behind the place it went back to is forgotten.
+  session.rewind(0, 2);
+  rows(session, 5, 2, 0);
+  session.rewind(0, 3);
+  EXPECT_ERROR(rows(session, 3, 2, 1), Code::state, "size 1 runs 'attn'");
+}
+
 TEST(Sizes, RefuseASwitchOverWhatCountsRows) {
   NetworkBuilder net(9);
   const Value x = net.input({4, 8});

@@ -7,6 +7,7 @@
 
 #include "sluice/base/error.h"
 #include "sluice/base/random.h"
+#include "sluice/bundle/sizes.h"
 #include "sluice/engine/text/speculative.h"
 #include "sluice/engine/text/stop_strings.h"
 #include "sluice/engine/text/text_model.h"
@@ -52,6 +53,7 @@ struct Generator::State {
     int64_t computed = 0;  ///< of tokens
     std::vector<int32_t> stop_tokens;
     Sampler draft_sampler;  ///< draws of its own
+    DraftLength length;
   };
 
   Network network;
@@ -59,6 +61,8 @@ struct Generator::State {
   Budget budget;
   Session session;
   int64_t vocabulary, block, logits_width, size, draft_tokens;
+  bool adapt;
+  double draft_cost = 1;  ///< of a proposal, in runs of the network
   std::optional<Drafter> drafter;
   std::vector<Proposal> proposals;  ///< by place
   std::vector<double> target, residual;
@@ -76,7 +80,8 @@ struct Generator::State {
         block(n.input_shape()[0]),
         logits_width(n.output_shape()[1]),
         size(options.size),
-        draft_tokens(options.draft ? options.draft_tokens : 0) {
+        draft_tokens(options.draft ? options.draft_tokens : 0),
+        adapt(options.adapt) {
     if (t) tokenizer = *t;
     if (session.state_bytes() == 0) {
       fail(Code::unsupported,
@@ -106,9 +111,23 @@ struct Generator::State {
       fail(Code::shape, "{}: expected ids [T] in and logits [T,{}] out, as of {}; found {} and {}",
            draft.bundle().path(), logits_width, network.bundle().path(), to_string(in),
            to_string(out));
-    drafter.emplace(
-        draft, Drafter::Options{
-                   .batch = options.batch, .threads = options.threads, .size = options.draft_size});
+    const bool same = &draft.bundle() == &network.bundle();
+    drafter.emplace(draft, Drafter::Options{.batch = options.batch,
+                                            .threads = options.threads,
+                                            .size = options.draft_size,
+                                            .shared = same ? &session : nullptr});
+    if (same) {
+      const bundle::Bundle& model = network.bundle();
+      const auto macs = bundle::graph_sizes(model.graph(), model.info(), model.path()).macs;
+      const auto of = [&](int64_t chosen) {
+        return static_cast<double>(chosen < 0 ? macs.back() : macs[static_cast<size_t>(chosen)]);
+      };
+      if (!macs.empty()) draft_cost = of(options.draft_size) / std::max(1.0, of(size));
+    } else {
+      // Decoding is reading weights.
+      draft_cost = static_cast<double>(draft.cost().weight_bytes) /
+                   static_cast<double>(std::max<int64_t>(1, network.cost().weight_bytes));
+    }
   }
 
   static Session open(const Network& n, const Options& options) {
@@ -165,7 +184,8 @@ struct Generator::State {
             std::ssize(r.prompt),
             0,
             r.stop_tokens,
-            Sampler(drafting)};
+            Sampler(drafting),
+            DraftLength(draft_tokens, draft_cost)};
     for (const int64_t id : network.bundle().task().stop_tokens)
       p.stop_tokens.push_back(static_cast<int32_t>(id));
     if (tokenizer) {
@@ -176,6 +196,8 @@ struct Generator::State {
     }
     places[place] = std::move(p);
   }
+
+  static bool greedy(const GenerationRequest& r) { return r.sampling.temperature == 0; }
 
   /// Tokens of the draft for every sequence that is behind its prompt.
   void propose(std::span<const GenerationRequest> requests) {
@@ -188,8 +210,9 @@ struct Generator::State {
       // The last of a run is chosen without a proposal.
       const int64_t room = std::min(session.capacity() - length, drafter->capacity() - length),
                     wanted_most = requests[p.request].max_tokens - generated - 1;
-      wishes[s] = {p.tokens, std::clamp<int64_t>(std::min(room, wanted_most), 0, draft_tokens),
-                   &p.draft_sampler};
+      const int64_t most = adapt ? p.length.next() : draft_tokens;
+      wishes[s] = {p.tokens, std::clamp<int64_t>(std::min(room, wanted_most), 0, most),
+                   &p.draft_sampler, greedy(requests[p.request])};
     }
     drafter->propose(wishes, proposals);
     for (const Proposal& proposal : proposals) statistics.proposed += std::ssize(proposal.tokens);
@@ -227,7 +250,7 @@ struct Generator::State {
   /// The next token; `proposal`, if any, is token `at` of what was proposed.
   int32_t choose(Place& p, std::span<const float> row, const Proposal* proposal, size_t at) {
     try {
-      if (!proposal) return p.sampler.next(row, p.tokens);
+      if (!proposal || proposal->distributions.empty()) return p.sampler.next(row, p.tokens);
       p.sampler.distribution(row, p.tokens, target);
       return verify(proposal->tokens[at], proposal->distributions[at], target, p.sampler, residual)
           .token;
@@ -254,6 +277,7 @@ struct Generator::State {
       if (finish || taken == proposed || token != proposal.tokens[taken]) break;
     }
     statistics.accepted += static_cast<int64_t>(taken);
+    p.length.learn(static_cast<int64_t>(proposed), static_cast<int64_t>(taken));
     if (proposed == 0) return finish;
     const int64_t valid = known + static_cast<int64_t>(taken);
     rows[place] = valid - p.computed;

@@ -12,7 +12,7 @@
 //
 // With a draft network a run checks several proposed tokens of each sequence at once, see
 // speculative.h: fewer runs of the large network, the same text when greedy, the same distribution
-// when sampling.
+// when sampling. A draft that is a size of the network itself works in its caches.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -81,6 +81,9 @@ class Generator {
     const Network* draft = nullptr;  ///< may be the network itself, with a smaller draft_size
     int64_t draft_size = -1;
     int64_t draft_tokens = 4;  ///< most proposed at a time, 1 to 64
+    /// As many as pay by the share that was accepted so far (DraftLength), 0 included; else always
+    /// draft_tokens.
+    bool adapt = true;
   };
   /// `tokenizer` may be null: then there is no text and there are no stop strings. Throws
   /// Error{unsupported} when the network does not give logits per token or does not continue

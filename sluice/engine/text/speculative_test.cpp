@@ -38,8 +38,9 @@ TEST(Speculative, GreedyTextIsTheSameWhateverIsProposed) {
   for (const Network* draft : {&network, &stranger}) {
     for (const int64_t batch : {1, 3}) {
       for (const int64_t tokens : {1, 4, 5}) {
-        Generator generator(network, nullptr,
-                            {.batch = batch, .draft = draft, .draft_tokens = tokens});
+        Generator generator(
+            network, nullptr,
+            {.batch = batch, .draft = draft, .draft_tokens = tokens, .adapt = false});
         const auto found = generator.run(requests);
         const GenerationStatistics& s = generator.statistics();
         for (size_t i = 0; i < requests.size(); ++i) {
@@ -57,11 +58,84 @@ TEST(Speculative, GreedyTextIsTheSameWhateverIsProposed) {
   }
 }
 
+TEST(Speculative, ASizeProposesInTheCachesOfTheWhole) {
+  const Model model = testing::random_decoder({.tokens = 6, .layers = 4, .depths = {1, 2, 4}});
+  const Network network(model.bundle);
+  const auto requests = some_requests();
+  const auto expected = Generator(network, nullptr, {.batch = 2}).run(requests);
+  for (const int64_t size : {0, 1, 2}) {
+    for (const int64_t batch : {1, 3}) {
+      for (const bool adapt : {false, true}) {
+        Generator generator(
+            network, nullptr,
+            {.batch = batch, .draft = &network, .draft_size = size, .adapt = adapt});
+        const auto found = generator.run(requests);
+        const GenerationStatistics& s = generator.statistics();
+        for (size_t i = 0; i < requests.size(); ++i) {
+          EXPECT_EQ(found[i].tokens, expected[i].tokens) << i << ", size " << size;
+          EXPECT_EQ(found[i].finish, expected[i].finish);
+        }
+        if (!adapt) {
+          EXPECT_GT(s.proposed, 0);
+        }
+        if (size == 2) {
+          EXPECT_EQ(s.accepted, s.proposed);
+        }
+        // No second cache.
+        EXPECT_EQ(
+            generator.session().state_bytes(),
+            Session(network, {.batch = batch, .sequences = true, .last_rows = 1}).state_bytes());
+      }
+    }
+  }
+  // Nothing of a long prompt is computed twice: what the draft adds is the runs of its proposals.
+  const std::vector<GenerationRequest> longer{
+      {.prompt = std::vector<int32_t>(50, 3), .max_tokens = 6}};
+  Generator plain(network, nullptr, {}),
+      drafted(network, nullptr,
+              {.draft = &network, .draft_size = 0, .draft_tokens = 1, .adapt = false});
+  plain.run(longer);
+  drafted.run(longer);
+  EXPECT_LT(double(drafted.statistics().macs), 1.35 * double(plain.statistics().macs));
+}
+
+TEST(DraftLength, IsWhatPays) {
+  DraftLength cheap(8, 0.1), dear(8, 0.95);
+  EXPECT_GT(cheap.next(), 1);
+  EXPECT_EQ(dear.next(), 0);
+  const int64_t before = cheap.next();
+  for (int i = 0; i < 40; ++i) cheap.learn(4, 4);
+  EXPECT_GT(cheap.acceptance(), 0.95);
+  EXPECT_GT(cheap.next(), before);
+  EXPECT_LE(cheap.next(), 8);
+  for (int i = 0; i < 100; ++i) cheap.learn(4, 0);
+  EXPECT_LT(cheap.acceptance(), 0.05);
+  int proposed = 0;  // still tried, more and more seldom
+  for (int i = 0; i < 400; ++i) {
+    const int64_t now = cheap.next();
+    EXPECT_LE(now, 1);
+    proposed += now > 0;
+    cheap.learn(now, 0);
+  }
+  EXPECT_GE(proposed, 3);
+  EXPECT_LE(proposed, 8);
+  for (int i = 0; i < 100; ++i) cheap.learn(1, 1);
+  EXPECT_GT(cheap.next(), 1);
+  // Those behind a refused one count for nothing.
+  DraftLength a(8, 0.1), b(8, 0.1);
+  for (int i = 0; i < 50; ++i) {
+    a.learn(2, 1);
+    b.learn(8, 1);
+  }
+  EXPECT_DOUBLE_EQ(a.acceptance(), b.acceptance());
+  EXPECT_NEAR(a.acceptance(), 0.5, 0.05);
+}
+
 TEST(Speculative, StopsWhereTheTextWouldStopAnyway) {
   // 0 1 2 3 4 0 ..; the draft agrees.
   const Model model = testing::chain(5, {1, 2, 3, 4, 0}, 8, 16);
   const Network network(model.bundle);
-  Generator generator(network, nullptr, {.draft = &network, .draft_tokens = 6});
+  Generator generator(network, nullptr, {.draft = &network, .draft_tokens = 6, .adapt = false});
   const std::vector<GenerationRequest> requests{
       {.prompt = {0}, .max_tokens = 100, .stop_tokens = {3}},
       {.prompt = {0}, .max_tokens = 3},
@@ -79,7 +153,8 @@ TEST(Speculative, StopsWhereTheTextWouldStopAnyway) {
 TEST(Speculative, FewerRunsOfTheLargeNetwork) {
   const Model model = testing::chain(5, {1, 2, 3, 4, 0}, 8, 64);
   const Network network(model.bundle);
-  Generator plain(network, nullptr, {}), drafted(network, nullptr, {.draft = &network});
+  Generator plain(network, nullptr, {}),
+      drafted(network, nullptr, {.draft = &network, .adapt = false});
   const std::vector<GenerationRequest> requests{{.prompt = {0, 1}, .max_tokens = 41}};
   plain.run(requests);
   drafted.run(requests);
@@ -141,9 +216,15 @@ TEST(Speculative, SampledTextIsDistributedAsWithoutADraft) {
     requests.push_back({.prompt = {3, 1},
                         .max_tokens = 4,
                         .sampling = {.temperature = 0.9, .top_k = 8, .seed = seed}});
-  const auto counts_of = [&](const Network* draft, const std::vector<GenerationRequest>& given) {
-    Generator generator(network, nullptr,
-                        {.batch = 16, .threads = 1, .draft = draft, .draft_tokens = 3});
+  const auto counts_of = [&](const Network* draft, const std::vector<GenerationRequest>& given,
+                             const Network& large, int64_t size = -1, bool adapt = false) {
+    Generator generator(large, nullptr,
+                        {.batch = 16,
+                         .threads = 1,
+                         .draft = draft,
+                         .draft_size = size,
+                         .draft_tokens = 3,
+                         .adapt = adapt});
     std::vector<std::map<int32_t, int>> counts(5);
     for (const Generated& g : generator.run(given)) {
       for (size_t i = 0; i < 4; ++i) ++counts[i][g.tokens[i]];
@@ -151,13 +232,20 @@ TEST(Speculative, SampledTextIsDistributedAsWithoutADraft) {
     }
     return counts;
   };
-  const auto plain = counts_of(nullptr, requests);
+  const auto plain = counts_of(nullptr, requests, network);
   for (auto& request : requests) request.sampling.seed += 100000;
-  const auto drafted = counts_of(&stranger, requests);
-  for (size_t i = 0; i < 5; ++i) EXPECT_LT(deviations(plain[i], drafted[i], kRuns), 4.5) << i;
+  for (const bool adapt : {false, true}) {
+    const auto drafted = counts_of(&stranger, requests, network, -1, adapt);
+    for (size_t i = 0; i < 5; ++i) EXPECT_LT(deviations(plain[i], drafted[i], kRuns), 4.5) << i;
+  }
+  // A size of the network itself, in its caches; its weights are the same.
+  const Model sizes = testing::random_decoder({.tokens = 6, .words = 12, .depths = {1, 2}});
+  const Network nested(sizes.bundle);
+  const auto own = counts_of(&nested, requests, nested, 0);
+  for (size_t i = 0; i < 5; ++i) EXPECT_LT(deviations(plain[i], own[i], kRuns), 4.5) << i;
   // The measure sees another distribution.
   for (auto& request : requests) request.sampling.temperature = 1.3;
-  EXPECT_GT(deviations(plain[1], counts_of(&stranger, requests)[1], kRuns), 4.5);
+  EXPECT_GT(deviations(plain[1], counts_of(&stranger, requests, network)[1], kRuns), 4.5);
 }
 
 TEST(Speculative, RefusesWhatDoesNotFit) {
@@ -172,6 +260,10 @@ TEST(Speculative, RefusesWhatDoesNotFit) {
   EXPECT_ERROR(make(network, 0), Code::usage, "expected 1 to 5");
   EXPECT_ERROR(make(network, 6), Code::usage, "expected 1 to 5");
   EXPECT_ERROR(make(stateless, 4), Code::unsupported, "cannot go back");
+  const Model sizes = testing::random_decoder({.tokens = 6, .depths = {1, 2}});
+  const Network nested(sizes.bundle);
+  EXPECT_ERROR(Generator(nested, nullptr, {.draft = &nested, .draft_size = 2}), Code::usage,
+               "size 2 to propose with; it has 2");
   EXPECT_ERROR(Generator(network, nullptr, {.draft = &network, .draft_size = 3}), Code::usage,
                "size 3");
 }

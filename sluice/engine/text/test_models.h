@@ -12,6 +12,8 @@ inline constexpr int64_t kDecoderWords = 50, kDecoderWidth = 16;
 
 struct DecoderSize {
   int64_t tokens = 8, context = 64, layers = 2, words = kDecoderWords, width = kDecoderWidth;
+  /// Layers that each size runs, the norm and the head behind them; empty: one size of all.
+  std::vector<int64_t> depths = {};
 };
 
 /// Random weights that do not depend on `tokens` and `context`; context 0: no cache.
@@ -20,6 +22,7 @@ inline Model random_decoder(const DecoderSize& s, uint64_t seed = 5) {
   const bundle::Value ids = net.input({s.tokens});
   net.tensor("words", {s.words, s.width}, net.normal(size_t(s.words * s.width), 1.0));
   bundle::Value x = net.builder().node("embedding", "words", {ids}, {}, {{"weight", "words"}});
+  std::vector<bundle::Value> behind = {x};
   for (int64_t l = 0; l < s.layers; ++l) {
     const std::string layer = "l" + std::to_string(l);
     const bundle::Value h = net.node("rms_norm", layer + ".norm1", {x});
@@ -37,7 +40,10 @@ inline Model random_decoder(const DecoderSize& s, uint64_t seed = 5) {
     const bundle::Value inner =
         net.activation(layer + ".silu", net.linear(layer + ".up", z, 2 * s.width), "silu");
     x = net.node("add", layer + ".add2", {x, net.linear(layer + ".down", inner, s.width)});
+    behind.push_back(x);
   }
+  if (!s.depths.empty())
+    x = net.builder().node("size_switch", "depth", behind, {{"choice", s.depths}});
   x = net.node("rms_norm", "norm", {x});
   return net.finish(net.linear("head", x, s.words, false));
 }
