@@ -48,7 +48,8 @@ Shape rope_shape(const OpInput& in) {
   require_rank(in, 2, "[T,D]");
   const Shape& x = input(in, 0);
   const int64_t width = require_heads(x, "x", require_int(in, "heads", 1, 1, kMaxHeads));
-  const int64_t dims = require_int(in, "dims", width, 2, width);
+  const int64_t start = require_int(in, "start", 0, 0, width - 2);
+  const int64_t dims = require_int(in, "dims", width - start, 2, width - start);
   if (dims % 2 != 0)
     fail(Code::shape, "attribute 'dims': expected an even number up to {} columns of a head",
          width);
@@ -131,6 +132,48 @@ Rows attention_rows(const OpInput& in) {
   return input(in, 0)[0] == input(in, 1)[0] ? Rows::grouped : Rows::mixed;
 }
 
+struct SparkShape {
+  int64_t heads, width, value_width, rows;
+};
+
+SparkShape spark_sizes(const OpInput& in) {
+  require_rank(in, 2, "[T,heads*width]");
+  const Shape& q = input(in, 0);
+  SparkShape s{};
+  s.rows = q[0];
+  s.heads = require_int(in, "heads", 0, 1, kMaxHeads);
+  s.width = require_heads(q, "q", s.heads);
+  if (input(in, 1) != q)
+    fail(Code::shape, "k: expected the shape of q, {}, found {}", to_string(q),
+         to_string(input(in, 1)));
+  const Shape& v = require_matrix(in, 2, "v", s.rows);
+  s.value_width = require_heads(v, "v", s.heads);
+  if (s.width < 2) fail(Code::shape, "q: heads of {} columns; expected 2 and more", s.width);
+  require_int(in, "split", 0, 1, s.width - 1);
+  require_int(in, "tokens", 0, 1, kMaxPositions);
+  const int64_t cache = require_int(in, "cache", 0, 0, kMaxPositions);
+  if (cache > 0 && cache < s.rows)
+    fail(Code::shape, "attribute 'cache': expected at least the {} rows of a run, found {}", s.rows,
+         cache);
+  const int64_t cached = checked_mul(cache, checked_add(q[1], v[1], "cache"), "cache");
+  if (cached > GraphLimits::kValueElements)
+    fail(Code::limit, "attribute 'cache': {} positions of {} numbers are more than {}", cache,
+         q[1] + v[1], GraphLimits::kValueElements);
+  return s;
+}
+
+Shape spark_shape(const OpInput& in) {
+  spark_sizes(in);
+  return input(in, 2);
+}
+
+/// With everything kept, of a sequence from its beginning.
+int64_t spark_macs(const OpInput& in, const Shape&) {
+  const SparkShape s = spark_sizes(in);
+  const int64_t pairs = checked_mul(s.rows, s.rows + 1, "MACs") / 2;
+  return checked_mul(pairs, checked_mul(s.heads, s.width + s.value_width, "MACs"), "MACs");
+}
+
 struct LinearShape {
   int64_t heads, key_width, value_width, tokens;
 };
@@ -184,7 +227,7 @@ std::vector<Operator> attention_operators() {
        2,
        {},
        {"factors"},
-       {"heads", "dims", "base", "scale", "layout"},
+       {"heads", "dims", "start", "base", "scale", "layout"},
        rope_shape,
        no_macs,
        rope_rows},
@@ -197,6 +240,15 @@ std::vector<Operator> attention_operators() {
        attention_shape,
        attention_macs,
        attention_rows},
+      {"spark_attention",
+       3,
+       3,
+       {},
+       {},
+       {"heads", "split", "tokens", "cache"},
+       spark_shape,
+       spark_macs,
+       grouped_rows},
       {"linear_attention",
        3,
        4,

@@ -131,6 +131,18 @@ Shape threshold_shape(const OpInput& in) {
   return input(in, 0);
 }
 
+Shape prediction_score_shape(const OpInput& in) {
+  const std::string statistic = attr_string(in.node.attrs, "statistic", "confidence");
+  if (statistic != "confidence" && statistic != "entropy" && statistic != "margin")
+    fail(Code::shape, "attribute 'statistic': expected confidence, entropy or margin, found '{}'",
+         printable(statistic, 40));
+  Shape shape = input(in, 0);
+  if (shape.empty() || shape.back() < 2)
+    fail(Code::shape, "x: expected logits of at least 2 classes, found {}", to_string(shape));
+  shape.back() = 1;
+  return shape;
+}
+
 // b [C] or [C,1] has one number per row, which goes with its row; b [1] is one per sample.
 Rows mul_rows(const OpInput& in) {
   return input(in, 0)[0] == input(in, 1)[0] ? Rows::apart : Rows::mixed;
@@ -180,6 +192,15 @@ std::vector<Operator> dense_operators() {
       {"global_avg_pool", 1, 1, {}, {}, {}, global_avg_pool_shape, no_macs},
       {"flatten", 1, 1, {}, {}, {}, flatten_shape, no_macs},
       {"softmax", 1, 1, {}, {}, {}, same_shape, no_macs, matrix_rows},
+      {"prediction_score",
+       1,
+       1,
+       {},
+       {},
+       {"statistic"},
+       prediction_score_shape,
+       no_macs,
+       matrix_rows},
       {"threshold", 1, 1, {}, {}, {"value"}, threshold_shape, no_macs, elementwise_rows},
   };
 }

@@ -94,6 +94,7 @@ std::vector<NodeCase> valid_cases() {
       {"scatter_rows", {{7, 5}, {7, 5}, {7}}, {{"mode", std::string("add")}}, {}, {7, 5}},
       {"pool_rows", {{7, 5}}, {{"kind", std::string("last")}}, {}, {5}},
       {"rms_norm", {{7, 5}}, {{"eps", 1e-6}}, {{"weight", {5}}}, {7, 5}},
+      {"prediction_score", {{7, 5}}, {{"statistic", std::string("margin")}}, {}, {7, 1}},
       {"l2_normalize", {{7, 5}}, {{"eps", 1e-6}}, {}, {7, 5}},
       {"embedding", {{7}}, {}, {{"weight", {100, 5}}}, {7, 5}},
       {"slice", {{7, 12}}, {{"start", int64_t{4}}, {"size", int64_t{3}}}, {}, {7, 3}},

@@ -189,6 +189,8 @@ class Finder {
     const Node& rope = expect(value, "rope", "what attention takes");
     if (rope.inputs.size() != 1) refuse(rope, "its positions are not those of the sequence");
     const int64_t columns = bundle_.info().shapes.at(value)[1];
+    if (attr_int(rope.attrs, "start", 0) != 0)
+      refuse(rope, "it leaves the first columns of heads alone");
     if (attr_int(rope.attrs, "heads", 1) != heads) refuse(rope, "its heads are not attention's");
     const auto factors = rope.tensors.find("factors");
     const bool first = !rope_known_;

@@ -38,7 +38,9 @@ int64_t largest_step_bytes(const bundle::Bundle& bundle) {
 bool keeps_state(const bundle::Bundle& bundle) {
   if (!bundle.graph().carries.empty()) return true;
   for (const bundle::Node& node : bundle.graph().nodes) {
-    if (node.op == "attention" && bundle::attr_int(node.attrs, "cache", 0) > 0) return true;
+    if ((node.op == "attention" || node.op == "spark_attention") &&
+        bundle::attr_int(node.attrs, "cache", 0) > 0)
+      return true;
     if (node.op == "linear_attention" && bundle::attr_bool(node.attrs, "carry", false)) return true;
   }
   return false;

@@ -6,6 +6,7 @@
 #include "sluice/engine/kernel/buffer.h"
 #include "sluice/engine/kernel/linear_attention.h"
 #include "sluice/engine/kernel/rows.h"
+#include "sluice/engine/kernel/spark_attention.h"
 
 namespace sluice::engine {
 namespace {
@@ -21,14 +22,16 @@ void plan_rope(Planner& planner, size_t index, Step step) {
   const Node& node = planner.node(index);
   const Shape& shape = full_shape(planner, group.inputs[0]);
   const size_t heads = static_cast<size_t>(bundle::attr_int(node.attrs, "heads", 1)),
-               width = static_cast<size_t>(shape[1]) / heads;
+               width = static_cast<size_t>(shape[1]) / heads,
+               start = static_cast<size_t>(bundle::attr_int(node.attrs, "start", 0));
   std::vector<float> factors = copy_tensor(planner.bundle(), node, "factors");
   for (const float factor : factors)
     if (!(factor > 0))
       fail(Code::numeric, "{}: tensor 'factors': expected numbers above 0, found {}", node.path,
            factor);
   const auto table = shared_rope(
-      static_cast<size_t>(bundle::attr_int(node.attrs, "dims", static_cast<int64_t>(width))),
+      static_cast<size_t>(
+          bundle::attr_int(node.attrs, "dims", static_cast<int64_t>(width - start))),
       bundle::attr_double(node.attrs, "base", 10000), bundle::attr_double(node.attrs, "scale", 1),
       bundle::attr_string(node.attrs, "layout", "half") == "interleaved", std::move(factors));
   for (const std::string& input : group.inputs)
@@ -51,7 +54,7 @@ void plan_rope(Planner& planner, size_t index, Step step) {
           const double at =
               given ? static_cast<double>(given[r]) : static_cast<double>(before + r - first);
           const size_t offset = static_cast<size_t>(r) * columns;
-          table->apply(in + offset, heads, width, at, scratch, out + offset);
+          table->apply(in + offset, heads, width, at, scratch, out + offset, start);
         }
       }
     };
@@ -182,6 +185,69 @@ void plan_attention(Planner& planner, size_t index, Step step) {
   planner.finish(index, std::move(step), Layout::plain);
 }
 
+void plan_spark_attention(Planner& planner, size_t index, Step step) {
+  const Group& group = planner.group(index);
+  const Node& node = planner.node(index);
+  const Shape &q = full_shape(planner, group.inputs[0]), &v = full_shape(planner, group.inputs[2]);
+  SparkAttentionSpec spec;
+  spec.heads = bundle::attr_int(node.attrs, "heads", 1);
+  spec.split = bundle::attr_int(node.attrs, "split", 1);
+  spec.rest = q[1] / spec.heads - spec.split;
+  spec.value_width = v[1] / spec.heads;
+  spec.tokens = bundle::attr_int(node.attrs, "tokens", 1);
+  spec.cache = bundle::attr_int(node.attrs, "cache", 0);
+  const int threads = planner.threads_for(step.info.cost.macs);
+  const int64_t samples = planner.all_samples();
+  for (const std::string& input : group.inputs)
+    step.inputs.push_back(planner.fetch(input, Layout::plain));
+  const int64_t seen_bytes = align_up(samples * static_cast<int64_t>(sizeof(int64_t)));
+  const bool rewinds = spec.cache > 0 && planner.has_all_rows(group.inputs[0]) &&
+                       q[0] == planner.bundle().graph().inputs[0].shape[0];
+  if (spec.cache > 0) {
+    step.kernel.state_bytes =
+        checked_add(seen_bytes, checked_mul(samples, spark_cache_bytes(spec), "cache"), "cache");
+    planner.limit_capacity(spec.cache);
+    if (!rewinds) planner.limit_rewind(0);
+  }
+  step.kernel.name = "sluice spark_attention";
+  step.kernel.counts_rows = true;
+  step.kernel.metered = true;
+  step.kernel.scratch_bytes = spark_scratch_bytes(spec, q[0], threads);
+  step.kernel.bind = [=, tokens = q[0]](const Binding& b) -> std::function<void()> {
+    SLUICE_CHECK(b.rows && (b.state || spec.cache == 0));
+    auto calls = std::make_shared<std::vector<SparkAttentionRows>>(static_cast<size_t>(samples));
+    const float *query = b.inputs[0], *key = b.inputs[1], *value = b.inputs[2];
+    auto* seen = reinterpret_cast<int64_t*>(b.state);
+    std::byte* caches = b.state ? b.state + seen_bytes : nullptr;
+    const int64_t each = spec.cache > 0 ? spark_cache_bytes(spec) : 0;
+    return [=, scratch = b.scratch, out = b.output, rows = b.rows, position = b.position,
+            work = b.work] {
+      const int64_t unit = tokens / rows->per_sample, width = spec.heads * (spec.split + spec.rest),
+                    wide = spec.heads * spec.value_width;
+      for (int64_t s = 0; s < rows->samples; ++s) {
+        SparkAttentionRows& sample = (*calls)[static_cast<size_t>(s)];
+        const int64_t first = rows->start[s] * unit;
+        sample.rows = rows->start[s + 1] * unit - first;
+        sample.q = query + first * width;
+        sample.k = key + first * width;
+        sample.v = value + first * wide;
+        sample.out = out + first * wide;
+        if (spec.cache == 0) continue;
+        if (!position || position[s] == 0) seen[s] = 0;
+        if (rewinds) seen[s] = std::min(seen[s], position[s]);
+        sample.seen = seen[s];
+        sample.cache = caches + s * each;
+        seen[s] += sample.rows;
+      }
+      const Work done = spark_attention(spec, *calls, threads, scratch);
+      if (!work) return;
+      work->macs += done.macs;
+      work->bytes += done.bytes;
+    };
+  };
+  planner.finish(index, std::move(step), Layout::plain);
+}
+
 void plan_linear_attention(Planner& planner, size_t index, Step step) {
   const Group& group = planner.group(index);
   const Node& node = planner.node(index);
@@ -245,6 +311,7 @@ void plan_linear_attention(Planner& planner, size_t index, Step step) {
 std::vector<PlanEntry> attention_steps() {
   return {{"rope", plan_rope},
           {"attention", plan_attention},
+          {"spark_attention", plan_spark_attention},
           {"linear_attention", plan_linear_attention}};
 }
 

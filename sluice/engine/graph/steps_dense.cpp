@@ -232,6 +232,24 @@ void plan_rows(Planner& planner, size_t index, Step step) {
   planner.finish(index, std::move(step), Layout::plain);
 }
 
+void plan_prediction_score(Planner& planner, size_t index, Step step) {
+  const Group& group = planner.group(index);
+  step.inputs = {planner.fetch(group.inputs[0], Layout::plain)};
+  const Shape& shape = planner.shape_of(step.inputs[0]);
+  const auto width = static_cast<size_t>(shape.back());
+  const size_t each = static_cast<size_t>(numel(shape)) / width;
+  const std::string name =
+      bundle::attr_string(planner.node(index).attrs, "statistic", "confidence");
+  const Sureness kind = name == "confidence" ? Sureness::confidence
+                        : name == "entropy"  ? Sureness::entropy
+                                             : Sureness::margin;
+  step.kernel = row_kernel("sluice prediction_score", planner.options().samples,
+                           [=](const float* x, const float*, float* out, size_t rows) {
+                             prediction_score(x, kind, out, rows * each, width);
+                           });
+  planner.finish(index, std::move(step), Layout::plain);
+}
+
 void plan_simple(Planner& planner, size_t index, Step step) {
   const Group& group = planner.group(index);
   const Node& node = planner.node(index);
@@ -291,11 +309,21 @@ void plan_simple(Planner& planner, size_t index, Step step) {
 }  // namespace
 
 std::vector<PlanEntry> dense_steps() {
-  return {{"conv2d", plan_conv},     {"linear", plan_linear},         {"max_pool2d", plan_pool},
-          {"avg_pool2d", plan_pool}, {"batch_norm", plan_scale},      {"scale", plan_scale},
-          {"mul", plan_mul},         {"softmax", plan_rows},          {"layer_norm", plan_rows},
-          {"flatten", plan_simple},  {"activation", plan_simple},     {"threshold", plan_simple},
-          {"add", plan_simple},      {"global_avg_pool", plan_simple}};
+  return {{"conv2d", plan_conv},
+          {"linear", plan_linear},
+          {"max_pool2d", plan_pool},
+          {"avg_pool2d", plan_pool},
+          {"batch_norm", plan_scale},
+          {"scale", plan_scale},
+          {"mul", plan_mul},
+          {"softmax", plan_rows},
+          {"prediction_score", plan_prediction_score},
+          {"layer_norm", plan_rows},
+          {"flatten", plan_simple},
+          {"activation", plan_simple},
+          {"threshold", plan_simple},
+          {"add", plan_simple},
+          {"global_avg_pool", plan_simple}};
 }
 
 }  // namespace sluice::engine

@@ -83,6 +83,45 @@ void Softmax(const float* in, float* out, size_t rows, size_t width) {
   }
 }
 
+// One pass for the two largest, one for the sums: no probabilities are stored.
+void PredictionScore(const float* in, Sureness kind, float* out, size_t rows, size_t width) {
+  const D d;
+  const size_t lanes = hn::Lanes(d);
+  constexpr float kLowest = -88.0f;
+  for (size_t r = 0; r < rows; ++r, in += width) {
+    float top = -std::numeric_limits<float>::infinity(), second = top;
+    bool whole = true;  // NaN: a maximum would drop it
+    for (size_t i = 0; i < width; ++i) {
+      whole = whole && in[i] == in[i];
+      second = std::max(second, std::min(top, in[i]));
+      top = std::max(top, in[i]);
+    }
+    if (!whole || !std::isfinite(top)) {
+      out[r] = std::numeric_limits<float>::quiet_NaN();
+      continue;
+    }
+    const V largest = hn::Set(d, top), lowest = hn::Set(d, kLowest);
+    V total = hn::Zero(d), weighted = hn::Zero(d);
+    size_t i = 0;
+    for (; i + lanes <= width; i += lanes) {
+      const V x = hn::Max(hn::Sub(hn::LoadU(d, in + i), largest), lowest);
+      const V e = hn::Exp(d, x);
+      total = hn::Add(total, e);
+      weighted = hn::MulAdd(e, x, weighted);
+    }
+    float sum = hn::GetLane(hn::SumOfLanes(d, total)),
+          entropy = hn::GetLane(hn::SumOfLanes(d, weighted));
+    for (; i < width; ++i) {
+      const float x = std::max(in[i] - top, kLowest), e = std::exp(x);
+      sum += e;
+      entropy += e * x;
+    }
+    out[r] = kind == Sureness::confidence ? 1.0f / sum
+             : kind == Sureness::entropy  ? entropy / sum - std::log(sum)
+                                          : (1.0f - std::exp(second - top)) / sum;
+  }
+}
+
 void LayerNorm(const float* in, const float* weight, const float* bias, float eps, float* out,
                size_t rows, size_t width) {
   const D d;
@@ -164,6 +203,7 @@ namespace sluice::engine {
 HWY_EXPORT(AveragePlain);
 HWY_EXPORT(AverageChannelsLast);
 HWY_EXPORT(Softmax);
+HWY_EXPORT(PredictionScore);
 HWY_EXPORT(LayerNorm);
 HWY_EXPORT(Transpose);
 
@@ -176,6 +216,9 @@ void average_channels_last(const float* in, float* out, size_t samples, size_t c
 }
 void softmax(const float* in, float* out, size_t rows, size_t width) {
   HWY_DYNAMIC_DISPATCH(Softmax)(in, out, rows, width);
+}
+void prediction_score(const float* in, Sureness kind, float* out, size_t rows, size_t width) {
+  HWY_DYNAMIC_DISPATCH(PredictionScore)(in, kind, out, rows, width);
 }
 void layer_norm(const float* in, const float* weight, const float* bias, float eps, float* out,
                 size_t rows, size_t width) {

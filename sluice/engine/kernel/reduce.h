@@ -3,6 +3,7 @@
 // logarithm of the length.
 #pragma once
 #include <cstddef>
+#include <cstdint>
 
 namespace sluice::engine {
 
@@ -13,6 +14,11 @@ void average_channels_last(const float* in, float* out, size_t samples, size_t c
                            size_t pixels);
 /// Over rows of `width`; out may be in.
 void softmax(const float* in, float* out, size_t rows, size_t width);
+/// How sure a row of logits is, more is surer; p is its softmax. confidence: max p; entropy: sum of
+/// p ln p (minus the entropy in nats); margin: max p minus the largest of the others.
+enum class Sureness : uint8_t { confidence, entropy, margin };
+/// Of each row of `width` >= 2 logits; NaN where one of them is NaN or infinity.
+void prediction_score(const float* in, Sureness kind, float* out, size_t rows, size_t width);
 /// (x - mean) / sqrt(variance + eps) * weight + bias over rows; weight, bias may be null; out may
 /// be in.
 void layer_norm(const float* in, const float* weight, const float* bias, float eps, float* out,

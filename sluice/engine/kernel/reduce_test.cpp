@@ -58,6 +58,57 @@ TEST(Reduce, SoftmaxSumsToOneAndSurvivesLargeNumbers) {
   });
 }
 
+TEST(Reduce, PredictionScoresAreThoseOfTheSoftmax) {
+  std::mt19937_64 random(4);
+  for_each_target([&] {
+    for (size_t width = 2; width < 70; ++width) {
+      auto x = random_floats(random, 3 * width, -6, 6);
+      for (size_t i = width; i < 2 * width; ++i) x[i] += 1e4f;  // exp would overflow
+      std::fill(x.begin() + static_cast<std::ptrdiff_t>(2 * width), x.end(), -3.0f);
+      x[2 * width + width / 2] = 200;  // certain
+      for (const Sureness kind : {Sureness::confidence, Sureness::entropy, Sureness::margin}) {
+        Guarded y(3);
+        prediction_score(x.data(), kind, y.data(), 3, width);
+        ASSERT_TRUE(y.intact());
+        for (size_t r = 0; r < 3; ++r) {
+          std::vector<double> p(x.begin() + static_cast<std::ptrdiff_t>(r * width),
+                                x.begin() + static_cast<std::ptrdiff_t>((r + 1) * width));
+          const double top = *std::max_element(p.begin(), p.end());
+          double sum = 0, entropy = 0;
+          for (double& each : p) sum += each = std::exp(each - top);
+          for (double& each : p) entropy += (each /= sum) > 0 ? each * std::log(each) : 0;
+          std::sort(p.rbegin(), p.rend());
+          const double want = kind == Sureness::confidence ? p[0]
+                              : kind == Sureness::entropy  ? entropy
+                                                           : p[0] - p[1];
+          ASSERT_NEAR(y.data()[r], want, 2e-6 + 1e-5 * std::abs(want)) << width << " " << r;
+        }
+      }
+    }
+  });
+}
+
+TEST(Reduce, PredictionScoresOfWhatIsNoNumberAreNaNWhereverItStands) {
+  for_each_target([&] {
+    for (const float bad : {std::nanf(""), std::numeric_limits<float>::infinity()}) {
+      for (size_t at = 0; at < 37; ++at) {
+        std::vector<float> x(37, 0.5f);
+        x[at] = bad;
+        float y = 0;
+        prediction_score(x.data(), Sureness::confidence, &y, 1, x.size());
+        ASSERT_TRUE(std::isnan(y)) << bad << " at " << at;
+      }
+    }
+    // A class that is ruled out is no such thing.
+    std::vector<float> x = {1, -std::numeric_limits<float>::infinity(), 1};
+    float y = 0;
+    prediction_score(x.data(), Sureness::confidence, &y, 1, x.size());
+    EXPECT_NEAR(y, 0.5, 1e-6);
+    prediction_score(x.data(), Sureness::margin, &y, 1, x.size());
+    EXPECT_NEAR(y, 0, 1e-6);
+  });
+}
+
 TEST(Reduce, LayerNormMatchesItsFormulaAndKeepsAConstantRowFinite) {
   std::mt19937_64 random(3);
   for_each_target([&] {

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 
+#include "sluice/base/normal_quantile.h"
 #include "sluice/engine/kernel/reference_call.h"
 
 namespace sluice::engine {
@@ -19,8 +20,10 @@ struct Heads {
 Vec rope(const Call& c) {
   const Heads heads{static_cast<size_t>(bundle::attr_int(c.node.attrs, "heads", 1)),
                     static_cast<size_t>(c.shape()[1] / bundle::attr_int(c.node.attrs, "heads", 1))};
-  const size_t dims = static_cast<size_t>(
-      bundle::attr_int(c.node.attrs, "dims", static_cast<int64_t>(heads.width)));
+  const size_t dims = static_cast<size_t>(bundle::attr_int(
+      c.node.attrs, "dims",
+      static_cast<int64_t>(heads.width) - bundle::attr_int(c.node.attrs, "start", 0)));
+  const auto start = static_cast<size_t>(bundle::attr_int(c.node.attrs, "start", 0));
   const double base = bundle::attr_double(c.node.attrs, "base", 10000),
                scale = bundle::attr_double(c.node.attrs, "scale", 1);
   const bool interleaved = bundle::attr_string(c.node.attrs, "layout", "half") == "interleaved";
@@ -33,8 +36,8 @@ Vec rope(const Call& c) {
             position / scale *
             std::pow(base, -2.0 * static_cast<double>(i) / static_cast<double>(dims)) /
             (c.has("factors") ? c.tensor("factors")[i] : 1.0);
-        const size_t a = heads.at(row, h, interleaved ? 2 * i : i),
-                     b = heads.at(row, h, interleaved ? 2 * i + 1 : i + dims / 2);
+        const size_t a = heads.at(row, h, start + (interleaved ? 2 * i : i)),
+                     b = heads.at(row, h, start + (interleaved ? 2 * i + 1 : i + dims / 2));
         y[a] = c.x()[a] * std::cos(angle) - c.x()[b] * std::sin(angle);
         y[b] = c.x()[b] * std::cos(angle) + c.x()[a] * std::sin(angle);
       }
@@ -84,6 +87,45 @@ Vec attention(const Call& c) {
   return y;
 }
 
+Vec spark_attention(const Call& c) {
+  const auto& attrs = c.node.attrs;
+  const auto count = static_cast<size_t>(bundle::attr_int(attrs, "heads", 1)),
+             split = static_cast<size_t>(bundle::attr_int(attrs, "split", 1)),
+             tokens = static_cast<size_t>(bundle::attr_int(attrs, "tokens", 1));
+  const Heads q{count, static_cast<size_t>(c.shape(0)[1]) / count},
+      v{count, static_cast<size_t>(c.shape(2)[1]) / count};
+  Vec y(c.inputs[2]->size());
+  const auto product = [&](size_t row, size_t j, size_t h, size_t first, size_t end) {
+    double sum = 0;
+    for (size_t i = first; i < end; ++i)
+      sum += c.x()[q.at(row, h, i)] * (*c.inputs[1])[q.at(j, h, i)];
+    return sum / std::sqrt(static_cast<double>(end - first));
+  };
+  for (size_t row = 0; row < c.x().size() / (count * q.width); ++row) {
+    for (size_t h = 0; h < count; ++h) {
+      Vec scores;
+      double mean = 0, variance = 0, bound = -std::numeric_limits<double>::infinity();
+      const auto n = static_cast<double>(row + 1);
+      for (size_t j = 0; j <= row; ++j) scores.push_back(product(row, j, h, 0, split));
+      for (const double a : scores) mean += a / n;
+      for (const double a : scores) variance += (a - mean) * (a - mean) / std::max(1.0, n - 1);
+      if (row + 1 > tokens)
+        bound = mean + std::sqrt(variance) * normal_quantile(1 - static_cast<double>(tokens) / n);
+      double top = -std::numeric_limits<double>::infinity(), sum = 0;
+      for (const double a : scores) top = a >= bound ? std::max(top, a) : top;
+      for (const double a : scores) sum += a >= bound ? std::exp(a - top) : 0;
+      for (size_t j = 0; j <= row; ++j) {
+        if (!(scores[j] >= bound)) continue;
+        const double weight = std::exp(scores[j] - top) / sum *
+                              std::log1p(std::exp(product(row, j, h, split, q.width)));
+        for (size_t i = 0; i < v.width; ++i)
+          y[v.at(row, h, i)] += weight * (*c.inputs[2])[v.at(j, h, i)];
+      }
+    }
+  }
+  return y;
+}
+
 Vec linear_attention(const Call& c) {
   const size_t count = static_cast<size_t>(bundle::attr_int(c.node.attrs, "heads", 1));
   const Heads q{count, static_cast<size_t>(c.shape(0)[1]) / count},
@@ -112,7 +154,10 @@ Vec linear_attention(const Call& c) {
 }  // namespace
 
 std::vector<ReferenceEntry> attention_references() {
-  return {{"rope", rope}, {"attention", attention}, {"linear_attention", linear_attention}};
+  return {{"rope", rope},
+          {"attention", attention},
+          {"spark_attention", spark_attention},
+          {"linear_attention", linear_attention}};
 }
 
 }  // namespace sluice::engine

@@ -163,6 +163,23 @@ Vec softmax_rows(const Call& c) {
   return y;
 }
 
+Vec prediction_score(const Call& c) {
+  const Vec p = softmax_rows(c);
+  const size_t width = static_cast<size_t>(c.shape().back());
+  const std::string statistic = bundle::attr_string(c.node.attrs, "statistic", "confidence");
+  Vec y;
+  for (auto row = p.begin(); row != p.end(); row += static_cast<std::ptrdiff_t>(width)) {
+    Vec sorted(row, row + static_cast<std::ptrdiff_t>(width));
+    std::sort(sorted.begin(), sorted.end(), std::greater<>());
+    double entropy = 0;
+    for (const double each : sorted) entropy += each > 0 ? each * std::log(each) : 0;
+    y.push_back(statistic == "confidence" ? sorted[0]
+                : statistic == "entropy"  ? entropy
+                                          : sorted[0] - sorted[1]);
+  }
+  return y;
+}
+
 Vec threshold_values(const Call& c) {
   const double value = static_cast<float>(bundle::threshold_values(c.node.attrs).back());
   Vec y = c.x();
@@ -214,6 +231,7 @@ std::vector<ReferenceEntry> dense_references() {
           {"global_avg_pool", global_avg_pool},
           {"flatten", flatten},
           {"softmax", softmax_rows},
+          {"prediction_score", prediction_score},
           {"threshold", threshold_values}};
 }
 

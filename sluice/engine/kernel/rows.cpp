@@ -242,7 +242,7 @@ Rope::Rope(size_t dims, double base, double scale, bool interleaved, std::span<c
 }
 
 void Rope::apply(const float* in, size_t heads, size_t width, double position, float* scratch,
-                 float* out) const {
+                 float* out, size_t start) const {
   constexpr double kTabled = kBase * kBase * kBase;
   const size_t half = dims_ / 2;
   if (position >= 0 && position < kTabled && position == std::floor(position)) {
@@ -261,9 +261,10 @@ void Rope::apply(const float* in, size_t heads, size_t width, double position, f
     }
   }
   for (size_t h = 0; h < heads; ++h, in += width, out += width) {
-    HWY_DYNAMIC_DISPATCH(Turn)(in, scratch, half, interleaved_, out);
-    if (out != in && width > dims_)
-      std::memcpy(out + dims_, in + dims_, (width - dims_) * sizeof(float));
+    HWY_DYNAMIC_DISPATCH(Turn)(in + start, scratch, half, interleaved_, out + start);
+    const size_t end = start + dims_;
+    if (out != in && start > 0) std::memcpy(out, in, start * sizeof(float));
+    if (out != in && width > end) std::memcpy(out + end, in + end, (width - end) * sizeof(float));
   }
 }
 

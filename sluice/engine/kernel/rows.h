@@ -59,10 +59,10 @@ class Rope {
   size_t dims() const { return dims_; }
   /// Floats of scratch that apply() needs.
   size_t scratch() const { return dims_; }
-  /// One row of `heads` heads of `width` columns; out may be in. A position that is not finite
-  /// gives NaN.
+  /// One row of `heads` heads of `width` columns, of which those from `start` on are turned; out
+  /// may be in. A position that is not finite gives NaN.
   void apply(const float* in, size_t heads, size_t width, double position, float* scratch,
-             float* out) const;
+             float* out, size_t start = 0) const;
 
  private:
   size_t dims_;
