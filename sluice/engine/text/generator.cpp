@@ -60,7 +60,7 @@ struct Generator::State {
   std::optional<text::Tokenizer> tokenizer;
   Budget budget;
   Session session;
-  int64_t vocabulary, block, logits_width, size, draft_tokens;
+  int64_t vocabulary, block, logits_width, size, prompt_size, draft_tokens;
   bool adapt;
   double draft_cost = 1;  ///< of a proposal, in runs of the network
   std::optional<Drafter> drafter;
@@ -68,7 +68,8 @@ struct Generator::State {
   std::vector<double> target, residual;
   std::vector<std::optional<Place>> places;
   std::vector<float> input, logits;
-  std::vector<int64_t> rows, wanted;
+  std::vector<int64_t> rows, wanted, run_rows, run_wanted;
+  std::vector<size_t> first_row;  ///< by place, of those in `logits`
   GenerationStatistics statistics;
   Meter meter;
 
@@ -80,6 +81,7 @@ struct Generator::State {
         block(n.input_shape()[0]),
         logits_width(n.output_shape()[1]),
         size(options.size),
+        prompt_size(options.prompt_size.value_or(options.size)),
         draft_tokens(options.draft ? options.draft_tokens : 0),
         adapt(options.adapt) {
     if (t) tokenizer = *t;
@@ -95,6 +97,7 @@ struct Generator::State {
     places.resize(static_cast<size_t>(options.batch));
     rows.resize(places.size());
     wanted.resize(places.size());
+    first_row.resize(places.size());
     proposals.resize(places.size());
     logits.resize(static_cast<size_t>(options.batch * (draft_tokens + 1) * logits_width));
     if (options.draft) open_draft(*options.draft, options);
@@ -206,7 +209,8 @@ struct Generator::State {
       if (!places[s]) continue;
       Place& p = *places[s];
       const int64_t length = std::ssize(p.tokens), generated = length - p.prompt_tokens;
-      if (length - p.computed != 1) continue;
+      // What prompts run with is not what proposals are checked with.
+      if (length - p.computed != 1 || (prompt_size != size && in_prompt(p))) continue;
       // The last of a run is chosen without a proposal.
       const int64_t room = std::min(session.capacity() - length, drafter->capacity() - length),
                     wanted_most = requests[p.request].max_tokens - generated - 1;
@@ -218,10 +222,11 @@ struct Generator::State {
     for (const Proposal& proposal : proposals) statistics.proposed += std::ssize(proposal.tokens);
   }
 
-  /// One run of the network: the next block of each prompt; the next token of the others, with what
-  /// was proposed behind it.
+  bool in_prompt(const Place& p) const { return p.computed < p.prompt_tokens; }
+
+  /// The next block of each prompt; the next token of the others, with what was proposed behind it.
+  /// One run of the network, or two where prompts have a size of their own.
   void compute() {
-    input.clear();
     for (size_t s = 0; s < places.size(); ++s) {
       rows[s] = wanted[s] = 0;
       if (!places[s]) continue;
@@ -229,15 +234,50 @@ struct Generator::State {
       const int64_t left = std::ssize(p.tokens) - p.computed;
       rows[s] = std::min(left, block);
       wanted[s] = rows[s] == left ? 1 : 0;
-      const auto from = p.tokens.begin() + p.computed;
-      input.insert(input.end(), from, from + rows[s]);
-      const std::vector<int32_t>& proposed = proposals[s].tokens;
-      input.insert(input.end(), proposed.begin(), proposed.end());
-      rows[s] += std::ssize(proposed);
-      wanted[s] += std::ssize(proposed);
+      const int64_t proposed = std::ssize(proposals[s].tokens);
+      rows[s] += proposed;
+      wanted[s] += proposed;
     }
-    session.run_tokens(input, logits, rows,
-                       {.meter = &meter, .budget = &budget, .size = size, .last = wanted});
+    size_t done = 0;
+    if (prompt_size == size) {
+      run_places([](const Place&) { return true; }, size, done);
+    } else {
+      run_places([&](const Place& p) { return in_prompt(p); }, prompt_size, done);
+      run_places([&](const Place& p) { return !in_prompt(p); }, size, done);
+    }
+  }
+
+  /// Computes the places that `runs` names; their rows go behind the `done` first of `logits`.
+  template <class Runs>
+  void run_places(const Runs& runs, int64_t at_size, size_t& done) {
+    input.clear();
+    run_rows.assign(places.size(), 0);
+    run_wanted.assign(places.size(), 0);
+    int64_t prompt = 0, decoded = 0;
+    const size_t before = done;
+    for (size_t s = 0; s < places.size(); ++s) {
+      if (!places[s] || !runs(*places[s])) continue;
+      const Place& p = *places[s];
+      const std::vector<int32_t>& proposed = proposals[s].tokens;
+      const auto from = p.tokens.begin() + p.computed;
+      input.insert(input.end(), from, from + rows[s] - std::ssize(proposed));
+      input.insert(input.end(), proposed.begin(), proposed.end());
+      run_rows[s] = rows[s];
+      run_wanted[s] = wanted[s];
+      first_row[s] = done;
+      done += static_cast<size_t>(wanted[s]);
+      (in_prompt(p) ? prompt : decoded) += rows[s];
+    }
+    if (prompt + decoded == 0) return;
+    const int64_t spent = meter.macs();
+    session.run_tokens(input, std::span(logits).subspan(before * static_cast<size_t>(logits_width)),
+                       run_rows,
+                       {.meter = &meter, .budget = &budget, .size = at_size, .last = run_wanted});
+    if (prompt == 0) {
+      statistics.decode_macs += meter.macs() - spent;
+    } else {
+      statistics.decode_macs += (meter.macs() - spent) / (prompt + decoded) * decoded;
+    }
   }
 
   void emit(Place& p, Generated& result, int32_t token, const std::string& text,
@@ -318,7 +358,7 @@ struct Generator::State {
     int64_t prompt = 0, decoded = 0;
     for (size_t s = 0; s < places.size(); ++s) {
       if (!places[s]) continue;
-      (places[s]->computed < places[s]->prompt_tokens ? prompt : decoded) += rows[s];
+      (in_prompt(*places[s]) ? prompt : decoded) += rows[s];
     }
     const double each = seconds / static_cast<double>(std::max<int64_t>(1, prompt + decoded));
     statistics.prompt_tokens += prompt;
@@ -349,12 +389,10 @@ struct Generator::State {
       if (drafter) propose(requests);
       compute();
       std::vector<size_t> done;
-      size_t row = 0;
       for (size_t s = 0; s < places.size(); ++s) {
         if (!places[s] || wanted[s] == 0) continue;
         const size_t request = places[s]->request;
-        const float* first = logits.data() + row * static_cast<size_t>(logits_width);
-        row += static_cast<size_t>(wanted[s]);
+        const float* first = logits.data() + first_row[s] * static_cast<size_t>(logits_width);
         const auto finish =
             accept_rows(s, first, results[request], on_piece, requests[request].max_tokens);
         if (!finish) continue;

@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -57,11 +58,12 @@ struct Generated {
 
 /// Of all requests of a run. The first token of a request is chosen from its prompt's last row, so
 /// decoded_tokens is less than the tokens generated. A run of the network that computes rows of
-/// both kinds is split by their number.
+/// both kinds is split by their number; prompts of a size of their own run by themselves.
 struct GenerationStatistics {
   int64_t prompt_tokens = 0, decoded_tokens = 0;  ///< rows computed, refused proposals left out
   double prompt_seconds = 0, decode_seconds = 0;  ///< choosing tokens and decoding text included
   int64_t macs = 0, bytes = 0;                    ///< metered, those of the draft included
+  int64_t decode_macs = 0;                        ///< of the network, behind prompts
   int64_t proposed = 0, accepted = 0;             ///< tokens of the draft
   double prompt_rate() const {
     return prompt_seconds > 0 ? double(prompt_tokens) / prompt_seconds : 0;
@@ -77,7 +79,10 @@ class Generator {
     int64_t batch = 1;  ///< sequences at once; each has a cache for the whole context
     int threads = 0;    ///< 0: all cores of the process
     Budget budget{};
-    int64_t size = -1;               ///< of a nested network, see RunOptions::size
+    int64_t size = -1;  ///< of a nested network, see RunOptions::size
+    /// Of the rows of prompts; without it as `size`. Exits that cost a head each pay off a token at
+    /// a time, where a prompt computes no head but for its last row.
+    std::optional<int64_t> prompt_size{};
     const Network* draft = nullptr;  ///< may be the network itself, with a smaller draft_size
     int64_t draft_size = -1;
     int64_t draft_tokens = 4;  ///< most proposed at a time, 1 to 64

@@ -67,6 +67,62 @@ TEST(Generator, PromptsOfAnyLengthInAnyBatchContinueAsAlone) {
   }
 }
 
+/// Of two sizes: in size 0 token i is followed by i + 1, in size 1 by i + 2.
+Model two_sizes(int64_t words) {
+  NetworkBuilder net(1);
+  const auto n = static_cast<size_t>(words);
+  std::vector<float> one(n * n, 0.0f);
+  for (size_t i = 0; i < n; ++i) one[i * n + i] = 1;
+  net.tensor("words", {words, words}, one);
+  const bundle::Value x =
+      net.builder().node("embedding", "words", {net.input({4})}, {}, {{"weight", "words"}});
+  const bundle::Value y = net.node("attention", "attention", {x, x, x},
+                                   {{"heads", int64_t{1}}, {"cache", int64_t{64}}});
+  net.tensor("little", {1}, {1e-3f});
+  const bundle::Value sum = net.node(
+      "add", "sum", {net.builder().node("scale", "less", {y}, {}, {{"scale", "little"}}), x});
+  std::vector<bundle::Value> heads;
+  for (const size_t step : {size_t{1}, size_t{2}}) {
+    std::vector<float> follows(n * n, 0.0f);
+    for (size_t i = 0; i < n; ++i) follows[(i + step) % n * n + i] = 8;
+    const std::string name = "head" + std::to_string(step);
+    net.tensor(name, {words, words}, follows);
+    heads.push_back(net.builder().node("linear", name, {sum}, {}, {{"weight", name}}));
+  }
+  return net.finish(
+      net.node("size_switch", "switch", heads, {{"choice", std::vector<int64_t>{0, 1}}}));
+}
+
+TEST(Generator, PromptsMayHaveASizeOfTheirOwn) {
+  const Model model = two_sizes(40);
+  const Network network(model.bundle);
+  // Prompts that end at different times: some runs have both kinds of rows.
+  std::vector<GenerationRequest> requests;
+  for (int32_t i = 0; i < 5; ++i)
+    requests.push_back(
+        {.prompt = std::vector<int32_t>(size_t(1 + 3 * i), 10 + i), .max_tokens = 3 + i % 2});
+  for (const int64_t batch : {1, 2, 5}) {
+    for (const auto& [size, prompt_size] : {std::pair(0, 1), std::pair(1, 0)}) {
+      Generator generator(network, nullptr,
+                          {.batch = batch, .threads = 1, .size = size, .prompt_size = prompt_size});
+      const auto results = generator.run(requests);
+      for (int32_t i = 0; i < 5; ++i) {
+        int32_t token = 10 + i + 1 + prompt_size;
+        for (const int32_t found : results[size_t(i)].tokens) {
+          EXPECT_EQ(found, token) << "batch " << batch << ", prompt " << i;
+          token += 1 + size;
+        }
+      }
+      const GenerationStatistics& s = generator.statistics();
+      EXPECT_GT(s.decode_macs, 0);
+      EXPECT_LT(s.decode_macs, s.macs);
+      EXPECT_EQ(s.prompt_tokens, 1 + 4 + 7 + 10 + 13);
+    }
+  }
+  Generator wrong(network, nullptr, {.size = 0, .prompt_size = 2});
+  EXPECT_ERROR(wrong.run(requests), Code::usage, "size");
+}
+
 TEST(Generator, ComputesLogitsOnlyWhereATokenIsChosen) {
   const Model model = testing::random_decoder({.tokens = 8});
   const Network network(model.bundle);
