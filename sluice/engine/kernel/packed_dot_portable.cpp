@@ -20,8 +20,9 @@ inline constexpr int64_t kStrip = 512;  // columns; a multiple of every group an
 
 // A prepared row: header, values (floats or int8 codes, zeros up to whole strips), then the
 // activations of the salient columns in the same type.
+// Of codes that meet weights with a minimum, the sum of each group of 32 besides.
 struct PortablePlaces {
-  int64_t padded, values = sizeof(DotHeader), salient, end;
+  int64_t padded, values = sizeof(DotHeader), salient, sums, end;
   bool codes;
 };
 
@@ -37,7 +38,10 @@ inline PortablePlaces portable_places(bundle::Format format, DotKind kind, int64
   p.salient = p.values + p.padded * each;
   const int64_t salient =
       format == bundle::Format::mixed ? (bundle::salient_columns(columns) + 63) / 64 * 64 : 0;
-  p.end = p.salient + salient * each;
+  p.sums = p.salient + salient * each;
+  p.end = p.sums;
+  if (p.codes && format == bundle::Format::i4_group_min)
+    p.end += (p.padded / 32 * static_cast<int64_t>(sizeof(int32_t)) + 63) / 64 * 64;
   return p;
 }
 
@@ -81,18 +85,29 @@ HWY_INLINE int32_t DotCodes(const int8_t* HWY_RESTRICT a, const int8_t* HWY_REST
 #endif
 }
 
-HWY_INLINE float DotFloats(const float* HWY_RESTRICT a, const float* HWY_RESTRICT b, size_t count) {
+// Products of one run of floats with kRows others. Each sum is added up in the same order whatever
+// the number of rows is.
+template <int kRows>
+HWY_INLINE void DotFloats(const float* HWY_RESTRICT a, const float* const* b, size_t count,
+                          float* HWY_RESTRICT result) {
   const hn::ScalableTag<float> d;
+  using V = hn::Vec<decltype(d)>;
   const size_t lanes = hn::Lanes(d);
-  auto even = hn::Zero(d), odd = hn::Zero(d);
+  V even[kRows], odd[kRows];
+  for (int r = 0; r < kRows; ++r) even[r] = odd[r] = hn::Zero(d);
   size_t i = 0;
   for (; i + 2 * lanes <= count; i += 2 * lanes) {
-    even = hn::MulAdd(hn::LoadU(d, a + i), hn::LoadU(d, b + i), even);
-    odd = hn::MulAdd(hn::LoadU(d, a + i + lanes), hn::LoadU(d, b + i + lanes), odd);
+    const V first = hn::LoadU(d, a + i), second = hn::LoadU(d, a + i + lanes);
+    for (int r = 0; r < kRows; ++r) {
+      even[r] = hn::MulAdd(first, hn::LoadU(d, b[r] + i), even[r]);
+      odd[r] = hn::MulAdd(second, hn::LoadU(d, b[r] + i + lanes), odd[r]);
+    }
   }
-  float sum = hn::GetLane(hn::SumOfLanes(d, hn::Add(even, odd)));
-  for (; i < count; ++i) sum += a[i] * b[i];
-  return sum;
+  for (int r = 0; r < kRows; ++r) {
+    float sum = hn::GetLane(hn::SumOfLanes(d, hn::Add(even[r], odd[r])));
+    for (size_t k = i; k < count; ++k) sum += a[k] * b[r][k];
+    result[r] = sum;
+  }
 }
 
 // Integer codes of columns first..first+count-1; first is a multiple of kStrip. `plane` chooses
@@ -141,8 +156,51 @@ HWY_INLINE void Decode(Format format, const std::byte* row, int64_t plane_bytes,
   }
 }
 
-HWY_INLINE void Widen(const int8_t* HWY_RESTRICT from, int64_t count, float* HWY_RESTRICT to) {
-  for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(from[i]);
+// scale * code + least as floats.
+template <class D, class C>
+HWY_INLINE void StoreScaled(D d, C codes, hn::Vec<D> scale, hn::Vec<D> least, float* to) {
+  const hn::RebindToSigned<D> whole;
+  hn::StoreU(hn::MulAdd(hn::ConvertTo(d, hn::PromoteTo(whole, codes)), scale, least), d, to);
+}
+
+HWY_INLINE void Widen(const int8_t* HWY_RESTRICT from, int64_t count, float scale,
+                      float* HWY_RESTRICT to) {
+  const hn::ScalableTag<float> d;
+  const hn::Rebind<int8_t, decltype(d)> d8;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  const auto by = hn::Set(d, scale), none = hn::Zero(d);
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) StoreScaled(d, hn::LoadU(d8, from + i), by, none, to + i);
+  for (; i < count; ++i) to[i] = scale * static_cast<float>(from[i]);
+}
+
+// Values of columns first..first+count-1 of a format with groups of 32; as Decode, behind `count`
+// too.
+HWY_INLINE void GroupWeights(const PackedMatrix& w, const std::byte* codes, const std::byte* scales,
+                             int64_t first, int64_t count, float* HWY_RESTRICT out) {
+  const hn::CappedTag<float, 16> d;
+  const hn::Rebind<uint8_t, decltype(d)> d8;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  const bool with_least = w.format == Format::i4_group_min;
+  const int64_t groups = (w.columns + 31) / 32;
+  for (int64_t at = 0; at < count; at += 32) {
+    const int64_t g = (first + at) / 32;
+    const float scale = bundle::f16_to_f32(Load<uint16_t>(scales + 2 * g));
+    if (w.format == Format::i8_group) {
+      Widen(reinterpret_cast<const int8_t*>(codes + first + at), std::min<int64_t>(32, count - at),
+            scale, out + at);
+      continue;
+    }
+    const float least =
+        with_least ? bundle::f16_to_f32(Load<uint16_t>(scales + 2 * (groups + g))) : -8 * scale;
+    const auto by = hn::Set(d, scale), from_least = hn::Set(d, least);
+    const auto* from = reinterpret_cast<const uint8_t*>(codes + (first + at) / 2);
+    for (int64_t k = 0; k < 16; k += lanes) {
+      const auto both = hn::LoadU(d8, from + k);
+      StoreScaled(d, hn::And(both, hn::Set(d8, uint8_t{15})), by, from_least, out + at + k);
+      StoreScaled(d, hn::ShiftRight<4>(both), by, from_least, out + at + 16 + k);
+    }
+  }
 }
 
 HWY_INLINE void FloatWeights(Format format, const std::byte* row, int64_t first, int64_t count,
@@ -173,18 +231,32 @@ struct Row {
     return reinterpret_cast<const float*>(x.data + b * x.stride + p.values) + at;
   }
 
-  // Products of `count` weights, as codes or as floats, with x from column `at` on.
-  HWY_INLINE double Dot(int64_t b, int64_t at, const int8_t* q, const float* f,
-                        int64_t count) const {
-    return p.codes ? DotCodes(q, XCodes(b, at), static_cast<size_t>(count))
-                   : static_cast<double>(DotFloats(f, XFloats(b, at), static_cast<size_t>(count)));
+  // Adds the products of `count` floats with x from column `at` on, several rows of x at a time.
+  HWY_INLINE void AddFloats(int64_t plane, int64_t at, const float* f, int64_t count) {
+    const auto n = static_cast<size_t>(count);
+    float found[4];
+    int64_t b = 0;
+    for (; b + 4 <= x.batch; b += 4) {
+      const float* rows[] = {XFloats(b, at), XFloats(b + 1, at), XFloats(b + 2, at),
+                             XFloats(b + 3, at)};
+      DotFloats<4>(f, rows, n, found);
+      for (int64_t r = 0; r < 4; ++r) sums[b + r][plane] += static_cast<double>(found[r]);
+    }
+    for (; b + 2 <= x.batch; b += 2) {
+      const float* rows[] = {XFloats(b, at), XFloats(b + 1, at)};
+      DotFloats<2>(f, rows, n, found);
+      for (int64_t r = 0; r < 2; ++r) sums[b + r][plane] += static_cast<double>(found[r]);
+    }
+    if (b < x.batch) {
+      const float* rows[] = {XFloats(b, at)};
+      DotFloats<1>(f, rows, n, found);
+      sums[b][plane] += static_cast<double>(found[0]);
+    }
   }
 
-  HWY_INLINE double Sum(int64_t b, int64_t at, int64_t count) const {
-    double sum = 0;
-    for (int64_t i = at; i < at + count; ++i)
-      sum += p.codes ? static_cast<double>(*XCodes(b, i)) : static_cast<double>(*XFloats(b, i));
-    return sum;
+  // The sum of x's codes in a group.
+  HWY_INLINE double Sum(int64_t b, int64_t group) const {
+    return Load<int32_t>(x.data + b * x.stride + p.sums + 4 * group);
   }
 
   HWY_INLINE void Strip(int64_t first, int64_t count) {
@@ -192,16 +264,25 @@ struct Row {
     HWY_ALIGN float f[kStrip + 64];
     if (stored_as_float(w.format)) {
       FloatWeights(w.format, codes, first, count, f);
-      for (int64_t b = 0; b < x.batch; ++b) sums[b][0] += Dot(b, first, nullptr, f, count);
-      return;
+      return AddFloats(0, first, f, count);
+    }
+    const bool grouped = w.format == Format::i8_group || w.format == Format::i4_group ||
+                         w.format == Format::i4_group_min;
+    if (grouped && !p.codes) {
+      GroupWeights(w, codes, scales, first, count, f);
+      return AddFloats(0, first, f, count);
     }
     const int64_t planes = w.format == Format::binary2 ? 2 : 1;
     for (int64_t plane = 0; plane < planes; ++plane) {
       Decode(w.format, codes, bit_plane_bytes(w.columns), plane, first, count, q);
-      if (!p.codes) Widen(q, count, f);
-      if (w.format != Format::i8_group && w.format != Format::i4_group &&
-          w.format != Format::i4_group_min) {
-        for (int64_t b = 0; b < x.batch; ++b) sums[b][plane] += Dot(b, first, q, f, count);
+      if (!p.codes) {
+        Widen(q, count, 1.0f, f);
+        AddFloats(plane, first, f, count);
+        continue;
+      }
+      if (!grouped) {
+        for (int64_t b = 0; b < x.batch; ++b)
+          sums[b][plane] += DotCodes(q, XCodes(b, first), static_cast<size_t>(count));
         continue;
       }
       const int64_t groups = (w.columns + 31) / 32;
@@ -212,8 +293,9 @@ struct Row {
                             ? bundle::f16_to_f32(Load<uint16_t>(scales + 2 * (groups + g)))
                             : 0.0f;
         for (int64_t b = 0; b < x.batch; ++b) {
-          sums[b][0] += s * Dot(b, first + at, q + at, f + at, n);
-          if (w.format == Format::i4_group_min) sums[b][0] += m * Sum(b, first + at, n);
+          sums[b][0] += s * static_cast<double>(
+                                DotCodes(q + at, XCodes(b, first + at), static_cast<size_t>(n)));
+          if (w.format == Format::i4_group_min) sums[b][0] += m * Sum(b, g);
         }
       }
     }
@@ -289,6 +371,10 @@ void prepare(const bundle::PackedMatrix& w, DotKind kind, const float* x, std::b
     int8_t* salient = reinterpret_cast<int8_t*>(out + p.salient);
     for (size_t k = 0; k < w.salient.size(); ++k)
       salient[k] = std::exchange(codes[w.salient[k]], int8_t{0});
+    auto* sums = reinterpret_cast<int32_t*>(out + p.sums);
+    for (int64_t g = 0; p.end > p.sums && g < p.padded / 32; ++g) {
+      for (int64_t i = 0; i < 32; ++i) sums[g] += codes[32 * g + i];
+    }
   } else {
     if (kind == DotKind::i8) {
       // The codes as floats: made at the end of the place, widened from its start.
