@@ -49,6 +49,9 @@ cuda=
 for folder in "$torch/../nvidia/cu13/include" /usr/local/cuda/include; do
   if [ -z "$cuda" ] && [ -e "$folder/cuda_runtime.h" ]; then cuda=$(realpath "$folder"); fi
 done
+# NCCL's header wants all of CUDA's, which the pip packages hold only in part.
+nccl=$torch/../nvidia/nccl/include
+[ ! -e /usr/local/cuda/include/crt/host_config.h ] || nccl="$nccl;/usr/local/cuda/include"
 cat >"$shim/TorchConfig.cmake" <<CONFIG
 set(TORCH_INSTALL_PREFIX "$torch")
 set(Torch_VERSION 2)
@@ -62,7 +65,7 @@ set(TORCH_LIBRARIES torch_pip)
 set(Torch_FOUND TRUE)
 CONFIG
 cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DSLUICE_TESTS=OFF -DSLUICE_BENCH=OFF -DSLUICE_FAST_BLAS=OFF \
-  "-DTorch_DIR=$shim" "-DCMAKE_PREFIX_PATH=$deps/usr" "-DSLUICE_NCCL_INCLUDE=$torch/../nvidia/nccl/include" \
+  "-DTorch_DIR=$shim" "-DCMAKE_PREFIX_PATH=$deps/usr" "-DSLUICE_NCCL_INCLUDE=$nccl" \
   ${SLUICE_COMMIT:+"-DSLUICE_COMMIT=$SLUICE_COMMIT"} "-DCMAKE_CXX_FLAGS=-isystem $deps/usr/include" \
   "-DCMAKE_EXE_LINKER_FLAGS=-Wl,--unresolved-symbols=ignore-in-shared-libs"
 cmake --build "$build" --target sluice -j "${SLUICE_JOBS:-$(nproc)}"
