@@ -26,6 +26,14 @@ async function handle(request) {
   if (request.load) return {seconds: load, peak: status(), info: llama.systemInfo};
   await sequence.clearHistory();
   const ids = request.ids;
+  if (request.score) {
+    // The sum of -log p of every token after the first, each from all before it.
+    const input = ids.map((id, i) => (i + 1 === ids.length ? id : [id, {generateNext: {probabilities: true}}]));
+    const results = await sequence.controlledEvaluate(input);
+    let loss = 0;
+    for (let i = 0; i + 1 < ids.length; i++) loss -= Math.log(results[i].next.probabilities.get(ids[i + 1]));
+    return {loss};
+  }
   if (request.logprobs) {
     const input = ids.map((id, i) => (i + 1 === ids.length ? [id, {generateNext: {probabilities: true}}] : id));
     const results = await sequence.controlledEvaluate(input);
