@@ -219,6 +219,35 @@ TEST(Packed, RefusesMalformedBytes) {
   }
 }
 
+// The checks look at eight bytes at a time: one bad number is found wherever it is, and its
+// neighbours at the edge of what is good are not taken for it.
+TEST(Packed, FindsTheOneBadNumberAnywhere) {
+  constexpr int64_t kRows = 3, kColumns = 21;
+  const auto with = [](Format format, size_t at, auto value) {
+    auto bytes = pack(format, std::vector<float>(kRows * kColumns, 1.0f), kRows, kColumns);
+    std::memcpy(bytes.data() + at, &value, sizeof value);
+    view_packed(format, kRows, kColumns, bytes, "w");
+  };
+  for (size_t i = 0; i < kRows * kColumns; ++i) {
+    SCOPED_TRACE(i);
+    for (const uint16_t bad : {0x7F80, 0xFF80, 0x7FC0, 0xFFFF})
+      expect_error(Code::numeric, "not finite", [&] { with(Format::bf16, 2 * i, bad); });
+    for (const uint16_t good : {0x7F7F, 0xFF7F, 0x8000, 0x0000, 0x007F})
+      EXPECT_NO_THROW(with(Format::bf16, 2 * i, good));
+    for (const uint32_t bad : {0x7F800000u, 0xFF800001u, 0x7FFFFFFFu})
+      expect_error(Code::numeric, "not finite", [&] { with(Format::f32, 4 * i, bad); });
+    for (const uint32_t good : {0x7F7FFFFFu, 0xFF7FFFFFu, 0x80000000u, 0x007FFFFFu})
+      EXPECT_NO_THROW(with(Format::f32, 4 * i, good));
+    const size_t row = i / kColumns,
+                 stride = static_cast<size_t>(code_stride(Format::i8, kColumns));
+    const size_t at = row * stride + i % kColumns;
+    expect_error(Code::format, "row " + std::to_string(row),
+                 [&] { with(Format::i8, at, std::byte{0x80}); });
+    for (const int good : {0x81, 0x7F, 0x00, 0xFF, 0x01})
+      EXPECT_NO_THROW(with(Format::i8, at, static_cast<std::byte>(good)));
+  }
+}
+
 TEST(Packed, RefusesImpossibleCodes) {
   auto ternary = pack(Format::ternary, random_values(2 * 70), 2, 70);
   ternary[40] = std::byte{0x0C};

@@ -152,7 +152,8 @@ void plan_linear(Planner& planner, size_t index, Step step) {
   const onednn::Tail tail = planner.tail_of(index, Layout::plain, step);
   step.kernel = onednn::make_linear(rows, in, out, tail, group.weight, group.bias,
                                     planner.threads_for(step.info.cost.macs), planner.cache(),
-                                    planner.cache_key(index));
+                                    planner.cache_key(index),
+                                    /*weight_stays=*/group.folded.empty());
   planner.finish(index, std::move(step), Layout::plain);
 }
 

@@ -1,5 +1,7 @@
 #include "sluice/engine/kernel/onednn.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <array>
 #include <cstring>
@@ -187,13 +189,26 @@ PackCache::~PackCache() = default;
 
 namespace {
 
+/// Fewer faults when memory is filled for the first time; only a wish.
+void want_large_pages(const Buffer& buffer) {
+  constexpr uintptr_t kPage = uintptr_t{1} << 21;
+  const auto begin = reinterpret_cast<uintptr_t>(buffer.data());
+  const uintptr_t first = (begin + kPage - 1) / kPage * kPage,
+                  last = (begin + static_cast<uintptr_t>(buffer.bytes())) / kPage * kPage;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+}
+
 std::shared_ptr<Buffer> pack(const void* values, const memory::desc& from, const memory::desc& to,
                              PackCache& cache, const std::string& key) {
   PackCache::State& state = *cache.state();
   std::lock_guard lock(state.mutex);
   std::weak_ptr<Buffer>& slot = state.packed[key + '\n' + desc_key(to)];
   if (auto packed = slot.lock()) return packed;
-  auto packed = std::make_shared<Buffer>(static_cast<int64_t>(to.get_size()));
+  // The reorder writes everything, padding too. On one thread: it waits for memory, and threads
+  // that are new or have lost their core would make a load wait for them.
+  const ThreadScope scope(1);
+  auto packed = std::make_shared<Buffer>(static_cast<int64_t>(to.get_size()), /*zeroed=*/false);
+  want_large_pages(*packed);
   memory source(from, cpu(), const_cast<void*>(values));
   memory target(to, cpu(), packed->data());
   dnnl::reorder(source, target).execute(stream(), source, target);
@@ -204,9 +219,14 @@ std::shared_ptr<Buffer> pack(const void* values, const memory::desc& from, const
 
 void set_constants(Compiled& compiled, std::span<const float> weight, const memory::desc& plain,
                    const memory::desc& packed, std::span<const float> bias,
-                   const memory::desc& bias_desc, PackCache& cache, const std::string& key) {
-  compiled.weights = pack(weight.data(), plain, packed, cache, key);
-  compiled.weights_memory = memory(packed, cpu(), compiled.weights->data());
+                   const memory::desc& bias_desc, PackCache& cache, const std::string& key,
+                   bool weight_stays = false) {
+  if (weight_stays && packed == plain) {
+    compiled.weights_memory = memory(plain, cpu(), const_cast<float*>(weight.data()));
+  } else {
+    compiled.weights = pack(weight.data(), plain, packed, cache, key);
+    compiled.weights_memory = memory(packed, cpu(), compiled.weights->data());
+  }
   if (bias.empty()) return;
   compiled.bias = Buffer(static_cast<int64_t>(bias.size_bytes()));
   std::memcpy(compiled.bias.data(), bias.data(), bias.size_bytes());
@@ -252,6 +272,15 @@ std::shared_ptr<Compiled> compiled_of(const Product& product) {
   compiled->dst = product.dst;
   compiled->scratch = product.scratch;
   return compiled;
+}
+
+/// Whether the elements lie in blocks, not in rows or columns.
+bool blocked(const memory::desc& desc) {
+#if DNNL_VERSION_MAJOR >= 3
+  return desc.get_inner_nblks() > 0;
+#else
+  return desc.data.format_desc.blocking.inner_nblks > 0;
+#endif
 }
 
 bool is_reference(std::string_view name) {
@@ -320,36 +349,42 @@ std::optional<Kernel> make_conv(const ConvShape& s, Layout layout, const Tail& t
 
 Kernel make_linear(int64_t rows, int64_t in, int64_t out, const Tail& tail,
                    std::span<const float> weight, std::span<const float> bias, int threads,
-                   PackCache& cache, const std::string& key) {
+                   PackCache& cache, const std::string& key, bool weight_stays) {
   return translated(
       "linear layer", (ConvShape{.samples = rows, .in_channels = in, .out_channels = out}),
       [&]() -> Kernel {
         const ThreadScope scope(threads);
         const memory::desc bias_desc =
             bias.empty() ? memory::desc() : memory::desc({out}, kF32, tag::x);
+        const memory::desc plain({out, in}, kF32, tag::ab);
         const std::string kind =
             fmt::format("linear {} {} {} {} {} {} {} {} {}", rows, in, out, bias.empty(),
                         int(tail.add), int(tail.activation), tail.factor, tail.offset, threads);
         const auto made = product(cache, kind, [&] {
           const memory::desc src({rows, in}, kF32, tag::ab), dst({rows, out}, kF32, tag::ab);
-          const memory::desc weights_any = any_desc({out, in});
           const dnnl::primitive_attr attr = attributes(tail, dst);
           using Forward = dnnl::inner_product_forward;
           constexpr auto kInference = dnnl::prop_kind::forward_inference;
+          const auto describe = [&](const memory::desc& weights) {
 #if DNNL_VERSION_MAJOR >= 3
-          return product_of<Forward>(
-              Forward::primitive_desc(cpu(), kInference, src, weights_any, bias_desc, dst, attr));
+            return Forward::primitive_desc(cpu(), kInference, src, weights, bias_desc, dst, attr);
 #else
-          const Forward::desc desc =
-              bias.empty() ? Forward::desc(kInference, src, weights_any, dst)
-                           : Forward::desc(kInference, src, weights_any, bias_desc, dst);
-          return product_of<Forward>(Forward::primitive_desc(desc, attr, cpu()));
+            const Forward::desc desc =
+                bias.empty() ? Forward::desc(kInference, src, weights, dst)
+                             : Forward::desc(kInference, src, weights, bias_desc, dst);
+            return Forward::primitive_desc(desc, attr, cpu());
 #endif
+          };
+          const auto best = describe(any_desc({out, in}));
+          // Without AVX-512 oneDNN copies what a product needs as it goes, and rows are as fast as
+          // columns: as they are, the file's weights serve for every number of rows.
+          return blocked(best.weights_desc()) ? product_of<Forward>(best)
+                                              : product_of<Forward>(describe(plain));
         });
         auto compiled = compiled_of(*made);
         compiled->tail = tail;
-        set_constants(*compiled, weight, memory::desc({out, in}, kF32, tag::ab), made->weights,
-                      bias, bias_desc, cache, key);
+        set_constants(*compiled, weight, plain, made->weights, bias, bias_desc, cache, key,
+                      weight_stays);
         return kernel_of(compiled, made->name, true);
       });
 }

@@ -51,10 +51,11 @@ std::optional<Kernel> make_conv(const ConvShape& shape, Layout layout, const Tai
                                 std::span<const float> weight, std::span<const float> bias,
                                 int threads, PackCache& cache, const std::string& key,
                                 bool accept_reference);
-/// rows x in times weight [out,in] transposed, + bias.
+/// rows x in times weight [out,in] transposed, + bias. `weight_stays`: the weights outlive the
+/// kernel, which then reads them where they are if oneDNN takes them in this order.
 Kernel make_linear(int64_t rows, int64_t in, int64_t out, const Tail& tail,
                    std::span<const float> weight, std::span<const float> bias, int threads,
-                   PackCache& cache, const std::string& key);
+                   PackCache& cache, const std::string& key, bool weight_stays = false);
 /// The mere product, x W^T: bf16 x bf16 to f32, or s8 x s8 to s32; the pointers of the binding
 /// stand for such arrays. `weight` is [out][in] of that type, any alignment.
 enum class ProductType : uint8_t { bf16, i8 };
