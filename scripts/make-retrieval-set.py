@@ -8,6 +8,9 @@
 
   scripts/make-retrieval-set.py FOLDER           the whole set: 4,941 documents, 600 queries
   scripts/make-retrieval-set.py FOLDER --tiny    for tests: 300 documents, 60 queries
+  scripts/make-retrieval-set.py FOLDER --others FILE
+                                                 also text to tune encoders on, a sample a line: WordNet's other
+                                                 meanings and the Python documentation outside the library reference
 
 Three kinds, a third of the queries each, all documents in one corpus:
   wordnet   the words of a meaning -> its gloss                                     (wordnet-base)
@@ -134,6 +137,25 @@ def man_pages(root):
             yield f"man-{name[:-3]}", query, "", text
 
 
+def other_text(tree, taken):
+    """Lines for learning: nothing of them is a document or a query of the set. Shuffled by their hashes."""
+    lines = set()
+    for identity, words, _, gloss in wordnet(tree):
+        if identity not in taken:
+            lines.update((words, gloss))
+    folder = os.path.join(tree, "usr/share/doc/python3.11/html/_sources")
+    if not os.path.isdir(folder):
+        folder = os.path.join(tree, "usr/share/doc/python3.11/_sources")
+    for part in ("c-api", "extending", "faq", "howto", "reference", "tutorial", "using", "whatsnew"):
+        for name in sorted(os.listdir(os.path.join(folder, part))):
+            with open(os.path.join(folder, part, name), encoding="utf-8") as file:
+                paragraphs = re.split(r"\n\s*\n", file.read())
+            lines.update(text for text in (plain_rst(p) for p in paragraphs if not p.lstrip().startswith((".. ", ":", ">>>")))
+                         if 30 <= len(text) <= LONGEST and " " in text)
+    known = {text.lower() for entry in taken.values() for text in (entry[1], entry[3], entry[3][:LONGEST])}
+    return sorted((l for l in lines if l.lower() not in known), key=order)
+
+
 def choose(entries, documents, queries):
     """The first entries by hash; the first of these are asked for."""
     unique = {}
@@ -170,6 +192,7 @@ def main():
     parser.add_argument("folder")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--from", dest="tree", help="an unpacked tree of the packages")
+    parser.add_argument("--others", metavar="FILE", help="write text to tune on, too")
     options = parser.parse_args()
     sizes = SIZES[options.tiny]
     with tempfile.TemporaryDirectory() as temporary:
@@ -181,6 +204,7 @@ def main():
             counts[kind] = {"documents": len(documents), "queries": len(asked)}
             corpus += documents
             queries += asked
+        others = other_text(tree, {entry[0]: entry for entry in corpus}) if options.others else []
     os.makedirs(options.folder, exist_ok=True)
     dump = lambda value: json.dumps(value, ensure_ascii=False) + "\n"
     files = {
@@ -195,6 +219,10 @@ def main():
     with open(os.path.join(options.folder, "source.json"), "w", encoding="utf-8") as file:
         json.dump({"packages": versions, "kinds": counts, "sha256": digests}, file, indent=1)
         file.write("\n")
+    if options.others:
+        with open(options.others, "w", encoding="utf-8") as file:
+            file.write("".join(line + "\n" for line in others))
+        print(f"{options.others}: {len(others)} lines")
     print(f"{options.folder}: {len(corpus)} documents, {len(queries)} queries")
 
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""all-MiniLM-L6-v2 in Sluice beside ONNX Runtime and LibTorch: one interleaved run, each engine in a process of its own.
+"""all-MiniLM-L6-v2 in Sluice beside ONNX Runtime and LibTorch, and the text recogniser of PP-OCRv4 beside ONNX Runtime:
+one interleaved run, each engine in a process of its own.
 
-  scripts/fetch-models.sh minilm
+  scripts/fetch-models.sh minilm ocr
   bench/peers/setup.sh onnxruntime libtorch
   bench/peers/minilm.py --out docs/results
 
@@ -9,7 +10,8 @@ Cases: one text of 16 and of 128 tokens, 32 texts of 128 tokens, and 32 texts of
 of the retrieval test set have (scripts/make-retrieval-set.py; 10 to 256 tokens). ONNX Runtime and LibTorch pad a batch
 to its longest text, as their users do; Sluice computes the tokens that are there. Ids are random: they do not matter
 for the time, and all engines get the same. ONNX Runtime runs the fused graph of minilm_onnx.py with all optimizations,
-its int8 the dynamic quantization of its own tools; LibTorch is Debian's 1.13 in plain operators."""
+its int8 the dynamic quantization of its own tools; LibTorch is Debian's 1.13 in plain operators. The recogniser reads one
+line of 320 columns; ocr.py has what it reads."""
 import argparse
 import json
 import os
@@ -166,6 +168,61 @@ def libtorch_worker(path, threads):
     race.serve(handle)
 
 
+LINE = [1, 3, 48, 320]
+
+
+def line():
+    """A picture of no text: it does not matter for the time."""
+    numbers = random.Random(1)
+    return [numbers.uniform(-1, 1) for _ in range(LINE[1] * LINE[2] * LINE[3])]
+
+
+def sluice_ocr_worker(path, threads):
+    import ctypes
+    import sluice_library
+    network = sluice_library.Network(path, 1, threads, sequences=False)
+    x, y = line(), (ctypes.c_float * (40 * 6625))()
+    x = (ctypes.c_float * len(x))(*x)
+    run = network.lib.sluice_run
+    arguments = (network.handle, x, ctypes.c_size_t(len(x)), y, ctypes.c_size_t(len(y)), ctypes.c_int64(1))
+    race.serve(lambda request: {"output": list(y)} if request.get("output") else
+               {"seconds": timed(lambda: network.check(run(*arguments)))})
+
+
+def onnxruntime_ocr_worker(path, threads):
+    import numpy
+    import onnxruntime
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    x = numpy.array(line(), numpy.float32).reshape(LINE)
+    race.serve(lambda request: {"output": [float(v) for v in session.run(None, {"x": x})[0].ravel()]}
+               if request.get("output") else {"seconds": timed(lambda: session.run(None, {"x": x}))})
+
+
+def ocr(model, options, sluice, python, folder):
+    """Arms of the recogniser."""
+    path, me = f"{folder}/ocr.safetensors", os.path.abspath(__file__)
+    subprocess.run([sluice, "import", model, "-o", path, "-q", "--json", "--input", "x=" + "x".join(map(str, LINE))],
+                   check=True, stdout=subprocess.DEVNULL)
+    own = ["--threads", str(options.threads), "--worker"]
+    workers = [race.Worker("sluice-ocr", [sys.executable, me, *own, "sluice_ocr", path]),
+               race.Worker("onnxruntime-ocr", [python, me, *own, "onnxruntime_ocr", model])]
+    times = race.race(workers, options.rounds)
+    mine, theirs = (w.ask(output=True)["output"] for w in workers)
+    largest = max(abs(a - b) for a, b in zip(mine, theirs))
+    for w in workers:
+        w.close()
+    arms = [{"name": w.name, "role": "system" if w.name.startswith("sluice") else "baseline",
+             "metrics": {"ms": race.summary([s * 1e3 for s in times[w.name]])}} for w in workers]
+    arms[0]["metrics"]["largest_difference"] = {"mean": largest, "std": 0, "n": 1}
+    print("ocr          " + "".join(f"  {a['name']} {a['metrics']['ms']['mean']:.3f} ms" for a in arms) +
+          f"  largest difference {largest:.2e}", flush=True)
+    return arms
+
+
 def cosine(a, b):
     worst = 1.0
     for i in range(0, len(a), WIDTH):
@@ -195,6 +252,7 @@ def main():
                    if os.path.exists(p)), None)
     if not sluice:
         sys.exit("minilm.py: no sluice; build it with scripts/build.sh engine-only")
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         make = f"import sys; sys.path.insert(0, {HERE!r}); import minilm_onnx as m; sys.path.pop(0); " \
                f"m.build({MODEL!r}, {folder + '/f32.onnx'!r}); m.quantize({folder + '/f32.onnx'!r}, {folder + '/i8.onnx'!r})"
@@ -229,6 +287,11 @@ def main():
                 for a in arms), flush=True)
         for w in workers:
             w.close()
+        recogniser = os.path.join(CACHE, "models/ocr/ch_PP-OCRv4_rec_infer.onnx")
+        if os.path.exists(recogniser):
+            arms += ocr(recogniser, options, sluice, python, folder)
+        else:
+            print("no PP-OCRv4; get it with scripts/fetch-models.sh ocr")
     bars = []
     for case in options.cases.split(","):
         for kind, bound in (("f32", 1.0), ("i8", 1.0)):
@@ -239,12 +302,21 @@ def main():
                          "op": "ratio", "bound": bound})
         bars.append({"name": f"MiniLM f32 {case}: same vectors", "claim": "cosine to ONNX Runtime's", "arm": "sluice-f32",
                      "metric": case + "_cosine", "relation": ">=", "against": None, "op": "value", "bound": 0.9999})
+        bars.append({"name": f"MiniLM {case}: time of Sluice's f32 over its int8", "claim": "int8 is faster than f32",
+                     "arm": "sluice-f32", "metric": case + "_ms", "relation": ">=",
+                     "against": {"arm": "sluice-i8", "metric": case + "_ms"}, "op": "ratio", "bound": 1.0})
+    if any(a["name"] == "sluice-ocr" for a in arms):
+        bars.append({"name": "recogniser: time of ONNX Runtime over Sluice's", "claim": "at least as fast in f32",
+                     "arm": "onnxruntime-ocr", "metric": "ms", "relation": ">=",
+                     "against": {"arm": "sluice-ocr", "metric": "ms"}, "op": "ratio", "bound": 1.0})
+        bars.append({"name": "recogniser: largest difference", "claim": "the same output", "arm": "sluice-ocr",
+                     "metric": "largest_difference", "relation": "<=", "against": None, "op": "value", "bound": 1e-4})
     bars.append({"name": "load of a mapped bundle, ms", "claim": "below 50 ms", "arm": "sluice-f32", "metric": "load_ms",
                  "relation": "<=", "against": None, "op": "value", "bound": 50})
     document = race.report(
         "peer-onnxruntime", "bench/peers/minilm.py" + (f" --out {options.out}" if options.out else ""),
-        ["random ids; lengths of 32 documents of the retrieval test set"], arms, bars, {},
-        ["ONNX Runtime 1.32 with fused BERT operators, int8 by its dynamic quantization; LibTorch 1.13 of Debian, "
+        ["random ids; lengths of 32 documents of the retrieval test set; a line of random pixels"], arms, bars,
+        {"load_average_before": load, "load_average_after": os.getloadavg()[0]}, ["ONNX Runtime 1.32 with fused BERT operators, int8 by its dynamic quantization; LibTorch 1.13 of Debian, "
          "OpenBLAS told to use its AVX-512 kernels", "batch32-real: Sluice computes the tokens that are there, the "
          "others pad to the longest text"], options.threads)
     for arm in arms:

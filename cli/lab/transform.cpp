@@ -9,6 +9,7 @@
 #include "sluice/base/json.h"
 #include "sluice/base/progress.h"
 #include "sluice/base/table.h"
+#include "sluice/lab/model/graph_model.h"
 #include "sluice/lab/pass/pass.h"
 #include "sluice/lab/train/feed.h"
 
@@ -236,7 +237,7 @@ int transform(const Options& options, const Globals& globals) {
   if (!options.calibrate.empty()) {
     calibration = parse_calibration(options.calibrate);
   }
-  lab::Model model = lab::load_model(options.input);
+  lab::Model model = lab::load_any_model(options.input);
   const bool of_text = model.root->vocabulary() > 0;
   if (calibration && calibration->samples == 0) {
     calibration->samples = of_text ? kCalibrationTexts : kCalibrationSamples;

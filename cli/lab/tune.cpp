@@ -3,12 +3,14 @@
 #include <cmath>
 
 #include "cli/lab/lab_verb.h"
+#include "cli/lab/picture_samples.h"
 #include "cli/lab/text_samples.h"
 #include "cli/output.h"
 #include "sluice/base/error.h"
 #include "sluice/base/json.h"
 #include "sluice/base/random.h"
 #include "sluice/base/table.h"
+#include "sluice/lab/model/graph_model.h"
 #include "sluice/lab/pass/mask.h"
 #include "sluice/lab/pass/steps.h"
 #include "sluice/lab/pass/subnet.h"
@@ -18,7 +20,7 @@ namespace sluice::cli {
 namespace {
 
 struct Options {
-  std::string input, output, teacher, text, device = "cpu";
+  std::string input, output, teacher, text, pictures, device = "cpu";
   std::vector<std::string> features;  ///< as given; none: depends on the student
   int64_t steps = 500, batch = 16, tokens = 64, lines = 100000;
   double rate = 1e-4, temperature = 1;
@@ -84,13 +86,19 @@ std::vector<double> size_losses(lab::Model& student, lab::Distiller& distiller,
 
 int tune(Options options, const Globals& globals) {
   const c10::Device device = parse_device(options.device);
-  lab::Model student = lab::load_model(options.input);
-  // Sizes that end early have no outputs of the later blocks.
-  if (options.features.empty() && student.sizes.empty()) options.features = {"blocks.*"};
-  lab::Model teacher = lab::load_model(options.teacher);
-  if (student.root->vocabulary() == 0) {
-    fail(Code::unsupported, "{}: tune is for models of text; train takes those for pictures",
-         options.input);
+  lab::Model student = lab::load_any_model(options.input);
+  const bool pictures = student.root->vocabulary() == 0;
+  if (pictures == options.pictures.empty() || pictures == !options.text.empty()) {
+    fail(Code::usage, "{} takes {}; give {} and nothing else to learn on", options.input,
+         pictures ? "pictures" : "text", pictures ? "--pictures" : "--text");
+  }
+  // Sizes that end early have no outputs of the later blocks; other networks have no blocks.
+  if (options.features.empty() && student.sizes.empty() && !pictures)
+    options.features = {"blocks.*"};
+  lab::Model teacher = lab::load_any_model(options.teacher);
+  if (student.input_shape != teacher.input_shape && pictures) {
+    fail(Code::shape, "{} takes {}, --teacher {} takes {}", options.input,
+         to_string(student.input_shape), options.teacher, to_string(teacher.input_shape));
   }
   if (student.root->vocabulary() != teacher.root->vocabulary()) {
     fail(Code::shape, "{} has {} tokens, --teacher {} has {}", options.input,
@@ -100,13 +108,15 @@ int tune(Options options, const Globals& globals) {
   const bool encoder = student.task.kind != "generate";
   const int64_t tokens = std::min(options.tokens, student.input_shape[0]);
   const TextSamples samples =
-      encoder ? load_lines(options.text, student, options.lines, tokens, "--text")
-              : load_runs(options.text, student, options.lines, tokens, "--text");
+      pictures  ? load_pictures(options.pictures, student, options.lines, "--pictures")
+      : encoder ? load_lines(options.text, student, options.lines, tokens, "--text")
+                : load_runs(options.text, student, options.lines, tokens, "--text");
   const int64_t count = samples.ids.size(0);
   const int64_t kept = std::clamp<int64_t>(count / 20, 1, 256), trained = count - kept;
   if (trained < options.batch) {
-    fail(Code::usage, "--text {}: {} samples; {} are held out, and a batch takes {}", options.text,
-         count, kept, options.batch);
+    fail(Code::usage, "{} {}: {} samples; {} are held out, and a batch takes {}",
+         pictures ? "--pictures" : "--text", pictures ? options.pictures : options.text, count,
+         kept, options.batch);
   }
   student.root->to(device);
   teacher.root->to(device);
@@ -194,8 +204,11 @@ Action setup(CLI::App& app) {
   app.add_option(
          "--text", options->text,
          "Text to learn on; of an encoder, a sample is a line, of a decoder a run of tokens")
-      ->required()
       ->type_name("FILE");
+  app.add_option("--pictures", options->pictures,
+                 "Pictures to learn on, for a network that takes some: the PNG, PGM and PPM files "
+                 "of a folder")
+      ->type_name("FOLDER");
   app.add_option("-o,--output", options->output, "Bundle to write")->required()->type_name("FILE");
   app.add_option("--steps", options->steps, "Updates")
       ->check(CLI::PositiveNumber)
@@ -206,7 +219,7 @@ Action setup(CLI::App& app) {
   app.add_option("--tokens", options->tokens, "Most tokens of a sample")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  app.add_option("--limit", options->lines, "First N samples of the text only")
+  app.add_option("--limit", options->lines, "First N samples only")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app.add_option("--rate", options->rate, "Highest rate of AdamW")

@@ -11,6 +11,7 @@
 #include "sluice/lab/brick/attributes.h"
 #include "sluice/lab/brick/brick.h"
 #include "sluice/lab/brick/builtin.h"
+#include "sluice/lab/brick/graph_network.h"
 #include "sluice/lab/brick/init.h"
 #include "sluice/lab/model/model.h"
 
@@ -25,6 +26,8 @@ struct Registry {
   std::map<std::string, BrickFactory> factories = {
       {"linear", make_linear},
       {"conv2d", make_conv2d},
+      {"graph_conv", make_graph_conv},
+      {"graph_network", make_graph_network},
       {"batch_norm", make_batch_norm},
       {"activation", make_activation},
       {"pool2d", make_pool2d},

@@ -6,6 +6,7 @@
 #include "sluice/base/path_pattern.h"
 #include "sluice/base/random.h"
 #include "sluice/lab/brick/attributes.h"
+#include "sluice/lab/brick/graph_network.h"
 #include "sluice/lab/brick/init.h"
 #include "sluice/lab/brick/layers.h"
 
@@ -52,6 +53,8 @@ std::vector<std::pair<std::string, at::Tensor>> prunable(const Brick& root) {
       result.emplace_back(join_path(path, "weight"), linear->weight.detach());
     } else if (const auto* conv = dynamic_cast<const Conv2d*>(&brick)) {
       result.emplace_back(join_path(path, "weight"), conv->weight.detach());
+    } else if (const auto* other = dynamic_cast<const GraphConv*>(&brick)) {
+      result.emplace_back(join_path(path, "weight"), other->weight.detach());
     }
   };
   add(root, "");

@@ -9,6 +9,7 @@
 #include "sluice/base/json.h"
 #include "sluice/base/path_pattern.h"
 #include "sluice/base/random.h"
+#include "sluice/lab/brick/graph_network.h"
 #include "sluice/lab/brick/init.h"
 #include "sluice/lab/brick/layers.h"
 #include "sluice/lab/gate/gate.h"
@@ -73,6 +74,8 @@ Json prune_weights(Model& model, const PruneOptions& options) {
       weight = linear->weight;
     } else if (const auto* conv = dynamic_cast<const Conv2d*>(ref.slot->get().get())) {
       weight = conv->weight;
+    } else if (const auto* other = dynamic_cast<const GraphConv*>(ref.slot->get().get())) {
+      weight = other->weight;
     } else {
       continue;
     }

@@ -4,6 +4,7 @@
 
 #include "sluice/base/json.h"
 #include "sluice/base/path_pattern.h"
+#include "sluice/lab/brick/graph_network.h"
 #include "sluice/lab/pass/steps.h"
 #include "sluice/lab/quant/quant_embedding.h"
 #include "sluice/lab/quant/quant_linear.h"
@@ -162,6 +163,8 @@ int64_t convolution_bytes(const Model& model) {
   for (const BrickRef& ref : all_bricks(model)) {
     if (const auto* conv = dynamic_cast<const Conv2d*>(ref.brick.get())) {
       bytes += 4 * conv->weight.numel();
+    } else if (const auto* other = dynamic_cast<const GraphConv*>(ref.brick.get())) {
+      bytes += 4 * other->weight.numel();
     }
   }
   return bytes;

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "sluice/base/progress.h"
+#include "sluice/lab/brick/graph_network.h"
 #include "sluice/lab/inspect/recorder.h"
 #include "sluice/lab/pass/steps.h"
 #include "sluice/lab/train/optimizer.h"
@@ -13,9 +14,14 @@ namespace {
 
 std::string output_loss(const DistillOptions& options, const Model& teacher) {
   std::string kind = options.output;
-  if (kind.empty()) kind = teacher.task.kind == "embed" ? "cosine" : "kl";
-  if (kind != "kl" && kind != "mse" && kind != "cosine") {
-    fail(Code::config, "distillation: output: expected kl, mse or cosine, found '{}'",
+  if (kind.empty()) {
+    const auto* graph = dynamic_cast<const GraphNetwork*>(teacher.root.get());
+    kind = graph != nullptr && graph->gives_probabilities() ? "probabilities" : "kl";
+    if (teacher.task.kind == "embed") kind = "cosine";
+  }
+  if (kind != "kl" && kind != "mse" && kind != "cosine" && kind != "probabilities") {
+    fail(Code::config,
+         "distillation: output: expected kl, mse, cosine or probabilities, found '{}'",
          kind.substr(0, 60));
   }
   return kind;
@@ -33,8 +39,12 @@ at::Tensor compare(const std::string& kind, double temperature, const at::Tensor
   }
   if (kind == "mse") return relative_square(student, teacher);
   if (kind == "cosine") return 1 - at::cosine_similarity(student, teacher, -1).mean();
-  const at::Tensor expected = at::log_softmax(teacher / temperature, -1);
-  const at::Tensor found = at::log_softmax(student / temperature, -1);
+  // The logarithm of a distribution serves as its logits.
+  const auto logits = [&](const at::Tensor& x) {
+    return (kind == "probabilities" ? x.clamp_min(1e-12).log() : x) / temperature;
+  };
+  const at::Tensor expected = at::log_softmax(logits(teacher), -1);
+  const at::Tensor found = at::log_softmax(logits(student), -1);
   return (expected.exp() * (expected - found)).sum(-1).mean() * temperature * temperature;
 }
 

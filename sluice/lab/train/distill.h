@@ -18,11 +18,12 @@ struct FeaturePair {
 
 struct DistillOptions {
   /// How outputs are compared: "kl" (distributions over the last dimension: logits), "mse" (over
-  /// the teacher's mean square), "cosine" (1 - cosine of the last dimension: vectors); "": kl for
-  /// models that generate or classify, cosine for those that embed.
+  /// the teacher's mean square), "cosine" (1 - cosine of the last dimension: vectors),
+  /// "probabilities" (kl of outputs that a softmax has been through); "": cosine for models that
+  /// embed, probabilities for graphs that end in a softmax, kl for all others.
   std::string output = {};
   double output_weight = 1;
-  double temperature = 1;  ///< of kl; the loss is multiplied by its square
+  double temperature = 1;  ///< of kl and probabilities; the loss is multiplied by its square
   /// Mean squared differences over the teacher's mean square, averaged over the pairs' slots.
   std::vector<FeaturePair> features = {};
 };
