@@ -319,7 +319,7 @@ def main():
         {"load_average_before": load, "load_average_after": os.getloadavg()[0]}, ["ONNX Runtime 1.32 with fused BERT operators, int8 by its dynamic quantization; LibTorch 1.13 of Debian, "
          "OpenBLAS told to use its AVX-512 kernels", "batch32-real: Sluice computes the tokens that are there, the "
          "others pad to the longest text"], options.threads)
-    for arm in arms:
+    for arm in (a for a in arms if "load_ms" in a["metrics"]):
         print(f"load {arm['name']}: {arm['metrics']['load_ms']['mean']:.1f} ms")
     race.print_bars(document)
     if options.out:
