@@ -19,6 +19,7 @@ constexpr std::array kKnown{
     Known{"train", "training verbs", "-DSLUICE_LAB=ON"},
     Known{"transform", "training verbs", "-DSLUICE_LAB=ON"},
     Known{"tune", "training verbs", "-DSLUICE_LAB=ON"},
+    Known{"delta", "training verbs", "-DSLUICE_LAB=ON"},
     Known{"import", "", ""},
     Known{"inspect", "", ""},
     Known{"eval", "engine", "-DSLUICE_ENGINE=ON"},

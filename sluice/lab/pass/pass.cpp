@@ -14,7 +14,9 @@
 #include "sluice/lab/brick/nested.h"
 #include "sluice/lab/gate/gate.h"
 #include "sluice/lab/model/whole_floats.h"
+#include "sluice/lab/pass/delta.h"
 #include "sluice/lab/pass/steps.h"
+#include "sluice/lab/pass/stitch.h"
 #include "sluice/lab/pass/subnet.h"
 
 namespace sluice::lab {
@@ -144,6 +146,20 @@ std::vector<PassEntry> builtin_passes() {
         "seed=0                of the first weights: all are to be trained",
         false, false},
        acmize},
+      {{"apply-delta", "adds a sparse difference that sluice delta made, or takes it away",
+        "file                  the difference\n"
+        "scale=1               times how much; -1 takes it away\n"
+        "force=false           add it to a network that it was not made from",
+        false, false},
+       apply_delta},
+      {{"stitch", "this network and others as one, which also runs at sizes in between",
+        "with                  file of another network, or a list: [\"a\",\"b\"]\n"
+        "window=2              blocks that a stitch may lead over\n"
+        "stride=1              by which the window slides\n"
+        "seed=1                of the stitches' first values\n"
+        "ridge=1e-4            of the least squares that fit them",
+        true, false},
+       stitch_pass},
       {{"reestimate-norm", "batch-norm statistics anew from calibration data", "(no options)", true,
         false},
        reestimate_norm},

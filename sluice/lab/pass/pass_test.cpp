@@ -196,6 +196,35 @@ TEST(Prune, ZeroesExactlyTheShareOfEachLayersSurvivors) {
             before.masked_select(~kept).max().item<float>());
 }
 
+TEST(Prune, ASparsityOf0ChangesNothingAndOneOf1LeavesNothingOrTheLastUnits) {
+  const Model model = small_model("mlp", 3);
+  const auto zeros = [](const Model& m) {
+    int64_t count = 0;
+    for (const char* layer : {"fc1", "fc2", "fc3"})
+      count += (m.root->slot(layer).as<Linear>().weight == 0).sum().item<int64_t>();
+    return count;
+  };
+  int64_t all = 0;
+  for (const char* layer : {"fc1", "fc2", "fc3"})
+    all += model.root->slot(layer).as<Linear>().weight.numel();
+  for (const std::string scope : {"layer", "global"}) {
+    EXPECT_EQ(zeros(run_pass(model, "prune", with({{"rate", 0}, {"scope", scope}}))), 0);
+    const Model none = run_pass(model, "prune", with({{"rate", 1}, {"scope", scope}}));
+    EXPECT_EQ(zeros(none), all);
+    EXPECT_EQ(none.provenance.back()["report"]["density"], 0.0);
+    const auto open = [&](double rate) {
+      const Model cut = run_pass(
+          model, "prune", with({{"rate", rate}, {"scope", scope}, {"granularity", "channel"}}));
+      std::vector<int64_t> left;
+      for (const auto& [name, group] : cut.provenance.back()["report"]["groups"].items())
+        left.push_back(group["open"].get<int64_t>());
+      return left;
+    };
+    EXPECT_EQ(open(0), (std::vector<int64_t>{11, 7})) << scope;
+    EXPECT_EQ(open(1), (std::vector<int64_t>{1, 1})) << scope;
+  }
+}
+
 TEST(Prune, GlobalScopeAndPatternsChooseLayers) {
   const Model model = small_model("mlp", 3);
   const Model global = run_pass(model, "prune", with({{"rate", 0.3}, {"scope", "global"}}));
@@ -306,10 +335,11 @@ TEST(Passes, AreListedWithTheirPromises) {
     if (pass->info.keeps_function) equal.push_back(pass->info.name);
     EXPECT_FALSE(pass->info.summary.empty());
   }
-  EXPECT_THAT(names, ElementsAre("insert-gates", "freeze-gates", "slice-channels", "fold-norm",
-                                 "fold-linear", "prune", "quantize", "dequantize",
-                                 "rotate-residual", "nest", "set-sizes", "pick-size",
-                                 "sparsify-activations", "acmize", "reestimate-norm"));
+  EXPECT_THAT(names,
+              ElementsAre("insert-gates", "freeze-gates", "slice-channels", "fold-norm",
+                          "fold-linear", "prune", "quantize", "dequantize", "rotate-residual",
+                          "nest", "set-sizes", "pick-size", "sparsify-activations", "acmize",
+                          "apply-delta", "stitch", "reestimate-norm"));
   EXPECT_THAT(equal,
               ElementsAre("slice-channels", "fold-norm", "fold-linear", "rotate-residual", "nest"));
 }

@@ -146,12 +146,22 @@ Model stitch(const std::vector<Model>& anchors, const StitchOptions& options) {
   }
   Plan plan;
   std::vector<std::vector<Shape>> flows;
+  int64_t longest = StitchOptions().window;
   for (size_t i = 0; i < anchors.size(); ++i) {
     if (i > 0) require_alike(anchors[i - 1], anchors[i], i);
     flows.push_back(
         BlockChain(*anchors[i].root, fmt::format("anchor {}", i)).shapes(anchors[i].input_shape));
     const auto index = static_cast<int64_t>(i);
     plan.paths.push_back({index, index});
+    longest = std::max(longest, static_cast<int64_t>(flows.back().size()) - 1);
+  }
+  if (options.window < 1 || options.window > longest) {
+    fail(Code::config, "window of stitches: expected 1 to the {} blocks, found {}", longest,
+         options.window);
+  }
+  if (options.stride < 1 || options.stride > options.window) {
+    fail(Code::config, "stride of stitches: expected 1 to the window's {} blocks, found {}",
+         options.window, options.stride);
   }
   for (size_t i = 1; i < anchors.size(); ++i) {
     add_pair(plan, static_cast<int64_t>(i) - 1, flows[i - 1], flows[i], options);

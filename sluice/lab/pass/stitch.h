@@ -33,7 +33,8 @@ std::vector<StitchPosition> stitch_positions(int64_t front, int64_t end,
 /// blocks of the same stage are stitched, where the places that a block gives are those that the
 /// other takes. Model::sizes has a path each: by MACs, the largest anchor alone last. Throws
 /// Error{usage} for fewer than two anchors or another order, Error{shape} naming both where inputs,
-/// classes, stages or places differ, Error{unsupported} for networks that have no chain of blocks
+/// classes, stages or places differ, Error{config} for a window or stride that no stage has room
+/// for, Error{unsupported} for networks that have no chain of blocks
 /// (BlockChain).
 Model stitch(const std::vector<Model>& anchors, const StitchOptions& options = {});
 
@@ -44,6 +45,12 @@ Model stitch(const std::vector<Model>& anchors, const StitchOptions& options = {
 /// stitched.
 std::map<std::string, double> fit_stitches(Model& model, const PassInput& input,
                                            double ridge = 1e-4);
+
+/// Pass stitch {with, window=2, stride=1, seed=1, ridge=1e-4}: this network and those of the file
+/// or files `with` become one, whose sizes are each of them and every way from a cheaper into the
+/// next dearer one: ordered by cost, stitches fitted over the calibration inputs. Report: anchors
+/// (by cost), sizes, samples, layers {size: {macs, residual: what the map leaves of the features}}.
+Json stitch_pass(Model& model, const PassInput& input);
 
 /// The root of a stitched model; Error{unsupported} for another.
 StitchedModel& stitched_root(const Model& model);

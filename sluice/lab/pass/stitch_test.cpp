@@ -2,6 +2,7 @@
 
 #include <set>
 
+#include "sluice/base/temp_directory.h"
 #include "sluice/lab/brick/vision_transformer.h"
 #include "sluice/lab/model/testing.h"
 #if SLUICE_HAS_ENGINE
@@ -272,6 +273,49 @@ TEST(Stitch, RefusesNetworksThatDoNotFit) {
                [&] { run_path(model, random_input(model, 1, 1), 17); });
 }
 
+TEST(PassStitch, MakesOneNetworkOfFilesInTheOrderOfTheirCost) {
+  const TempDirectory folder;
+  const std::vector<Model> three = transformers();
+  for (size_t i = 0; i < 3; ++i) save_bundle(three[i], folder / std::to_string(i));
+  PassInput input = calibrated(three[1]);
+  input.options = {{"with", {folder / "2", folder / "0"}}};
+  const Model made = run_pass(three[1], "stitch", input);
+  Model expected = stitch(three);
+  fit_stitches(expected, calibrated(expected));
+  ASSERT_EQ(made.sizes.size(), expected.sizes.size());
+  Model there = clone(made);
+  const at::Tensor x = random_input(there, 2, 7);
+  for (size_t i = 0; i < made.sizes.size(); ++i) {
+    EXPECT_EQ(made.sizes[i].name, expected.sizes[i].name);
+    EXPECT_EQ(made.sizes[i].macs, expected.sizes[i].macs);
+    const auto size = static_cast<int64_t>(i);
+    EXPECT_TRUE(at::equal(run_path(there, x, size), run_path(expected, x, size)));
+  }
+  const Json report = made.provenance.back()["report"];
+  EXPECT_EQ(report["anchors"], Json({folder / "0", "the network itself", folder / "2"}));
+  EXPECT_EQ(report["sizes"], made.sizes.size());
+  EXPECT_GT(report["layers"]["a0b0-a1b1"]["residual"].get<double>(), 0.0);
+
+  const auto message = [&](Json options, Code code, const std::string& words) {
+    PassInput other = calibrated(three[1]);
+    other.options = std::move(options);
+    expect_error(code, words, [&] { run_pass(three[1], "stitch", other); });
+  };
+  message(Json::object(), Code::usage, "with is missing");
+  message({{"with", Json::array()}}, Code::usage, "expected one file or more");
+  message({{"with", folder / "none"}}, Code::missing, "none");
+  message({{"with", folder / "1"}}, Code::usage, "expected the order of their cost");
+  message({{"with", folder / "2"}, {"window", 9}}, Code::config, "expected 1 to the 3 blocks");
+  message({{"with", folder / "2"}, {"stride", 3}}, Code::config, "stride of stitches");
+  message({{"with", folder / "2"}, {"ridge", -1}}, Code::config, "ridge");
+  save_bundle(small_model("mlp", 1), folder / "mlp");
+  message({{"with", folder / "mlp"}}, Code::unsupported, "anchor 0 is " + (folder / "mlp"));
+  save_bundle(made, folder / "made");
+  message({{"with", folder / "made"}}, Code::usage, "sizes already");
+  save_bundle(small_model("vit", 1, vit(24, 3, 9)), folder / "rows");
+  message({{"with", folder / "rows"}}, Code::shape, "block 2 of anchor 1 takes 2 x 24");
+}
+
 TEST(StitchedModel, RefusesDescriptionsThatAreNone) {
   const auto make = [](const Json& paths) {
     return make_brick({{"kind", "stitched"}, {"attributes", {{"paths", paths}}}});
@@ -283,6 +327,17 @@ TEST(StitchedModel, RefusesDescriptionsThatAreNone) {
   expect_error(Code::config, "anchor0: not there", [&] { make({0, 0, -1, -1, -1}); });
   Model model = stitch(transformers());
   Json spec = spec_of(*model.root);
+  for (const auto& [column, what] : {std::pair(2, "out of"), std::pair(3, "into")}) {
+    Json beyond = spec;  // a block that is not there
+    Json& numbers = beyond["attributes"]["paths"];
+    for (size_t i = 0; i < numbers.size(); i += 5) {
+      if (numbers[i] == numbers[i + 1]) continue;
+      numbers[i + static_cast<size_t>(column)] = 3;
+      break;
+    }
+    expect_error(
+        Code::config, "paths of stitched", [&] { make_brick(beyond); }, what);
+  }
   spec["slots"].erase("stitch3");
   expect_error(Code::config, "stitch3: not there", [&] { make_brick(spec); });
   spec = spec_of(*model.root);
