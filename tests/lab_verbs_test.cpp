@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
+#include <cmath>
 #include <filesystem>
 
 #include "sluice/base/file.h"
@@ -252,6 +253,149 @@ TEST_F(LabVerbs, ATrainedNetworkIsNestedAndTrainedOn) {
   EXPECT_THAT(run({"train", "plain.toml", "--from", "foreign.safetensors", "-o", "no"}).err,
               HasSubstr("holds a graph but no bricks"));
   EXPECT_FALSE(file_exists(directory / "no"));
+}
+
+TEST_F(LabVerbs, ATableOfSizesThatLiesIsRefusedByEveryReader) {
+  ASSERT_EQ(run({"train", "plain.toml", "-o", "many.safetensors", "--set", "nest.widths=[0.5,1]",
+                 "--set", "train.steps=2"})
+                .exit_code,
+            0);
+  const std::string honest = read_bytes(directory / "many.safetensors");
+  const std::string macs = std::to_string(144 * 16 + 16 * 10);
+  const size_t at = honest.rfind("\\\"macs\\\":" + macs);
+  ASSERT_NE(at, std::string::npos);
+  std::string lie = honest;
+  lie[at + std::string("\\\"macs\\\":").size()] = '1';
+  write_bytes(directory / "lie.safetensors", lie);
+  for (const Arguments& arguments :
+       {Arguments{"inspect", "lie.safetensors", "--sizes"},
+        Arguments{"run", "lie.safetensors", "--sample", "1", "--size", "w50"},
+        Arguments{"run", "lie.safetensors", "--sample", "1", "--budget", "0.9"},
+        Arguments{"transform", "lie.safetensors", "-o", "no", "--pass", "pick-size:size=w50"}}) {
+    const Finished finished = run(arguments);
+    EXPECT_EQ(finished.exit_code, 1) << arguments[0];
+    EXPECT_THAT(finished.err, HasSubstr("the table says 1")) << arguments[0];
+    EXPECT_THAT(finished.err, HasSubstr("lie.safetensors"));
+  }
+  EXPECT_FALSE(file_exists(directory / "no"));
+}
+
+TEST_F(LabVerbs, SparseTrainingKeepsTheDensityAndResumesToTheSameBytes) {
+  for (const std::string method : {"set", "rigl", "soft"}) {
+    Arguments train{"train", "plain.toml",        "--set", "sparse.method=" + method,
+                    "--set", "sparse.density=0.1"};
+    if (method != "soft") train.insert(train.end(), {"--set", "sparse.every=4"});
+    const auto with = [&](Arguments more) {
+      Arguments arguments = train;
+      arguments.insert(arguments.end(), more.begin(), more.end());
+      return arguments;
+    };
+    const Json whole = json_of(run(with({"-o", method + ".safetensors", "--json"})));
+    EXPECT_NEAR(whole["sparse"]["density"].get<double>(), 0.1, 1e-3);
+    EXPECT_EQ(whole["sparse"]["method"], method);
+    // Of 60 steps, in the first three quarters; a soft mask hardens once.
+    EXPECT_EQ(whole["sparse"]["updates"], method == "soft" ? 1 : 11);
+    const std::string name = method + "2.safetensors";
+    const std::string checkpoint = directory / (name + ".checkpoint");
+    const Finished killed =
+        run(with({"-o", name}), {.when = [&] { return file_exists(checkpoint); }, .send = SIGKILL});
+    ASSERT_EQ(killed.signal, SIGKILL) << "it finished before it could be killed";
+    const Finished resumed = run(with({"-o", name, "--resume"}));
+    ASSERT_EQ(resumed.exit_code, 0) << resumed.err;
+    EXPECT_THAT(resumed.out, HasSubstr("10.0"));
+    EXPECT_EQ(read_bytes(directory / name), read_bytes(directory / (method + ".safetensors")));
+    // The zeros are in the file: nothing is left to prune of the smallest 90 %.
+    const Json pruned = json_of(run({"transform", method + ".safetensors", "-o", "p.safetensors",
+                                     "--pass", "prune:rate=0", "--json"}));
+    EXPECT_NEAR(pruned["passes"][0]["report"]["density"].get<double>(), 0.1, 1e-3) << method;
+  }
+  const auto message = [&](Arguments more) {
+    Arguments arguments{"train", "plain.toml", "-o", "no"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    const Finished finished = run(arguments);
+    EXPECT_NE(finished.exit_code, 0);
+    EXPECT_FALSE(file_exists(directory / "no"));
+    return finished.err;
+  };
+  EXPECT_THAT(message({"--set", "sparse.density=0"}), HasSubstr("[sparse]: sparse training"));
+  EXPECT_THAT(message({"--set", "sparse.density=1.5"}), HasSubstr("at most 1"));
+  EXPECT_THAT(message({"--set", "sparse.method=rigel"}), HasSubstr("did you mean rigl"));
+  EXPECT_THAT(message({"--set", "sparse.densty=0.5"}), HasSubstr("density"));
+  EXPECT_THAT(message({"--set", "sparse.slots=fd*"}), HasSubstr("fd*"));
+  EXPECT_THAT(message({"--set", "sparse.density=0.5", "--set", "nest.widths=[0.5,1]"}),
+              HasSubstr("[sparse] and [nest] are two ways"));
+}
+
+TEST_F(LabVerbs, TrainedNetworksAreStitchedIntoOneOfManySizes) {
+  write_bytes(directory / "net.toml", R"(
+[data]
+name = "blobs"
+train_limit = 400
+test_limit = 100
+[model]
+name = "resnet"
+width = 4
+blocks = 2
+stages = 2
+stem_stride = 2
+[train]
+steps = 20
+batch = 20
+)");
+  for (const char* width : {"4", "6"}) {
+    const std::string name = std::string("w") + width + ".safetensors";
+    ASSERT_EQ(run({"train", "net.toml", "-o", name, "--set", std::string("model.width=") + width})
+                  .exit_code,
+              0);
+    ASSERT_EQ(run({"transform", name, "-o", name, "--pass", "fold-norm"}).exit_code, 0);
+  }
+  const Finished made = run({"transform", "w6.safetensors", "-o", "both.safetensors", "--pass",
+                             "stitch:with=w4.safetensors", "--calibrate", "100"});
+  ASSERT_EQ(made.exit_code, 0) << made.err;
+  EXPECT_THAT(made.out, HasSubstr("residual"));
+  const Json sizes = json_of(run({"inspect", "both.safetensors", "--sizes", "--json"}))["sizes"];
+  ASSERT_GT(sizes.size(), 4u);
+  EXPECT_EQ(sizes.front()["name"], "a0");
+  EXPECT_EQ(sizes.back()["name"], "a1");
+  const auto scores = [&](const std::string& model, const std::string& size) {
+    Arguments arguments{"run", model, "--sample", "3", "--json"};
+    if (!size.empty()) arguments.insert(arguments.end(), {"--size", size});
+    std::vector<int> best;  // equal but for rounding
+    for (const Json& found : json_of(run(arguments))["results"][0]["classes"])
+      best.push_back(static_cast<int>(std::lround(1e4 * found["probability"].get<double>())));
+    return best;
+  };
+  EXPECT_EQ(scores("both.safetensors", "a0"), scores("w4.safetensors", ""));
+  EXPECT_EQ(scores("both.safetensors", "a1"), scores("w6.safetensors", ""));
+  const std::string between = sizes[sizes.size() / 2]["name"];
+  EXPECT_THAT(run({"run", "both.safetensors", "--sample", "3", "--size", between}).out,
+              HasSubstr(between));
+  EXPECT_EQ(run({"run", "both.safetensors", "--sample", "3", "--budget", "0.8"}).exit_code, 0);
+  EXPECT_EQ(
+      run({"eval", "both.safetensors", "--budget-curve", "--save", "m.safetensors"}).exit_code, 0);
+  for (const Json& size : json_of(run({"inspect", "m.safetensors", "--sizes", "--json"}))["sizes"])
+    EXPECT_TRUE(size["quality"].contains("accuracy"));
+
+  // Trained further, each way by itself.
+  const Finished further = run({"train", "net.toml", "--from", "both.safetensors", "-o",
+                                "trained.safetensors", "--set", "train.optimizer.rate=1e-3"});
+  EXPECT_EQ(further.exit_code, 0) << further.err;
+  EXPECT_THAT(further.out, HasSubstr(std::to_string(sizes.size()) + " sizes"));
+
+  const auto message = [&](const std::string& pass) {
+    const Finished finished = run({"transform", "w6.safetensors", "-o", "no", "--pass", pass});
+    EXPECT_NE(finished.exit_code, 0);
+    EXPECT_FALSE(file_exists(directory / "no"));
+    return finished.err;
+  };
+  ASSERT_EQ(run({"train", "plain.toml", "-o", "mlp.safetensors"}).exit_code, 0);
+  EXPECT_THAT(message("stitch:with=mlp.safetensors"), HasSubstr("mlp.safetensors"));
+  EXPECT_THAT(message("stitch:with=none.safetensors"), HasSubstr("none.safetensors"));
+  EXPECT_THAT(message("stitch:with=w4.safetensors,window=9"),
+              HasSubstr("expected 1 to the 4 blocks"));
+  EXPECT_THAT(message("stitch:with=w4.safetensors,stride=3"), HasSubstr("stride of stitches"));
+  EXPECT_THAT(message("stitch:with=both.safetensors"), HasSubstr("sizes already"));
+  EXPECT_THAT(message("stitch"), HasSubstr("with is missing"));
 }
 
 TEST_F(LabVerbs, PassesSayWhatTheyDoNotApplyTo) {

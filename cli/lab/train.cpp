@@ -67,7 +67,7 @@ struct Trained {
   lab::Model model;
   std::optional<lab::Model> gated;
   lab::TrainResult result;
-  Json freeze_report;
+  Json freeze_report, sparse_report;
 };
 
 Trained train_model(const TrainConfig& config, lab::Model model, lab::Feed& feed, bool resume) {
@@ -79,21 +79,32 @@ Trained train_model(const TrainConfig& config, lab::Model model, lab::Feed& feed
   if (config.gates) {
     lab::ConsensusResult result =
         lab::train_consensus(model, feed, config.train, *config.gates, resume && present);
-    return {std::move(result.model), std::move(result.gated), std::move(result.training),
-            std::move(result.freeze_report)};
+    return {std::move(result.model),
+            std::move(result.gated),
+            std::move(result.training),
+            std::move(result.freeze_report),
+            {}};
   }
   if (config.nest) {
     lab::ElasticResult result =
         lab::train_elastic(model, feed, config.train, *config.nest, resume && present);
-    return {std::move(result.model), std::nullopt, std::move(result.training), {}};
+    return {std::move(result.model), std::nullopt, std::move(result.training), {}, {}};
   }
-  Trained trained{std::move(model), std::nullopt, {}, {}};
-  lab::Trainer trainer(trained.model, feed, config.train);
+  Trained trained{std::move(model), std::nullopt, {}, {}, {}};
+  lab::TrainHooks hooks;
+  std::optional<lab::SparseTraining> sparse;
+  if (config.sparse) {
+    sparse.emplace(trained.model, *config.sparse, config.train.steps, config.train.seed);
+    sparse->attach(hooks);
+  }
+  lab::Trainer trainer(trained.model, feed, config.train, hooks);
+  if (sparse) sparse->follow(trainer);
   if (resume && present) {
     trainer.load_checkpoint(config.train.checkpoint);
     log_line(fmt::format("continuing from step {} of {}", trainer.step(), config.train.steps));
   }
   trained.result = trainer.run();
+  if (sparse) trained.sparse_report = sparse->report();
   return trained;
 }
 
@@ -199,6 +210,7 @@ int train(const Options& options, const Globals& globals) {
     qualities.push_back(evaluate_lab(model, validation, "validation", set, device));
     step["validation"] = {{"accuracy", qualities[0].accuracy}, {"loss", qualities[0].loss}};
   }
+  if (config.sparse) step["sparse"] = trained.sparse_report;
   model.add_step(step);
   measure_sizes(model, validation.count() > 0 ? validation : set.test, set, device);
   lab::save_bundle(model, output);
@@ -233,6 +245,7 @@ int train(const Options& options, const Globals& globals) {
     if (config.gates) {
       result["gates"] = trained.freeze_report;
     }
+    if (config.sparse) result["sparse"] = trained.sparse_report;
     print_json(result);
     return kSuccess;
   }
@@ -246,6 +259,7 @@ int train(const Options& options, const Globals& globals) {
   if (config.gates) {
     text += fmt::format("\ngates: {}\n", one_line(trained.freeze_report));
   }
+  if (config.sparse) text += "\n" + sparse_text(trained.sparse_report);
   text += fmt::format("\n{}: {} parameters, {} MACs a picture; {} steps in {}\n", output,
                       format_count(cost.params), format_count(cost.macs), config.train.steps,
                       format_seconds(trained.result.seconds));

@@ -2,6 +2,7 @@
 
 #include "sluice/base/error.h"
 #include "sluice/base/json.h"
+#include "sluice/base/table.h"
 
 namespace sluice::cli {
 
@@ -118,8 +119,31 @@ lab::ConsensusOptions read_gates(const Json& gates, const std::string& what) {
 
 }  // namespace
 
+std::optional<lab::SparseOptions> read_sparse_table(const Json& config, const std::string& what) {
+  if (!config.contains("sparse")) return std::nullopt;
+  for (const char* other : {"gates", "nest"}) {
+    if (config.contains(other))
+      fail(Code::config, "{}: [sparse] and [{}] are two ways; give one", what, other);
+  }
+  try {
+    return lab::sparse_options(config_table(config, "sparse", what));
+  } catch (const Error& error) {
+    fail(error.code(), "{} [sparse]: {}", what, error.what());
+  }
+}
+
+std::string sparse_text(const Json& report) {
+  Table table({"weights", "kept"});
+  for (const auto& [path, density] : report.at("layers").items())
+    table.row({path, fmt::format("{:.2f} %", 100 * density.get<double>())});
+  return table.text() +
+         fmt::format("\n{}: {:.2f} % of these weights kept, masks changed {} times\n",
+                     report.at("method").get<std::string>(),
+                     100 * report.at("density").get<double>(), report.at("updates").get<int64_t>());
+}
+
 TrainConfig parse_train_config(const Json& config, const std::string& what, bool with_model) {
-  json_require_known_keys(config, {"data", "model", "train", "gates", "nest"}, what);
+  json_require_known_keys(config, {"data", "model", "train", "gates", "nest", "sparse"}, what);
   for (const std::string required : {"data", "model", "train"}) {
     if (!config.contains(required) && (with_model || required != "model")) {
       fail(Code::config, "{}: the table [{}] is missing; see the examples in configs/", what,
@@ -147,6 +171,8 @@ TrainConfig parse_train_config(const Json& config, const std::string& what, bool
     }
     if (result.gates) fail(Code::config, "{}: [gates] and [nest] are two ways; give one", what);
   }
+  result.sparse = read_sparse_table(config, what);
+  if (result.sparse) result.train.fingerprint = Json({{"sparse", config["sparse"]}}).dump();
   result.record = config;
   if (!with_model) result.record.erase("model");
   result.record["data"].erase("directory");

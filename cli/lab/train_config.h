@@ -7,6 +7,7 @@
 //   [train.schedule] kind, warmup, floor
 //   [gates]  the fields of lab::ConsensusOptions: one-pass gated training
 //   [nest]   the fields of lab::ElasticOptions: a nested network of many sizes
+//   [sparse] the fields of lab::SparseOptions: few weights, found while training
 #pragma once
 #include <optional>
 #include <string>
@@ -14,6 +15,7 @@
 #include "sluice/data/dataset.h"
 #include "sluice/lab/train/consensus.h"
 #include "sluice/lab/train/elastic.h"
+#include "sluice/lab/train/sparse_training.h"
 
 namespace sluice::cli {
 
@@ -28,6 +30,7 @@ struct TrainConfig {
   double epochs = 0;  ///< 0: train.steps was given
   std::optional<lab::ConsensusOptions> gates;
   std::optional<lab::ElasticOptions> nest;
+  std::optional<lab::SparseOptions> sparse;
   Json record;  ///< the configuration without paths, for the provenance
 };
 
@@ -43,6 +46,13 @@ bool place_checkpoint(lab::TrainOptions& options, const std::string& output);
 /// instead of steps.
 void read_train_table(const Json& train, const std::string& what, lab::TrainOptions& options,
                       double* epochs = nullptr);
+
+/// The table [sparse], where there is one. Error{config} with `what` in front, also when one of the
+/// tables [gates] and [nest] is there, too.
+std::optional<lab::SparseOptions> read_sparse_table(const Json& config, const std::string& what);
+
+/// What SparseTraining::report() says, as a table of layers.
+std::string sparse_text(const Json& report);
 
 /// A table of the configuration; empty when absent. Error{config} for anything else.
 Json config_table(const Json& config, const std::string& key, const std::string& what);

@@ -30,13 +30,14 @@ struct TextConfig {
   lab::TrainOptions train;
   int64_t validate_tokens = 0, context = 0;
   std::optional<lab::ElasticOptions> nest;
+  std::optional<lab::SparseOptions> sparse;
   Json record;
 };
 
 TextConfig parse(const TextTraining& training, const std::string& output) {
   const Json& config = training.config;
   const std::string& what = training.config_path;
-  json_require_known_keys(config, {"data", "tokenizer", "model", "train", "nest"}, what);
+  json_require_known_keys(config, {"data", "tokenizer", "model", "train", "nest", "sparse"}, what);
   TextConfig result;
   const Json data = config_table(config, "data", what);
   const std::string data_what = what + " [data]";
@@ -81,6 +82,7 @@ TextConfig parse(const TextTraining& training, const std::string& output) {
     }
   }
 
+  result.sparse = read_sparse_table(config, what);
   Json train = config_table(config, "train", what);
   const std::string train_what = what + " [train]";
   lab::TrainOptions& options = result.train;
@@ -134,6 +136,7 @@ std::string fingerprint_of(const TextConfig& config, const data::TokenFile& toke
                {"options", config.model_options},
                {"tokens", fmt::format("{:016x}", tokens.checksum())}};
   if (config.record.contains("nest")) made["nest"] = config.record["nest"];
+  if (config.sparse) made["sparse"] = config.record["sparse"];
   return made.dump();
 }
 
@@ -304,8 +307,17 @@ int train_text(const TextTraining& training, const Globals& globals) {
   hooks.on_validation = [&](const lab::ValidationPoint& point) {
     if (events) events->scalar("loss/held_out", point.step, point.loss);
   };
+  std::optional<lab::SparseTraining> sparse;
+  if (config.sparse) {
+    if (config.sparse->method == "soft" && launch.size > 1)
+      fail(Code::unsupported, "{} [sparse]: method soft trains in one process; use rigl or set",
+           training.config_path);
+    sparse.emplace(model, *config.sparse, options.steps, options.seed);
+    sparse->attach(hooks);
+  }
   lab::TokenFeed feed(tokens, data::TextSplit::train, config.context, device);
   lab::Trainer trainer(model, feed, options, hooks);
+  if (sparse) sparse->follow(trainer);
   if (training.resume && file_exists(options.checkpoint)) {
     trainer.load_checkpoint(options.checkpoint);
     log_line(fmt::format("continuing from step {} of {}", trainer.step(), options.steps));
@@ -325,6 +337,7 @@ int train_text(const TextTraining& training, const Globals& globals) {
     step["held_out"] = {{"loss", quality->loss}, {"perplexity", std::exp(quality->loss)}};
     measure_sizes(model, tokens, config.context, options.bf16);
   }
+  if (sparse) step["sparse"] = sparse->report();
   model.add_step(step);
   model.task.data = tokens.info().source;
   model.task.stop_tokens = {tokens.info().separator};
@@ -357,6 +370,7 @@ int train_text(const TextTraining& training, const Globals& globals) {
     for (const lab::ValidationPoint& point : result.validation)
       validation.push_back({{"step", point.step}, {"loss", point.loss}});
     if (!model.sizes.empty()) document["sizes"] = json_of_sizes(model);
+    if (sparse) document["sparse"] = sparse->report();
     document["curve"] = curve;
     document["validation"] = validation;
     print_json(document);
@@ -367,6 +381,7 @@ int train_text(const TextTraining& training, const Globals& globals) {
     text += fmt::format("\nheld out: loss {:.4f}, perplexity {:.2f}, {:.3f} bits a byte\n",
                         quality->loss, std::exp(quality->loss), quality->bits_per_byte);
   if (!model.sizes.empty()) text += "\n" + table_of_sizes(model);
+  if (sparse) text += "\n" + sparse_text(sparse->report());
   text += fmt::format("\n{}: {} parameters; {} steps, {} tokens in {}, {} tokens/s\n",
                       training.output, format_count(cost.params), options.steps,
                       format_count(int64_t(seen)), format_seconds(result.seconds),

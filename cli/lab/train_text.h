@@ -7,6 +7,7 @@
 //   [nest]       widths, depths, order, multiple, slots, knobs, mixtures (pass nest), sampling,
 //   draws:
 //                a nested network of many sizes
+//   [sparse]     the fields of lab::SparseOptions: few weights, found while training
 //   [train]      as for pictures, and micro_batch, precision = "f32" | "bf16", validate_every,
 //                validate_tokens
 #pragma once

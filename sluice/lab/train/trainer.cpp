@@ -93,6 +93,8 @@ void Trainer::reset_optimizer() {
                                        : build_grouped_optimizer(o, state_->parameters);
 }
 
+std::map<std::string, at::Tensor> Trainer::moments() const { return state_->optimizer->state(); }
+
 std::pair<at::Tensor, at::Tensor> Trainer::State::run_part() {
   auto& root = *model.root;
   const int64_t part = options.batch / process_count();

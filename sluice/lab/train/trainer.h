@@ -125,6 +125,9 @@ class Trainer {
   /// Rebuilds the optimizer over the model's present parameters (after surgery); momentum starts
   /// anew.
   void reset_optimizer();
+  /// What the optimizer keeps of each parameter ("<parameter>.exp_avg", ".momentum_buffer", ...),
+  /// to be changed in place; nothing before the first step.
+  std::map<std::string, at::Tensor> moments() const;
 
   /// One safetensors file: parameters and buffers, optimizer state, step, extra state, and the
   /// brick description.
