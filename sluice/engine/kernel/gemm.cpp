@@ -45,9 +45,10 @@ struct Layer {
 };
 
 bool whole_product(const PackedLinear& layer, int64_t rows) {
-  return rows >= kProductRows &&
-         ((layer.kind == DotKind::i8 && layer.weight.format == Format::i8) ||
-          (layer.kind == DotKind::bf16 && layer.weight.format == Format::bf16));
+  const bool i8 = layer.kind == DotKind::i8 && layer.weight.format == Format::i8,
+             bf16 = layer.kind == DotKind::bf16 && layer.weight.format == Format::bf16;
+  return rows >= kProductRows && (i8 || bf16) &&
+         onednn::product_usable(i8 ? onednn::ProductType::i8 : onednn::ProductType::bf16);
 }
 
 /// Rows from which unpacked strips are faster.

@@ -3,8 +3,8 @@
 //
 //   few rows                        packed_dot: the weights are read once
 //   more, int8 activations and AMX  packed_tiles: strips of weights unpacked to int8
-//   more, i8 and int8 activations   oneDNN's integer product, scaled behind it
-//   more, bf16 on both sides        oneDNN's bf16 product
+//   more, i8 and int8 activations   oneDNN's integer product, scaled behind it (with VNNI)
+//   more, bf16 on both sides        oneDNN's bf16 product (with AVX-512)
 //   more, others                    packed_dot, eight rows of x at a time over strips of weights
 //                                   that stay in the cache
 //   many, float activations         strips of weights unpacked to f32, then oneDNN's f32 product
@@ -34,7 +34,7 @@ enum class GemmPath : uint8_t { automatic, dot, tiles, integers, bf16, unpacked 
 /// `samples` times `each` rows of x, or as many as Binding::rows counts where the kernel can
 /// (counts_rows: not the two whose whole product is oneDNN's). `key` names the weights in `cache`.
 /// Throws Error{limit} when scratch overflows. GemmPath::tiles only where tiles_usable() and
-/// tiles_apply().
+/// tiles_apply(), integers and bf16 only where onednn::product_usable().
 Kernel make_packed_linear(const PackedLinear& layer, int64_t samples, int64_t each,
                           onednn::PackCache& cache, const std::string& key,
                           GemmPath path = GemmPath::automatic);

@@ -389,6 +389,16 @@ Kernel make_linear(int64_t rows, int64_t in, int64_t out, const Tail& tail,
       });
 }
 
+bool product_usable(ProductType type) {
+  // The values are sets of bits, each holding those of what it extends.
+  const auto has = [](dnnl::cpu_isa isa) {
+    return (static_cast<unsigned>(dnnl::get_effective_cpu_isa()) & static_cast<unsigned>(isa)) ==
+           static_cast<unsigned>(isa);
+  };
+  return has(type == ProductType::i8 ? dnnl::cpu_isa::avx512_core_vnni
+                                     : dnnl::cpu_isa::avx512_core);
+}
+
 Kernel make_product(ProductType type, int64_t rows, int64_t in, int64_t out,
                     const std::byte* weight, int threads, PackCache& cache,
                     const std::string& key) {

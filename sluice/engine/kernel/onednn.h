@@ -59,6 +59,10 @@ Kernel make_linear(int64_t rows, int64_t in, int64_t out, const Tail& tail,
 /// The mere product, x W^T: bf16 x bf16 to f32, or s8 x s8 to s32; the pointers of the binding
 /// stand for such arrays. `weight` is [out][in] of that type, any alignment.
 enum class ProductType : uint8_t { bf16, i8 };
+/// Whether oneDNN multiplies them right on this machine: it has no bf16 without AVX-512, and
+/// without VNNI its sums of int8 saturate at 16 bits, pair by pair.
+bool product_usable(ProductType type);
+/// Only where product_usable().
 Kernel make_product(ProductType type, int64_t rows, int64_t in, int64_t out,
                     const std::byte* weight, int threads, PackCache& cache, const std::string& key);
 /// y[r * y_stride + o] = sum_i x[r][i] weight[o][i], f32, packed on the fly; on the calling thread

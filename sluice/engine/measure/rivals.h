@@ -34,7 +34,7 @@ enum class Precision : uint8_t { f32, bf16, int8 };
 
 /// Called directly, not through our wrapper. int8: weights with a scale per output, activations
 /// with one scale, quantized in the timed call (convolution: beforehand). Absent where oneDNN has
-/// only its reference code.
+/// only its reference code, or sums of int8 that saturate (product_usable()).
 std::optional<Contender> onednn_matmul(const LinearProblem& problem, Precision precision);
 std::optional<Contender> onednn_inner_product(const LinearProblem& problem, Precision precision);
 std::optional<Contender> onednn_conv(const ConvProblem& problem, Precision precision);

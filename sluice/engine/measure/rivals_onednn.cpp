@@ -207,9 +207,11 @@ Contender rounding(Contender contender, std::shared_ptr<State> state, Precision 
   return contender;
 }
 
-/// What oneDNN cannot do here is a rival that is not there, not an error.
+/// What oneDNN cannot do here, or not right, is a rival that is not there, not an error.
 template <class Body>
-std::optional<Contender> attempted(Body body) {
+std::optional<Contender> attempted(Precision precision, Body body) {
+  if (precision == Precision::int8 && !onednn::product_usable(onednn::ProductType::i8))
+    return std::nullopt;
   try {
     return body();
   } catch (const dnnl::error&) {
@@ -222,7 +224,7 @@ type plain_type(Precision precision) { return precision == Precision::int8 ? typ
 }  // namespace
 
 std::optional<Contender> onednn_matmul(const LinearProblem& p, Precision precision) {
-  return attempted([&]() -> std::optional<Contender> {
+  return attempted(precision, [&]() -> std::optional<Contender> {
     const ThreadScope threads(p.threads);
     auto state = std::make_shared<State>();
     const Quantized q = quantized(p.x, p.weight, p.out, precision);
@@ -249,7 +251,7 @@ std::optional<Contender> onednn_matmul(const LinearProblem& p, Precision precisi
 }
 
 std::optional<Contender> onednn_inner_product(const LinearProblem& p, Precision precision) {
-  return attempted([&]() -> std::optional<Contender> {
+  return attempted(precision, [&]() -> std::optional<Contender> {
     const ThreadScope threads(p.threads);
     auto state = std::make_shared<State>();
     const Quantized q = quantized(p.x, p.weight, p.out, precision);
@@ -280,7 +282,7 @@ std::optional<Contender> onednn_inner_product(const LinearProblem& p, Precision 
 }
 
 std::optional<Contender> onednn_conv(const ConvProblem& p, Precision precision) {
-  return attempted([&]() -> std::optional<Contender> {
+  return attempted(precision, [&]() -> std::optional<Contender> {
     const ThreadScope threads(p.threads);
     const onednn::ConvShape& s = p.shape;
     auto state = std::make_shared<State>();
