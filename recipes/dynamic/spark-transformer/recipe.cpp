@@ -53,6 +53,7 @@ SparkPlan read_spark_plan(const Json& s, const std::string& work) {
   sizes.attention.head_dim = sizes.ffn.width / sizes.heads;
   sizes.attention.split = sizes.attention.head_dim / 2;
   sizes.attention.tokens = integer("attended");
+  sizes.attention.cache = plan.context;
   plan.evaluated_tokens = integer("evaluated_tokens");
   plan.random_text = json_get<bool>(s, "random_text", kSettings);
   plan.measured_speed = json_get<bool>(s, "speed", kSettings);
@@ -212,6 +213,7 @@ void SparkStudy::run_all() {
     lab::Model control = with_rule(system, rule, own);
     report(arm, "control", control);
   }
+  compare_with_engine(run_, system, probe_);
   if (seed_ == run_.seeds.front() && plan_.measured_speed)
     measure_spark_speed(run_, plan_.speed, own);
 }

@@ -100,14 +100,105 @@ void measure_layer(RecipeRun& run, const SpeedSizes& sizes, uint64_t seed) {
                   d, inner, neurons));
 }
 
+/// One token of attention behind `positions` others, from memory.
+class CachedAttention {
+ public:
+  CachedAttention(const SpeedSizes& sizes, bool spark, uint64_t seed)
+      : positions_(sizes.positions) {
+    const int64_t width = sizes.heads * sizes.head_dim;
+    bundle::Builder builder;
+    const bundle::Value x = builder.input("x", {kBlock, 3 * width});
+    const auto part = [&](const char* name, int64_t index) {
+      return builder.node("slice", name, {x}, {{"start", index * width}, {"size", width}});
+    };
+    const std::vector<bundle::Value> inputs = {part("q", 0), part("k", 1), part("v", 2)};
+    bundle::Attributes attributes{{"heads", sizes.heads}, {"cache", positions_ + 1}};
+    if (spark) {
+      attributes["split"] = sizes.head_dim / 2;
+      attributes["tokens"] = sizes.attended;
+    }
+    builder.output(
+        builder.node(spark ? "spark_attention" : "attention", "attention", inputs, attributes));
+    const std::vector<std::byte> bytes = builder.bytes();
+    const engine::Network network(bundle::Bundle::parse(bytes, "attention", {}));
+    session_ = std::make_unique<engine::Session>(
+        network, engine::Session::Options{.batch = 1, .threads = 1, .sequences = true});
+    out_.resize(static_cast<size_t>(kBlock * width));
+    std::vector<float> rows;
+    for (int64_t at = 0; at < positions_; at += kBlock) {
+      rows = normal_floats(kBlock * 3 * width, 1.0,
+                           derive_seed(seed, "rows", static_cast<uint64_t>(at)));
+      run(rows, kBlock, nullptr);
+    }
+    token_.assign(rows.begin(), rows.begin() + static_cast<std::ptrdiff_t>(3 * width));
+  }
+  void step(Meter* meter = nullptr) {
+    run(token_, 1, meter);
+    session_->rewind(0, positions_);
+  }
+
+ private:
+  static constexpr int64_t kBlock = 64;
+  void run(const std::vector<float>& rows, int64_t count, Meter* meter) {
+    session_->run_tokens(rows, out_, {&count, 1}, {.meter = meter});
+  }
+  int64_t positions_;
+  std::unique_ptr<engine::Session> session_;
+  std::vector<float> out_, token_;
+};
+
+void measure_attention(RecipeRun& run, const SpeedSizes& sizes, uint64_t seed) {
+  CachedAttention dense(sizes, false, derive_seed(seed, "attention")),
+      spark(sizes, true, derive_seed(seed, "attention"));
+  Meter dense_meter, spark_meter;
+  dense.step(&dense_meter);
+  spark.step(&spark_meter);
+  const std::vector<double> seconds =
+      time_interleaved({[&] { dense.step(); }, [&] { spark.step(); }}, 11);
+  run.report.add("dense", "baseline", "attention_us", 1e6 * seconds[0]);
+  run.report.add("spark", "system", "attention_us", 1e6 * seconds[1]);
+  run.report.add("spark", "system", "attention_speedup", seconds[0] / seconds[1]);
+  run.report.add("spark", "system", "attention_share",
+                 double(spark_meter.macs()) / double(dense_meter.macs()));
+  run.report.notes.push_back(fmt::format(
+      "attention_us: one token behind {} others, {} heads of {}, about {} of them attended, one "
+      "thread, keys and values from the cache, projections left out",
+      sizes.positions, sizes.heads, sizes.head_dim, sizes.attended));
+}
+
 }  // namespace
+
+void compare_with_engine(RecipeRun& run, const lab::Model& model, const at::Tensor& ids) {
+  lab::Model copy = lab::clone(model);
+  copy.root->to(at::kCPU);
+  const auto network = in_engine(copy, run.options.work_directory + "/spark.safetensors");
+  const at::Tensor one = ids.narrow(0, 0, 1).cpu(), floats = one.to(at::kFloat).contiguous();
+  const at::NoGradGuard no_grad;
+  Meter lab_meter, meter;
+  lab::Context context;
+  context.meter = &lab_meter;
+  const at::Tensor expected = copy.forward(one, context)[0];
+  engine::Session session(network, {.batch = 1, .threads = 1, .sequences = true});
+  at::Tensor found = at::empty_like(expected);
+  const int64_t tokens = one.size(1), classes = expected.size(1), count = 1;
+  for (int64_t t = 0; t < tokens; ++t)
+    session.run_tokens({floats.data_ptr<float>() + t, 1},
+                       {found.data_ptr<float>() + t * classes, static_cast<size_t>(classes)},
+                       {&count, 1}, {.meter = &meter});
+  run.report.add("spark", "system", "engine_error",
+                 (found - expected).norm().item<double>() / expected.norm().item<double>());
+  run.report.add("spark", "system", "engine_macs", double(meter.macs()) / double(lab_meter.macs()));
+}
 
 void measure_spark_speed(RecipeRun& run, const SpeedSizes& sizes, uint64_t seed) {
   measure_selection(run, sizes, seed);
   measure_layer(run, sizes, seed);
+  measure_attention(run, sizes, seed);
 }
 
 #else
+
+void compare_with_engine(RecipeRun&, const lab::Model&, const at::Tensor&) {}
 
 void measure_spark_speed(RecipeRun& run, const SpeedSizes&, uint64_t) {
   run.report.notes.push_back("built without the engine: no times");

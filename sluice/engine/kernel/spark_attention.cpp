@@ -318,6 +318,10 @@ int64_t spark_scratch_bytes(const SparkAttentionSpec& spec, int64_t rows, int th
                      "attention scratch");
 }
 
+void spark_append(const SparkAttentionSpec& spec, const SparkAttentionRows& sample) {
+  for (int64_t head = 0; head < spec.heads; ++head) append(spec, sample, head);
+}
+
 Work spark_attention(const SparkAttentionSpec& spec, std::span<const SparkAttentionRows> samples,
                      int threads, std::byte* scratch) {
   int64_t items = 0, most = 0;

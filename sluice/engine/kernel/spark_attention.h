@@ -44,6 +44,8 @@ int64_t spark_cache_bytes(const SparkAttentionSpec& spec);
 /// For that many threads and rows of a run.
 int64_t spark_scratch_bytes(const SparkAttentionSpec& spec, int64_t rows, int threads);
 
+/// The sample's rows into its cache, as spark_attention() begins.
+void spark_append(const SparkAttentionSpec& spec, const SparkAttentionRows& sample);
 /// Appends to the caches, then attends; seen + rows <= cache. The result does not depend on
 /// `threads`. Work counts what was read and multiplied: all predictor columns, the rest of what was
 /// kept.

@@ -8,6 +8,7 @@
 #include "sluice/engine/kernel/elementwise.h"
 #include "sluice/engine/kernel/linear_attention.h"
 #include "sluice/engine/kernel/rows.h"
+#include "sluice/engine/kernel/spark_attention.h"
 #include "sluice/engine/measure/case_families.h"
 #include "sluice/engine/measure/kernels_ours.h"
 #include "sluice/engine/measure/rivals.h"
@@ -140,6 +141,56 @@ Contender recurrent(int64_t heads, int64_t width, int64_t rows, int threads) {
   contender.operations = 5.0 * static_cast<double>(count * width);
   contender.run = [state] {
     linear_attention(state->spec, {&state->call, 1}, state->threads, state->scratch.data());
+  };
+  return contender;
+}
+
+/// One token behind `keys` - 1 others that looks at about `tokens` of them, caches in turn.
+Contender spark_decode(const AttentionShape& s, int64_t keys, int64_t tokens, int threads,
+                       int64_t cold) {
+  struct State {
+    SparkAttentionSpec spec;
+    std::vector<float> q, k, out;
+    Buffer scratch;
+    std::optional<Rotation<Buffer>> caches;
+    SparkAttentionRows call;
+    int threads;
+  };
+  auto state = std::make_shared<State>();
+  State& st = *state;
+  st.spec = {s.heads, s.width / 2, s.width - s.width / 2, s.width, tokens, keys};
+  st.threads = threads;
+  const int64_t columns = s.heads * s.width;
+  st.q = random_values(columns, 1);
+  st.k = random_values(keys * columns, 2);
+  st.out.resize(st.q.size());
+  st.scratch = Buffer(spark_scratch_bytes(st.spec, 1, threads));
+  const int64_t bytes = spark_cache_bytes(st.spec);
+  Buffer filled(bytes);
+  st.call = {st.q.data(), st.k.data(), st.k.data(), st.out.data(), 1, 0, filled.data()};
+  // One by one without looking back: only the caches matter.
+  for (int64_t p = 0; p < keys; ++p) {
+    st.call.seen = p;
+    st.call.k = st.call.v = st.k.data() + p * columns;
+    spark_append(st.spec, st.call);
+  }
+  st.call.seen = keys - 1;
+  st.caches.emplace(cold, bytes, [&](int64_t) {
+    Buffer copy(bytes);
+    std::copy_n(filled.data(), bytes, copy.data());
+    return copy;
+  });
+  Contender contender;
+  contender.name = "sluice";
+  contender.note = "the first half of every key is read in any case";
+  contender.bytes = 4.0 * static_cast<double>(s.heads) *
+                    (static_cast<double>(keys * st.spec.split) +
+                     static_cast<double>(tokens * (st.spec.rest + st.spec.value_width)));
+  contender.operations = contender.bytes / 2;
+  contender.run = [state] {
+    State& st = *state;
+    st.call.cache = st.caches->next().data();
+    spark_attention(st.spec, {&st.call, 1}, st.threads, st.scratch.data());
   };
   return contender;
 }
@@ -304,6 +355,23 @@ std::vector<KernelCase> sequence_cases(const CaseOptions& options) {
             contenders[1].note = fmt::format("the same heads over {} keys", s.seen + s.rows);
             return contenders;
           });
+    }
+  }
+  for (const int threads : options.threads) {
+    AttentionShape s = base;
+    s.kv_heads = s.heads = quick ? 4 : 16;
+    const int64_t keys = quick ? 30 : 4096;
+    s.seen = keys - 1;
+    for (const double kept : {1.0, 0.5, 0.25, 0.0625}) {
+      KernelCase& c = add_case(
+          "spark-attention decode f32", fmt::format("{}, {} keys", heads_text(s), keys), threads,
+          Limit::read_bandwidth, [=] {
+            const auto tokens = std::max<int64_t>(1, std::lround(kept * static_cast<double>(keys)));
+            return std::vector<Contender>{spark_decode(s, keys, tokens, threads, cold),
+                                          softmax_attention(s, threads, cold, Role::dense)};
+          });
+      c.kept = kept;
+      c.conditional = true;
     }
   }
   for (const int threads : options.threads) {

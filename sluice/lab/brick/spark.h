@@ -51,6 +51,7 @@ struct SparkAttentionOptions {
   int64_t split = 32;     ///< columns that choose; 1 .. head_dim - 1
   int64_t tokens = 256;  ///< how many earlier ones a row looks at, about; prefixes up to this whole
   double rope_base = 10000;  ///< of the rotary positions of both parts; each part is even
+  int64_t cache = 0;         ///< positions that the engine keeps; 0: no cache
 };
 
 /// Causal attention, per head: a = q1 k1^T / sqrt(split) over the prefix, theta its statistical
@@ -66,7 +67,7 @@ class SparkAttention final : public Brick {
   at::Tensor forward(const at::Tensor& x, Context& context) override;
   Shape output_shape(const Shape& input) const override;
   Cost cost(const Shape& input) const override;
-  /// Throws Error{unsupported}: the engine has no such node yet.
+  /// As `spark_attention`, behind two `rope` nodes for each of queries and keys.
   bundle::Value lower(bundle::Builder& builder, const bundle::Value& x,
                       const std::string& path) const override;
   void check_slots() const override;

@@ -1,6 +1,7 @@
 #include <cmath>
 
 #include "sluice/base/normal_quantile.h"
+#include "sluice/base/path_pattern.h"
 #include "sluice/lab/brick/attributes.h"
 #include "sluice/lab/brick/builtin.h"
 #include "sluice/lab/brick/layers.h"
@@ -39,6 +40,7 @@ SparkAttention::SparkAttention(const SparkAttentionOptions& options) : options_(
   require_range(options.split, 2, options.head_dim - 2, "split", "spark_attention");
   require_range(options.tokens, 1, int64_t{1} << 24, "tokens", "spark_attention");
   require_range(options.rope_base, 1e-30, 1e30, "rope_base", "spark_attention");
+  require_range(options.cache, 0, int64_t{1} << 24, "cache", "spark_attention");
   if (options.split % 2 != 0 || options.head_dim % 2 != 0) {
     fail(Code::config, "split of spark_attention: expected two even parts, found {} of {}",
          options.split, options.head_dim);
@@ -50,20 +52,23 @@ SparkAttention::SparkAttention(const SparkAttentionOptions& options) : options_(
 }
 
 Json SparkAttention::attributes() const {
-  return {{"head_dim", options_.head_dim},
-          {"split", options_.split},
-          {"tokens", options_.tokens},
-          {"rope_base", options_.rope_base}};
+  Json json = {{"head_dim", options_.head_dim},
+               {"split", options_.split},
+               {"tokens", options_.tokens},
+               {"rope_base", options_.rope_base}};
+  if (options_.cache > 0) json["cache"] = options_.cache;
+  return json;
 }
 
 BrickPtr make_spark_attention(const Json& attributes) {
   const AttributeReader read(attributes, "spark_attention",
-                             {"head_dim", "split", "tokens", "rope_base"});
+                             {"head_dim", "split", "tokens", "rope_base", "cache"});
   SparkAttentionOptions options;
   options.head_dim = read.integer("head_dim");
   options.split = read.integer("split");
   options.tokens = read.integer("tokens");
   options.rope_base = read.number("rope_base", options.rope_base);
+  options.cache = read.integer("cache", 0);
   return std::make_shared<SparkAttention>(options);
 }
 
@@ -136,7 +141,8 @@ at::Tensor SparkAttention::forward(const at::Tensor& x, Context& context) {
   const at::Tensor deviation = (off.square().sum(-1, true) / (n - 1).clamp_min(1) + 1e-20).sqrt();
   const at::Tensor bound = mean + deviation * prefix_quantiles(tokens, options_.tokens, scores);
   const at::Tensor whole = n <= static_cast<double>(options_.tokens);
-  const at::Tensor kept = at::logical_and(seen, at::logical_or(whole, scores >= bound));
+  const at::Tensor kept =
+      at::logical_and(seen, at::logical_or(whole, (scores < bound).logical_not()));
   // Where the prefix is short all of it counts, and subtracting a number changes no softmax.
   const at::Tensor shifted = (scores - bound).masked_fill(kept.logical_not(), -1e30);
   const at::Tensor weights = at::softmax(shifted, -1) * at::softplus(product(split, rest));
@@ -151,10 +157,24 @@ at::Tensor SparkAttention::forward(const at::Tensor& x, Context& context) {
   return o_->forward(y, context);
 }
 
-bundle::Value SparkAttention::lower(bundle::Builder&, const bundle::Value&,
+bundle::Value SparkAttention::lower(bundle::Builder& builder, const bundle::Value& x,
                                     const std::string& path) const {
-  fail(Code::unsupported, "{}: the engine has no node for spark_attention yet; SparkFfn has one",
-       path);
+  const int64_t count = heads(x.shape), split = options_.split, rest = options_.head_dim - split;
+  const auto turned = [&](const Slot& slot) {
+    bundle::Value y = slot.lower(builder, x, path);
+    for (const auto& [start, dims] : {std::pair(int64_t{0}, split), {split, rest}}) {
+      y = builder.node(
+          "rope", join_path(path, fmt::format("{}_rope{}", slot.name(), start > 0 ? 2 : 1)), {y},
+          {{"heads", count}, {"start", start}, {"dims", dims}, {"base", options_.rope_base}});
+    }
+    return y;
+  };
+  bundle::Attributes attributes = {{"heads", count}, {"split", split}, {"tokens", options_.tokens}};
+  if (options_.cache > 0) attributes["cache"] = options_.cache;
+  const bundle::Value q = turned(*q_), k = turned(*k_), v = v_->lower(builder, x, path);
+  return o_->lower(
+      builder, builder.node("spark_attention", join_path(path, "attention"), {q, k, v}, attributes),
+      path);
 }
 
 }  // namespace sluice::lab

@@ -124,6 +124,71 @@ TEST(SparkAttention, GradientsAreThoseOfTheFunctionAndItReloads) {
   EXPECT_TRUE(at::equal(run(*copy, x), run(*brick, x)));
 }
 
+#if SLUICE_HAS_ENGINE
+
+// A decoder with Spark attention, in runs of any length through the engine's cache: what the lab
+// computes over the whole text, and what it metered.
+TEST(SparkAttention, TheEngineReadsATextStepByStepAsTheLabDoes) {
+  Model model = make_model("decoder",
+                           {{"vocab", 23},
+                            {"layers", 2},
+                            {"width", 12},
+                            {"heads", 3},
+                            {"ffn", 10},
+                            {"context", 40},
+                            {"block", 9},
+                            {"init_std", 0.3}},
+                           4);
+  const at::NoGradGuard no_grad;
+  uint64_t seed = 50;
+  for (const SlotRef& ref : walk(*model.root, "blocks.*.attn")) {
+    const BrickPtr brick = make_spark_attention({8, 4, 6, 10000, 40}, 12, 3);
+    for (const char* name : {"q", "k", "v", "o"}) {
+      auto& layer = brick->slot(name).as<Linear>();
+      layer.weight.copy_(random_tensor(layer.weight.sizes(), ++seed) * 0.4);
+    }
+    ref.slot->exchange(brick);
+  }
+  model.root->eval();
+  const TempDirectory folder;
+  save_bundle(model, folder / "m.safetensors");
+  Model loaded = load_model(folder / "m.safetensors");
+  const auto network = engine::Network::open(folder / "m.safetensors");
+  constexpr int64_t kBatch = 2, kTokens = 33;
+  const at::Tensor ids =
+      (random_tensor({kBatch, kTokens}, 12).abs() * 1000).to(at::kLong).remainder(23);
+  Context context;
+  Meter lab_meter, meter;
+  context.meter = &lab_meter;
+  const at::Tensor expected = loaded.forward(ids, context);
+  EXPECT_LT(lab_meter.macs(), kBatch * model.root->cost({kTokens}).macs);
+  engine::Session session(network, {.batch = kBatch, .threads = 2, .sequences = true});
+  EXPECT_EQ(session.capacity(), 40);
+  int64_t done = 0;
+  for (const int64_t count : {9, 1, 1, 7, 1, 9, 5}) {
+    const at::Tensor part = ids.narrow(1, done, count).to(at::kFloat).contiguous();
+    std::vector<float> found(static_cast<size_t>(kBatch * count * 23));
+    session.run_tokens({part.data_ptr<float>(), static_cast<size_t>(part.numel())}, found,
+                       std::vector<int64_t>(kBatch, count), {.meter = &meter});
+    expect_near(at::from_blob(found.data(), {kBatch, count, 23}, at::kFloat),
+                expected.narrow(1, done, count), 2e-5);
+    done += count;
+  }
+  EXPECT_EQ(done, kTokens);
+  EXPECT_EQ(meter.macs(), lab_meter.macs());
+  // Back behind tokens that were refused, and on.
+  session.rewind(0, 30);
+  session.rewind(1, 30);
+  const at::Tensor again = ids.narrow(1, 30, 3).to(at::kFloat).contiguous();
+  std::vector<float> found(static_cast<size_t>(kBatch * 3 * 23));
+  session.run_tokens({again.data_ptr<float>(), static_cast<size_t>(again.numel())}, found,
+                     std::vector<int64_t>(kBatch, 3));
+  expect_near(at::from_blob(found.data(), {kBatch, 3, 23}, at::kFloat), expected.narrow(1, 30, 3),
+              2e-5);
+}
+
+#endif
+
 TEST(Spark, RefusesWhatMakesNoSense) {
   const auto make = [](SparkFfnOptions options) { return [=] { SparkFfn brick(options); }; };
   expect_error(Code::config, "split of spark_ffn", make({8, 8, 10, 0.1, "gelu"}));
@@ -134,10 +199,6 @@ TEST(Spark, RefusesWhatMakesNoSense) {
   });
   expect_error(Code::config, "tokens of spark_attention", [] {
     SparkAttention brick(SparkAttentionOptions{8, 4, 0, 10000});
-  });
-  expect_error(Code::unsupported, "no node for spark_attention", [] {
-    bundle::Builder builder;
-    attention(3)->lower(builder, builder.input("x", {4, 12}), "attn");
   });
 }
 
