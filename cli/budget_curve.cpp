@@ -21,7 +21,9 @@
 namespace sluice::cli {
 namespace {
 
-constexpr size_t kTriedTokens = 48, kTriedBytes = 4096;  // of a text
+// Of a text; more where each token decides by itself what it costs.
+constexpr size_t kTriedTokens = 48, kTriedBytes = 4096;
+constexpr size_t kDecidingTokens = 2048, kDecidingBytes = size_t{1} << 15;
 
 std::vector<std::string> models_of(const std::vector<Subject>& subjects) {
   std::vector<std::string> models;
@@ -82,8 +84,13 @@ void save(const std::string& path, const std::vector<Subject>& subjects, const C
     bundle::SizeEntry& entry = sizes[static_cast<size_t>(subjects[i].size)];
     for (const std::string& key : keys.kept) entry.quality[key] = rows[i].at(key).get<double>();
     // Of another length of text attention has another part of the cost.
-    const double most = bundle::most_share(sizes, static_cast<size_t>(subjects[i].size));
+    const double most = bundle::rows_leave(bundle.graph())
+                            ? 1
+                            : bundle::most_share(sizes, static_cast<size_t>(subjects[i].size));
     entry.quality[bundle::kCostShare] = std::min(most, rows[i].at("share").get<double>());
+    // An expectation where inputs decide, and then of what was measured here.
+    const bool exact = i + 1 == subjects.size() || !entry.quality.contains(bundle::kCostRows);
+    if (!exact) entry.quality[bundle::kCostRows] = static_cast<double>(keys.measured);
     entry.quality[bundle::kSeconds] = rows[i].at(keys.seconds).get<double>();
   }
   bundle::write_with_sizes(bundle, sizes, path);
@@ -139,20 +146,25 @@ std::vector<double> shares_of(const std::vector<Subject>& subjects,
                               const std::vector<double>& costs) {
   std::vector<double> shares;
   if (costs.empty() || subjects.front().size < 0) return shares;
-  std::map<std::string, double> most;
-  for (size_t i = 0; i < subjects.size(); ++i)
-    most[subjects[i].model] = std::max(most[subjects[i].model], costs[i]);
-  for (size_t i = 0; i < subjects.size(); ++i)
-    shares.push_back(costs[i] / std::max(1e-30, most[subjects[i].model]));
+  for (size_t first = 0; first < subjects.size();) {  // a model's sizes stand together
+    size_t end = first;
+    while (end < subjects.size() && subjects[end].model == subjects[first].model) ++end;
+    const std::vector<double> own = bundle::relative_costs(
+        subjects[first].network.bundle().graph(),
+        {costs.begin() + std::ptrdiff_t(first), costs.begin() + std::ptrdiff_t(end)});
+    shares.insert(shares.end(), own.begin(), own.end());
+    first = end;
+  }
   return shares;
 }
 
 std::vector<float> first_ids(const engine::Network& network, const std::string& text) {
-  size_t bytes = std::min(text.size(), kTriedBytes);
+  const bool decides = bundle::rows_leave(network.bundle().graph());
+  size_t bytes = std::min(text.size(), decides ? kDecidingBytes : kTriedBytes);
   while (bytes > 0 && bytes < text.size() && (static_cast<uint8_t>(text[bytes]) & 0xC0) == 0x80)
     --bytes;
   auto ids = engine::text_ids(network, text.substr(0, bytes));
-  ids.resize(std::min(ids.size(), kTriedTokens));
+  ids.resize(std::min(ids.size(), decides ? kDecidingTokens : kTriedTokens));
   return {ids.begin(), ids.end()};
 }
 
@@ -162,8 +174,10 @@ double decode_macs(const Subject& subject, const std::vector<float>& ids, int th
   std::vector<float> logits(static_cast<size_t>(subject.network.output_shape().back()));
   Meter meter;
   const int64_t one = 1;
-  for (const float& id : ids)
+  for (const float& id : ids) {
+    if (session.position(0) == session.capacity()) session.reset();
     session.run_tokens({&id, 1}, logits, {&one, 1}, {.meter = &meter, .size = subject.size});
+  }
   return static_cast<double>(meter.macs()) / static_cast<double>(ids.size());
 }
 

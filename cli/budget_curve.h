@@ -50,6 +50,7 @@ struct CurveKeys {
   std::vector<std::string> kept;  ///< into the table of sizes
   std::string seconds;            ///< of one sample
   std::string unit;               ///< "text"
+  int64_t measured = 0;           ///< how many of them the shares are the mean of
 };
 /// Adds "size" and "share" to the rows, draws the picture and writes the copy, as far as wanted.
 /// Nothing without a curve.

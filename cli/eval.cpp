@@ -118,7 +118,12 @@ int evaluate_models(const Options& options, const Globals& globals) {
   Json models = Json::array();
   for (const Row& row : rows) models.push_back(to_json(row));
   finish_curve(options.curve, subjects, shares,
-               {"accuracy", {"accuracy", "loss"}, "latency_seconds", "picture"}, models);
+               {"accuracy",
+                {"accuracy", "loss"},
+                "latency_seconds",
+                "picture",
+                rows.front().evaluation.count},
+               models);
 
   if (globals.json) {
     print_json({{"split", options.data.split}, {"batch", options.batch}, {"models", models}});

@@ -27,7 +27,7 @@ namespace {
 using engine::Network;
 
 constexpr int kRounds = 5;
-constexpr int64_t kTimedTokens = 8;
+constexpr int64_t kTimedTokens = 8, kMostTimed = 48;
 
 /// What all rows end with.
 void add_cost(Json& row, const Network& network) {
@@ -120,7 +120,7 @@ int evaluate_perplexity(const std::vector<Subject>& subjects, const EvalTextOpti
   for (size_t i = 0; options.curve.wanted && i < subjects.size(); ++i) {
     ids.push_back(first_ids(subjects[i].network, text));
     costs.push_back(decode_macs(subjects[i], ids.back(), globals.threads));
-    timed = i == 0 ? std::ssize(ids[i]) : std::min(timed, std::ssize(ids[i]));
+    timed = std::min(i == 0 ? kMostTimed : timed, std::ssize(ids[i]));
   }
   const auto seconds = time_tokens(subjects, timed, true, globals.threads, ids);
   const std::vector<double> shares = shares_of(subjects, costs);
@@ -154,7 +154,12 @@ int evaluate_perplexity(const std::vector<Subject>& subjects, const EvalTextOpti
                          format_seconds(decode), file_cell(subjects[i].network)}));
   }
   finish_curve(options.curve, subjects, shares,
-               {"perplexity", {"perplexity"}, "decode_seconds_per_token", "token"}, rows);
+               {"perplexity",
+                {"perplexity"},
+                "decode_seconds_per_token",
+                "token",
+                ids.empty() ? 0 : std::ssize(ids.front())},
+               rows);
   show(
       globals, {{"text", options.text}, {"bytes", text.size()}}, rows, table,
       fmt::format("{}, {}; windows of {} tokens, {} apart", options.text,
@@ -266,7 +271,8 @@ int evaluate_retrieval(const std::vector<Subject>& subjects, const EvalTextOptio
                {"ndcg_at_10",
                 {"ndcg_at_10", "recall_at_1", "recall_at_10", "mrr_at_10"},
                 "latency_seconds",
-                "text"},
+                "text",
+                static_cast<int64_t>(all_texts)},
                rows);
   show(globals, {{"retrieval", options.retrieval}}, rows, table,
        fmt::format("{}: {} documents, {} queries with an answer", options.retrieval,
@@ -339,7 +345,8 @@ int evaluate_labels(const std::vector<Subject>& subjects, const EvalTextOptions&
          format_seconds(seconds[i]), file_cell(subjects[i].network)}));
   }
   finish_curve(options.curve, subjects, shares,
-               {"accuracy", {"accuracy", "loss"}, "latency_seconds", "text"}, rows);
+               {"accuracy", {"accuracy", "loss"}, "latency_seconds", "text", std::ssize(set.texts)},
+               rows);
   show(globals, {{"labelled", options.labelled}}, rows, table,
        fmt::format("{}: {} texts", options.labelled, set.texts.size()),
        fmt::format("MACs: metered. Latency: one text of {} tokens, median of interleaved rounds.",

@@ -36,11 +36,13 @@ int show_sizes(const bundle::Bundle& bundle, const Globals& globals) {
     return std::ranges::any_of(
         sizes, [&](const auto& entry) { return bundle::measured(entry, name).has_value(); });
   };
-  const bool shares = told(bundle::kCostShare), times = told(bundle::kSeconds);
+  const bool shares = told(bundle::kCostShare), expected = told(bundle::kCostRows),
+             times = told(bundle::kSeconds);
   std::set<std::string> qualities;
   for (const bundle::SizeEntry& entry : sizes)
     for (const auto& [name, value] : entry.quality)
-      if (name != bundle::kCostShare && name != bundle::kSeconds) qualities.insert(name);
+      if (name != bundle::kCostShare && name != bundle::kCostRows && name != bundle::kSeconds)
+        qualities.insert(name);
   if (globals.json) {
     Json list = Json::array();
     for (const bundle::SizeEntry& entry : sizes) {
@@ -55,6 +57,7 @@ int show_sizes(const bundle::Bundle& bundle, const Globals& globals) {
   }
   std::vector<std::string> header{"size", shares ? "MACs at most" : "MACs", "x largest"};
   if (shares) header.push_back("measured");
+  if (expected) header.push_back("of rows");
   if (times) header.push_back("time");
   header.insert(header.end(), qualities.begin(), qualities.end());
   Table table(header);
@@ -67,6 +70,8 @@ int show_sizes(const bundle::Bundle& bundle, const Globals& globals) {
     const auto share = bundle::measured(entry, bundle::kCostShare);
     const auto seconds = bundle::measured(entry, bundle::kSeconds);
     if (shares) row.push_back(share ? fmt::format("{:.3f}", *share) : "");
+    const auto rows = bundle::measured(entry, bundle::kCostRows);
+    if (expected) row.push_back(rows ? fmt::format("{:.0f}", *rows) : share ? "exact" : "");
     if (times) row.push_back(seconds ? format_seconds(*seconds) : "");
     for (const std::string& name : qualities) {
       const auto found = entry.quality.find(name);

@@ -86,9 +86,12 @@ void report(const engine::GenerationStatistics& s) {
     log_line(fmt::format("draft: {} of {} proposed tokens were accepted ({:.0f} %)", s.accepted,
                          s.proposed, 100.0 * double(s.accepted) / double(s.proposed)));
   log_line(fmt::format(
-      "prompt: {} tokens, {:.1f} tokens/s; then {} tokens, {:.1f} tokens/s; {} MACs a token ran",
+      "prompt: {} tokens, {:.1f} tokens/s; then {} tokens, {:.1f} tokens/s; {} MACs a token ran, "
+      "{} behind the prompt",
       s.prompt_tokens, s.prompt_rate(), s.decoded_tokens, s.decode_rate(),
-      format_macs(static_cast<double>(s.macs) / static_cast<double>(std::max<int64_t>(1, rows)))));
+      format_macs(static_cast<double>(s.macs) / static_cast<double>(std::max<int64_t>(1, rows))),
+      format_macs(static_cast<double>(s.decode_macs) /
+                  static_cast<double>(std::max<int64_t>(1, s.decoded_tokens)))));
 }
 
 Json to_json(const Prompt& prompt, const engine::Generated& result) {
@@ -166,6 +169,10 @@ void add_generate_options(CLI::App& app, GenerateOptions& options) {
       ->capture_default_str();
   app.add_flag("--draft-fixed", options.draft_fixed,
                "Always propose that many, instead of as many as pay by what was accepted so far");
+  app.add_option("--prompt-size", options.prompt_size,
+                 "Size that prompts are read with, where tokens behind them take another: exits "
+                 "save a token at a time, so read prompts with the last size, dense")
+      ->type_name("NAME");
   app.add_option("--batch", options.batch, "Most prompts computed together")
       ->check(CLI::Range(1, 1024))
       ->type_name("N")
@@ -237,11 +244,15 @@ int generate(const engine::Network& network, const GenerateOptions& options, con
   const std::optional<engine::Network> draft = open_draft(network, options);
   const ChosenSize chosen =
       size_for_prompt(network, requests.front().prompt, options.size, globals);
+  const std::optional<int64_t> prompt_size =
+      options.prompt_size.empty() ? std::nullopt
+                                  : std::optional(size_of(network, options.prompt_size));
   engine::Generator generator(network, &tokenizer,
                               {.batch = std::min<int64_t>(options.batch, std::ssize(prompts)),
                                .threads = globals.threads,
                                .budget = budget,
                                .size = chosen.size,
+                               .prompt_size = prompt_size,
                                .draft = draft ? &*draft : nullptr,
                                .draft_size = draft ? size_of(*draft, options.draft_size) : -1,
                                .draft_tokens = options.draft_tokens,
@@ -257,18 +268,21 @@ int generate(const engine::Network& network, const GenerateOptions& options, con
     Json texts = Json::array();
     for (size_t i = 0; i < results.size(); ++i) texts.push_back(to_json(prompts[i], results[i]));
     const int64_t rows = s.prompt_tokens + s.decoded_tokens;
-    Json report = {{"model", model.path()},
-                   {"results", texts},
-                   {"prompt_tokens", s.prompt_tokens},
-                   {"prompt_tokens_per_second", s.prompt_rate()},
-                   {"decoded_tokens", s.decoded_tokens},
-                   {"decoded_tokens_per_second", s.decode_rate()},
-                   {"macs", s.macs},
-                   {"macs_per_token", rows > 0 ? s.macs / rows : 0},
-                   {"cache_bytes", generator.session().state_bytes()},
-                   {"arena_bytes", generator.session().arena_bytes()},
-                   {"peak_memory_bytes", peak_memory()}};
+    Json report = {
+        {"model", model.path()},
+        {"results", texts},
+        {"prompt_tokens", s.prompt_tokens},
+        {"prompt_tokens_per_second", s.prompt_rate()},
+        {"decoded_tokens", s.decoded_tokens},
+        {"decoded_tokens_per_second", s.decode_rate()},
+        {"macs", s.macs},
+        {"decode_macs_per_token", s.decoded_tokens > 0 ? s.decode_macs / s.decoded_tokens : 0},
+        {"macs_per_token", rows > 0 ? s.macs / rows : 0},
+        {"cache_bytes", generator.session().state_bytes()},
+        {"arena_bytes", generator.session().arena_bytes()},
+        {"peak_memory_bytes", peak_memory()}};
     if (chosen.size >= 0) report["budget"] = chosen.json();
+    if (prompt_size) report["prompt_size"] = model.sizes()[static_cast<size_t>(*prompt_size)].name;
     if (draft) {
       report["draft"] = draft->bundle().path();
       report["proposed_tokens"] = s.proposed;

@@ -26,6 +26,7 @@ struct GenerateOptions {
   engine::Sampling sampling;
   std::vector<std::string> stop;
   std::string draft, draft_size;  ///< a bundle; a size of it, as typed
+  std::string prompt_size;        ///< as typed; empty: the same for prompts
   SizeBudget size;                ///< a budget is that of the first prompt's first tokens
   int64_t draft_tokens = 4;
   bool draft_fixed = false;  ///< always as many

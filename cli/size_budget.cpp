@@ -28,17 +28,15 @@ std::vector<double> time_sizes(const std::vector<int64_t>& sizes, const SizeProb
   return seconds;
 }
 
-/// Metered, of what the most expensive size spends on the same input.
-std::vector<double> metered_shares(size_t sizes, const SizeProbe& probe) {
+/// Metered, of what the largest size spends on the same input.
+std::vector<double> metered_shares(const bundle::Bundle& bundle, const SizeProbe& probe) {
   std::vector<double> macs;
-  for (size_t i = 0; i < sizes; ++i) {
+  for (size_t i = 0; i < bundle.sizes().size(); ++i) {
     Meter meter;
     probe(static_cast<int64_t>(i), &meter);
     macs.push_back(static_cast<double>(meter.macs()));
   }
-  const double most = std::max(1.0, *std::max_element(macs.begin(), macs.end()));
-  for (double& each : macs) each /= most;
-  return macs;
+  return bundle::relative_costs(bundle.graph(), std::move(macs));
 }
 
 /// What the table measured, or where it did not, the trial.
@@ -114,7 +112,7 @@ ChosenSize choose_size(const bundle::Bundle& bundle, const SizeBudget& budget,
   }
   if (!budget.wanted()) return chosen;
   bundle::require_sizes(sizes, bundle.path());
-  const std::vector<double> trial = metered_shares(sizes.size(), probe);
+  const std::vector<double> trial = metered_shares(bundle, probe);
   const std::vector<double> costs = expected_costs(sizes, trial);
   if (budget.share) {
     chosen.size = bundle::best_size(sizes, costs, *budget.share, bundle.path());

@@ -138,6 +138,101 @@ TEST_F(Budget, AnEncoderIsSearchedWithAndDrawn) {
   EXPECT_THAT(failure(with({"--budget", "0.01"})), HasSubstr("no size costs 0.01"));
 }
 
+TEST_F(Budget, ADecoderWithExitsSpendsWhatItsTableExpects) {
+  write_tiny_model("qwen3", directory / "source", 64);
+  ASSERT_EQ(run({"import", "source", "-o", "dense.safetensors"}).exit_code, 0);
+  const Json made = report({"transform", "dense.safetensors", "-o", "exits.safetensors", "--pass",
+                            "add-exits:layers=1,shares=[0.75,0.9]", "--calibrate", "book.txt"});
+  EXPECT_LT(made["passes"][0]["largest_output_change"].get<double>(), 1e-6);
+  const Json sizes = made["passes"][0]["report"]["sizes"];
+  ASSERT_EQ(sizes.size(), 2u);
+  const Json table = report({"inspect", "exits.safetensors", "--sizes"})["sizes"];
+  ASSERT_EQ(table.size(), 3u);
+  EXPECT_EQ(table[0]["name"], "exit75");
+  EXPECT_EQ(table[0]["cost"], sizes[0]["cost_share"]);
+  EXPECT_EQ(table[0]["quality"]["cost_rows"], made["passes"][0]["report"]["measured_on"]);
+  EXPECT_EQ(table[2]["cost"], 1.0);
+  EXPECT_FALSE(table[2]["quality"].contains("cost_rows"));
+  EXPECT_THAT(run({"inspect", "exits.safetensors", "--sizes"}).out, HasSubstr("exact"));
+
+  const Arguments prompt{"run", "exits.safetensors", "--prompt", "w4 w9 w7", "--max-tokens", "4"};
+  const auto with = [&](Arguments more) {
+    more.insert(more.begin(), prompt.begin(), prompt.end());
+    return more;
+  };
+  const double cheap = table[0]["cost"].get<double>();
+  const Json fits = report(with({"--budget", std::to_string(cheap + 1e-6)}));
+  EXPECT_EQ(fits["budget"]["size"], "exit75");
+  EXPECT_EQ(fits["budget"]["expected_share"], cheap);
+  // Without a choice, and with all that may be spent, it is the dense decoder in every number.
+  const Json plain =
+      report({"run", "dense.safetensors", "--prompt", "w4 w9 w7", "--max-tokens", "4"});
+  for (const Json& whole : {report(prompt), report(with({"--budget", "1"}))}) {
+    EXPECT_EQ(whole["decode_macs_per_token"], plain["decode_macs_per_token"]);
+    EXPECT_EQ(whole["results"][0]["tokens"], plain["results"][0]["tokens"]);
+  }
+  EXPECT_EQ(report(with({"--budget-ms", "1e6"}))["budget"]["size"], "dense");
+  const Json read = report(with({"--size", "exit75", "--prompt-size", "dense"}));
+  EXPECT_EQ(read["prompt_size"], "dense");
+  EXPECT_EQ(read["results"][0]["tokens"][0], plain["results"][0]["tokens"][0]);
+  EXPECT_THAT(failure(with({"--budget", "0.1"})), HasSubstr("the cheapest, 'exit75', costs"));
+  EXPECT_THAT(failure(with({"--prompt-size", "large"}), 2), HasSubstr("no size 'large'"));
+
+  const Json curve = report({"eval", "exits.safetensors", "--text", "book.txt", "--window", "32",
+                             "--budget-curve", "--save", "measured.safetensors"})["models"];
+  ASSERT_EQ(curve.size(), 3u);
+  EXPECT_EQ(curve[2]["share"], 1.0);
+  EXPECT_LT(curve[0]["share"].get<double>(), curve[1]["share"].get<double>());
+  EXPECT_NEAR(curve[0]["share"].get<double>(), cheap, 0.15);
+  const Json saved = report({"inspect", "measured.safetensors", "--sizes"})["sizes"];
+  EXPECT_EQ(saved[0]["cost"], curve[0]["share"]);
+  EXPECT_GT(saved[0]["quality"]["cost_rows"].get<double>(), 100);
+  EXPECT_EQ(saved[2]["quality"]["perplexity"], curve[2]["perplexity"]);
+
+  EXPECT_THAT(failure({"transform", "dense.safetensors", "-o", "x.safetensors", "--pass",
+                       "add-exits:layers=1,shares=[0.2]", "--calibrate", "book.txt"}),
+              HasSubstr("as early as it can"));
+  EXPECT_THAT(failure({"transform", "dense.safetensors", "-o", "x.safetensors", "--pass",
+                       "add-exits:layers=1"},
+                      2),
+              HasSubstr("give calibration inputs, or a threshold"));
+}
+
+TEST_F(Budget, AClassifierWithExitsKeepsItsAccuracyForLess) {
+  write_bytes(directory / "net.toml", R"(
+[data]
+name = "blobs"
+train_limit = 600
+test_limit = 200
+[model]
+name = "resnet"
+widths = [4, 8, 8]
+blocks = 2
+[train]
+steps = 40
+batch = 20
+)");
+  ASSERT_EQ(run({"train", "net.toml", "-o", "net.safetensors"}).exit_code, 0);
+  const Finished made = run({"transform", "net.safetensors", "-o", "exits.safetensors", "--pass",
+                             "add-exits:every=1,shares=[0.6,0.8]", "--calibrate", "500"});
+  ASSERT_EQ(made.exit_code, 0) << made.err;
+  const Json curve = report({"eval", "exits.safetensors", "--budget-curve"})["models"];
+  const Json plain = report({"eval", "net.safetensors"})["models"];
+  ASSERT_EQ(curve.size(), 3u);
+  EXPECT_EQ(curve[2]["accuracy"], plain[0]["accuracy"]);
+  EXPECT_EQ(curve[2]["macs_per_sample"], plain[0]["macs_per_sample"]);
+  EXPECT_LT(curve[0]["share"].get<double>(), curve[1]["share"].get<double>());
+  EXPECT_NEAR(curve[0]["share"].get<double>(), 0.6, 0.12);
+  EXPECT_GT(curve[1]["accuracy"].get<double>(), plain[0]["accuracy"].get<double>() - 0.1);
+  const Json ran = report({"run", "exits.safetensors", "--sample", "1", "--budget", "0.95"});
+  EXPECT_THAT(ran["budget"]["size"].get<std::string>(), testing::StartsWith("exit"));
+  EXPECT_EQ(
+      report({"transform", "exits.safetensors", "-o", "other.safetensors", "--pass",
+              "calibrate-exits:shares=[0.7]", "--calibrate", "500"})["passes"][0]["report"]["sizes"]
+          .size(),
+      1u);
+}
+
 TEST_F(Budget, APictureIsClassifiedWithinABudget) {
   write_bytes(directory / "plain.toml", R"(
 [data]

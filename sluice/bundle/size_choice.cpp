@@ -16,6 +16,19 @@ constexpr std::pair<const char*, int> kCompared[] = {
 
 }  // namespace
 
+bool rows_leave(const Graph& graph) {
+  return std::ranges::any_of(graph.nodes,
+                             [](const Node& node) { return node.op == "compact_rows"; });
+}
+
+std::vector<double> relative_costs(const Graph& graph, std::vector<double> costs) {
+  if (costs.empty()) return costs;
+  double most = rows_leave(graph) ? costs.back() : *std::ranges::max_element(costs);
+  most = std::max(most, 1e-30);
+  for (double& each : costs) each /= most;
+  return costs;
+}
+
 std::optional<double> measured(const SizeEntry& entry, const std::string& name) {
   const auto found = entry.quality.find(name);
   return found == entry.quality.end() ? std::nullopt : std::optional(found->second);
@@ -35,8 +48,8 @@ void require_sizes(const std::vector<SizeEntry>& sizes, const std::string& what)
   if (!sizes.empty()) return;
   fail(Code::usage,
        "{}: it has one size only, so there is nothing to spend less with; sluice transform --pass "
-       "sparsify-activations:keep=[0.3,0.5,0.7,1] or nest, or sluice train with [nest], gives it "
-       "several",
+       "sparsify-activations:keep=[0.3,0.5,0.7,1], add-exits or nest, or sluice train with [nest], "
+       "gives it several",
        what);
 }
 

@@ -1,9 +1,12 @@
 // Which size of a network to run, by what it costs and is worth.
 //
 // Beside the most that a size may cost, which the graph says (SizeEntry::macs), its entry may hold
-// two numbers that were measured, among its qualities:
-//   cost_share  what it spent on the inputs it was measured on, over what the largest size spent on
-//               them: above 0, up to 1, and no more than the graph allows
+// three numbers that were measured, among its qualities:
+//   cost_share  what it spent on the inputs it was measured on, over what the largest size (where
+//   rows
+//               leave: the last) spent on them: above 0, up to 1, and no more than the graph allows
+//   cost_rows   how many rows (tokens, pictures, texts) cost_share is the mean of, where it is an
+//               expectation: each input decides what it spends. Without it the share is exact.
 //   seconds     of one sample (one token of a decoder) on the machine that measured
 #pragma once
 #include <optional>
@@ -17,8 +20,15 @@ namespace sluice::bundle {
 class Bundle;
 
 inline constexpr const char* kCostShare = "cost_share";
+inline constexpr const char* kCostRows = "cost_rows";
 inline constexpr const char* kSeconds = "seconds";
 
+/// Rows may leave (compact_rows): sizes differ in what inputs decide, and the most that one may
+/// cost says little. The last size then is what others are measured by.
+bool rows_leave(const Graph& graph);
+/// Each cost over that of the size that others are measured by: the last one where rows leave, else
+/// the most expensive.
+std::vector<double> relative_costs(const Graph& graph, std::vector<double> costs);
 /// A measured number of the entry, if there is one.
 std::optional<double> measured(const SizeEntry& entry, const std::string& name);
 /// What entry `size` costs of the largest: its measured share, or the most that it may.

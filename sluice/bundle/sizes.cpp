@@ -123,12 +123,18 @@ void check_sizes(const std::vector<SizeEntry>& sizes, const Graph& graph, const 
       if (!(share->second > 0 && share->second <= 1))
         fail(Code::format, "{}: size '{}': {} of {}; expected above 0, up to 1", what, entry.name,
              kCostShare, share->second);
-      if (share->second * most > static_cast<double>(entry.macs) * (1 + kShareSlack))
+      // Where rows leave, the largest size spends less than it may: no bound for others.
+      if (!rows_leave(graph) &&
+          share->second * most > static_cast<double>(entry.macs) * (1 + kShareSlack))
         fail(Code::format,
              "{}: size '{}': a measured share of {:.4g} of {:.0f} multiply-accumulates; the graph "
              "allows it {}",
              what, entry.name, share->second, most, entry.macs);
     }
+    if (const auto rows = entry.quality.find(kCostRows);
+        rows != entry.quality.end() && !(rows->second >= 1 && rows->second <= 1e15))
+      fail(Code::format, "{}: size '{}': {} of {}; expected a number of rows from 1 on", what,
+           entry.name, kCostRows, rows->second);
     if (const auto seconds = entry.quality.find(kSeconds);
         seconds != entry.quality.end() && !(seconds->second > 0))
       fail(Code::format, "{}: size '{}': {} seconds; expected a number above 0", what, entry.name,

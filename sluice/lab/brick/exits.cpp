@@ -1,5 +1,7 @@
 #include "sluice/lab/brick/exits.h"
 
+#include <algorithm>
+
 #include "sluice/base/path_pattern.h"
 #include "sluice/lab/brick/attributes.h"
 #include "sluice/lab/brick/builtin.h"
@@ -36,6 +38,21 @@ at::Tensor prediction_statistics(const at::Tensor& logits) {
                  -1);
 }
 
+at::Tensor prediction_score(const at::Tensor& logits, const std::string& statistic) {
+  const at::Tensor x = logits.detach();
+  if (statistic == "entropy") {
+    // Where p is 0 its logarithm must not be infinite.
+    const at::Tensor log = at::log_softmax(x, -1);
+    return (log.exp() * log.clamp_min(-200)).sum(-1, /*keepdim=*/true);
+  }
+  const at::Tensor total = at::logsumexp(x, -1, /*keepdim=*/true);
+  if (statistic == "confidence") return (x.amax(-1, true) - total).exp();
+  SLUICE_CHECK(statistic == "margin");
+  const at::Tensor two = (std::get<0>(x.topk(2, -1)) - total).exp();
+  // Where one is no number a sort may hide it; the sum does not.
+  return two.narrow(-1, 0, 1) - two.narrow(-1, 1, 1) + (total - total);
+}
+
 at::Tensor exit_mass(const at::Tensor& g) {
   const at::Tensor left = (1 - (g.cumsum(-1) - g)).clamp_min(0);
   const at::Tensor early = at::minimum(g, left);
@@ -50,19 +67,29 @@ at::Tensor chosen_exit(const at::Tensor& g) {
 
 // ---- ExitGate ----
 
-ExitGate::ExitGate()
-    : weight(register_parameter("weight", initial_uniform({1, kStatistics}, kStatistics))),
-      bias(register_parameter("bias", initial_uniform({1}, kStatistics))) {}
+ExitGate::ExitGate(const std::string& statistic) : statistic_(statistic) {
+  if (statistic.empty()) {
+    weight = register_parameter("weight", initial_uniform({1, kStatistics}, kStatistics));
+    bias = register_parameter("bias", initial_uniform({1}, kStatistics));
+  } else if (statistic != "confidence" && statistic != "entropy" && statistic != "margin") {
+    fail(Code::config,
+         "statistic of exit_gate: '{}' is unknown; known: confidence, entropy, margin",
+         statistic.substr(0, 60));
+  }
+}
 
-Json ExitGate::attributes() const { return Json::object(); }
+Json ExitGate::attributes() const {
+  return statistic_.empty() ? Json::object() : Json{{"statistic", statistic_}};
+}
 
 BrickPtr make_exit_gate(const Json& attributes) {
-  const AttributeReader read(attributes, "exit_gate", {});
-  return std::make_shared<ExitGate>();
+  const AttributeReader read(attributes, "exit_gate", {"statistic"});
+  return std::make_shared<ExitGate>(read.text("statistic", ""));
 }
 
 at::Tensor ExitGate::forward(const at::Tensor& x, Context& context) {
   classes_of(Shape(x.sizes().begin() + 1, x.sizes().end()), "exit_gate");
+  if (!statistic_.empty()) return prediction_score(x, statistic_);
   if (context.meter != nullptr)
     context.meter->add(context.path(), x.size(0) * kStatistics,
                        tensor_bytes(weight) + tensor_bytes(bias));
@@ -76,6 +103,7 @@ Shape ExitGate::output_shape(const Shape& input) const {
 
 Cost ExitGate::cost(const Shape& input) const {
   classes_of(input, "exit_gate");
+  if (!statistic_.empty()) return {};
   const int64_t parameters = kStatistics + 1;
   return {kStatistics, parameters, parameters * static_cast<int64_t>(sizeof(float))};
 }
@@ -83,6 +111,8 @@ Cost ExitGate::cost(const Shape& input) const {
 bundle::Value ExitGate::lower(bundle::Builder& builder, const bundle::Value& x,
                               const std::string& path) const {
   const std::string base = node_path_of(path, *this);
+  if (!statistic_.empty())
+    return builder.node("prediction_score", base, {x}, {{"statistic", statistic_}});
   const auto at_path = [&](const char* name) { return join_path(base, name); };
   const std::vector<int64_t> axes = {0};
   const auto reduced = [&](const char* name, const char* kind, const bundle::Value& value) {
@@ -128,7 +158,8 @@ bundle::Value ExitGate::lower(bundle::Builder& builder, const bundle::Value& x,
 
 // ---- ExitChain ----
 
-ExitChain::ExitChain(const std::string& rule) : rule_(rule) {
+ExitChain::ExitChain(const std::string& rule, std::vector<ExitThresholds> sizes) : rule_(rule) {
+  sizes_ = std::move(sizes);
   if (rule != "mass" && rule != "threshold")
     fail(Code::config, "rule of exit_chain: '{}' is unknown; known: mass, threshold",
          rule.substr(0, 60));
@@ -148,11 +179,52 @@ ExitChain& ExitChain::append_exit(BrickPtr head, BrickPtr gate) {
   return *this;
 }
 
-Json ExitChain::attributes() const { return {{"rule", rule_}}; }
+Json ExitChain::attributes() const {
+  Json json = {{"rule", rule_}};
+  if (!sizes_.empty()) json["thresholds"] = exit_sizes_json(sizes_);
+  return json;
+}
 
 BrickPtr make_exit_chain(const Json& attributes) {
-  const AttributeReader read(attributes, "exit_chain", {"rule"});
-  return std::make_shared<ExitChain>(read.text("rule", "mass"));
+  const AttributeReader read(attributes, "exit_chain", {"rule", "thresholds"});
+  return std::make_shared<ExitChain>(read.text("rule", "mass"),
+                                     read_exit_sizes(attributes, "exit_chain"));
+}
+
+int64_t ExitChain::exit_count() const {
+  const std::vector<Stage> all = stages();
+  return std::count_if(all.begin(), all.end(), [](const Stage& s) { return s.head != nullptr; });
+}
+
+std::string ExitChain::exit_name(int64_t index) const {
+  for (const Stage& stage : stages())
+    if (stage.head != nullptr && index-- == 0) return stage.child->name();
+  SLUICE_CHECK(false);
+}
+
+DepthTable ExitChain::exit_table(const at::Tensor& x, Context& context) const {
+  std::vector<at::Tensor> scores, choices;
+  at::Tensor y = x, left;
+  const auto add = [&](const at::Tensor& logits, const at::Tensor& score) {
+    scores.push_back(score);
+    choices.push_back(logits.argmax(-1));
+  };
+  for (const Stage& stage : stages()) {
+    y = stage.child->forward(y, context);
+    if (stage.head == nullptr) continue;
+    const at::Tensor logits = stage.head->forward(y, context);
+    const at::Tensor score = stage.gate->forward(logits, context).detach().select(-1, 0);
+    if (rule_ != "mass") {
+      add(logits, score);
+      continue;
+    }
+    if (!left.defined()) left = at::ones_like(score);
+    const at::Tensor g = at::sigmoid(score);
+    add(logits, 2 * g - left);
+    left = left - g;
+  }
+  add(y, at::zeros({y.size(0)}, y.options()));
+  return {at::stack(scores, 1), at::stack(choices, 1)};
 }
 
 void ExitChain::adopt(const std::string& name, BrickPtr child) { add_slot(name, std::move(child)); }
@@ -185,14 +257,20 @@ void ExitChain::check_slots() const {
     if (stage.gate != nullptr && stage.gate->name() != name)
       fail(Code::config, "{}: expected the gate '{}' behind its head", stage.gate->name(), name);
   }
+  check_exit_sizes(sizes_);
 }
 
 at::Tensor ExitChain::forward(const at::Tensor& x, Context& context) {
   at::Tensor y = x, rows, left;
   std::vector<at::Tensor> left_rows, left_logits;
+  const ExitThresholds* thresholds = thresholds_for(context, kind());
+  size_t exit = 0;
   for (const Stage& stage : stages()) {
     y = stage.child->forward(y, context);
-    if (stage.head == nullptr || context.gates_forced_open) continue;
+    if (stage.head == nullptr) continue;
+    const std::optional<double> threshold = thresholds ? (*thresholds)[exit] : 0.0;
+    ++exit;
+    if (context.gates_forced_open || !threshold) continue;
     const at::Tensor logits = stage.head->forward(y, context);
     const at::Tensor score = stage.gate->forward(logits, context).detach().select(-1, 0);
     if (!rows.defined()) {
@@ -200,7 +278,8 @@ at::Tensor ExitChain::forward(const at::Tensor& x, Context& context) {
       left = at::ones_like(score);
     }
     const at::Tensor g = at::sigmoid(score);
-    const at::Tensor stays = rule_ == "mass" ? left - 2 * g > 0 : -score > 0;
+    const at::Tensor doubt = rule_ == "mass" ? left - 2 * g : -score;
+    const at::Tensor stays = doubt > static_cast<float>(-*threshold);
     const at::Tensor staying = stays.nonzero().select(-1, 0),
                      leaving = stays.logical_not().nonzero().select(-1, 0);
     left_rows.push_back(rows.index_select(0, leaving));
@@ -251,7 +330,12 @@ Cost ExitChain::cost(const Shape& input) const {
 }
 
 std::vector<int64_t> ExitChain::exit_macs(const Shape& input) const {
-  std::vector<int64_t> result;
+  const auto costs = exit_costs(input, std::vector<bool>(static_cast<size_t>(exit_count()), true));
+  return {costs.begin(), costs.end()};
+}
+
+std::vector<double> ExitChain::exit_costs(const Shape& input, const std::vector<bool>& open) const {
+  std::vector<double> result;
   Shape shape = input;
   int64_t total = 0;
   for (const Stage& stage : stages()) {
@@ -259,10 +343,10 @@ std::vector<int64_t> ExitChain::exit_macs(const Shape& input) const {
     shape = stage.child->output_shape(shape);
     if (stage.head == nullptr) continue;
     const Shape end = stage.head->output_shape(shape);
-    total += stage.head->cost(shape).macs + stage.gate->cost(end).macs;
-    result.push_back(total);
+    if (open.at(result.size())) total += stage.head->cost(shape).macs + stage.gate->cost(end).macs;
+    result.push_back(static_cast<double>(total));
   }
-  result.push_back(total);
+  result.push_back(static_cast<double>(total));
   return result;
 }
 
@@ -270,13 +354,16 @@ bundle::Value ExitChain::lower(bundle::Builder& builder, const bundle::Value& x,
                                const std::string& path) const {
   struct Level {
     std::string name;
-    bundle::Value logits, keep;
+    bundle::Value base, keep;
   };
   std::vector<Level> levels;
   bundle::Value y = x, left;
+  const bool mass = rule_ == "mass", sized = !sizes_.empty();
+  const int64_t count = exit_count();
   for (const Stage& stage : stages()) {
     y = stage.child->lower(builder, y, path);
     if (stage.head == nullptr) continue;
+    const size_t exit = levels.size();
     const bundle::Value logits = stage.head->lower(builder, y, path);
     const bundle::Value score = stage.gate->lower(builder, logits, path);
     const std::string gate = join_path(path, stage.gate->name());
@@ -284,31 +371,62 @@ bundle::Value ExitChain::lower(bundle::Builder& builder, const bundle::Value& x,
                           const std::vector<bundle::Value>& inputs, bundle::Attributes attributes) {
       return builder.node(op, join_path(gate, name), inputs, std::move(attributes));
     };
-    bundle::Value keep, rest;
-    if (rule_ == "threshold") {
-      keep = node("unary", "keep", {score}, {{"kind", "neg"}});
+    const auto affine = [&](const char* name, const bundle::Value& value, double alpha,
+                            double beta) {
+      return node("unary", name, {value}, {{"kind", "linear"}, {"alpha", alpha}, {"beta", beta}});
+    };
+    // In sizes where the exit is closed neither its head nor its gate runs; then `open` stands for
+    // what they give.
+    const auto unless_closed = [&](const char* name, const bundle::Value& value,
+                                   const bundle::Value& otherwise) {
+      return node("size_switch", name, {value, otherwise}, {{"choice", closed_list(exit)}});
+    };
+    bundle::Value zero, one;  // [1], whatever the input
+    if (sized) {
+      bundle::Value any = exit > 0 && mass ? left : y;
+      if (any.shape.size() == 3) any = node("global_avg_pool", "any_pool", {any}, {});
+      if (any.shape.size() == 2)
+        any = node("pool_rows", "any_row", {any}, {{"kind", std::string("first")}});
+      any = node("slice", "any", {any}, {{"start", int64_t{0}}, {"size", int64_t{1}}});
+      zero = affine("zero", node("threshold", "finite", {any}, {}), 0, 0);
+      one = affine("one", zero, 0, 1);
+    }
+    bundle::Value doubt, rest;
+    if (!mass) {
+      doubt = node("unary", sized ? "doubt" : "keep", {score}, {{"kind", "neg"}});
     } else {
       const bundle::Value g = node("activation", "g", {score}, {{"kind", "sigmoid"}});
-      const bool first = levels.empty();
-      const auto minus = [&](const char* name, double factor) {
-        const bundle::Value part =
-            node("unary",
-                 first         ? name
-                 : factor == 1 ? "part"
-                               : "twice",
-                 {g}, {{"kind", "linear"}, {"alpha", -factor}, {"beta", first ? 1.0 : 0.0}});
-        return first ? part : node("add", name, {left, part}, {});
+      const auto minus = [&](const char* name, const char* part, double factor) {
+        if (exit == 0) return affine(name, g, -factor, 1);
+        return node("add", name, {left, affine(part, g, -factor, 0)}, {});
       };
-      keep = minus("keep", 2);
-      rest = minus("rest", 1);
+      doubt = minus(sized ? "doubt" : "keep", "twice", 2);
+      rest = minus("rest", "part", 1);
+      if (sized) rest = unless_closed("rest_or_all", rest, exit == 0 ? one : left);
+    }
+    bundle::Value keep = doubt, base = logits;
+    if (sized) {
+      const bundle::Value stays =
+          node("threshold", "stays", {doubt}, {{"value", threshold_list(exit)}});
+      keep = unless_closed("keep", stays, one);
+      const std::string nothing = join_path(gate, "nothing");
+      builder.tensor(nothing, {1, logits.shape[0]},
+                     std::vector<float>(static_cast<size_t>(logits.shape[0]), 0.0f));
+      const bundle::Value row =
+          builder.node("embedding", join_path(gate, "no_row"), {zero}, {}, {{"weight", nothing}});
+      base = unless_closed(
+          "base", logits,
+          node("reshape", "no_logits", {row}, {{"shape", std::vector<int64_t>{logits.shape[0]}}}));
     }
     y = node("compact_rows", "stay", {y, keep}, {});
-    if (rule_ == "mass") left = node("compact_rows", "left", {rest, keep}, {});
-    levels.push_back({stage.child->name(), logits, keep});
+    // What no later exit reads is not compacted: sizes may not leave a compact_rows out.
+    if (mass && static_cast<int64_t>(exit) + 1 < count)
+      left = node("compact_rows", "left", {rest, keep}, {});
+    levels.push_back({stage.child->name(), base, keep});
   }
   for (size_t i = levels.size(); i-- > 0;) {
     y = builder.node("scatter_rows", join_path(path, levels[i].name + "_join"),
-                     {levels[i].logits, y, levels[i].keep});
+                     {levels[i].base, y, levels[i].keep});
   }
   return y;
 }

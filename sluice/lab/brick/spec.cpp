@@ -11,6 +11,7 @@
 #include "sluice/lab/brick/attributes.h"
 #include "sluice/lab/brick/brick.h"
 #include "sluice/lab/brick/builtin.h"
+#include "sluice/lab/brick/early_exit_decoder.h"
 #include "sluice/lab/brick/graph_network.h"
 #include "sluice/lab/brick/init.h"
 #include "sluice/lab/model/model.h"
@@ -71,6 +72,7 @@ struct Registry {
       {"exit_gate", make_exit_gate},
       {"exit_chain", make_exit_chain},
       {"exit_decoder", make_exit_decoder},
+      {"early_exit_decoder", make_early_exit_decoder},
       {"prefix_mlp", make_prefix_mlp},
       {"ordinal_gate", make_ordinal_gate},
       {"constant_choice", make_constant_choice},

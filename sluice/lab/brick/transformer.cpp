@@ -301,7 +301,11 @@ std::vector<NormReaders> Decoder::norm_readers() const {
 
 bundle::Value Decoder::lower(bundle::Builder& builder, const bundle::Value& x,
                              const std::string& path) const {
-  const bundle::Value rows = lower_rows(builder, x, path);
+  return lower_logits(builder, lower_rows(builder, x, path), path);
+}
+
+bundle::Value Decoder::lower_logits(bundle::Builder& builder, const bundle::Value& rows,
+                                    const std::string& path) const {
   if (!head_->empty()) return head_->lower(builder, rows, path);
   const std::string weight =
       embed_->as<TokenTable>().add_weight(builder, join_path(path, embed_->name()));

@@ -80,7 +80,7 @@ class TextRoot : public Brick {
 /// Logits [B, T, V]: row t are those of token t + 1. One more slot, head; when it is empty the
 /// table in embed is the head's matrix too: one parameter, wherever it is cloned, stored or
 /// trained.
-class Decoder final : public TextRoot {
+class Decoder : public TextRoot {
  public:
   explicit Decoder(int64_t context);
   std::string kind() const override { return "decoder"; }
@@ -94,6 +94,11 @@ class Decoder final : public TextRoot {
                       const std::string& path) const override;
   std::vector<NormReaders> norm_readers() const override;
   bool tied() const { return head_->empty(); }
+
+ protected:
+  /// logits() as nodes.
+  bundle::Value lower_logits(bundle::Builder& builder, const bundle::Value& rows,
+                             const std::string& path) const;
 
  private:
   Slot* head_;

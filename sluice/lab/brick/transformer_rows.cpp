@@ -110,9 +110,11 @@ TransformerBlock::LoweredRows TransformerBlock::lower_rows(bundle::Builder& buil
   };
   const bundle::Value normed = mixing.norm->lower(builder, x, path);
   const auto& attention = mixing.body->as<Attention>();
-  const bundle::Value mixed =
-      attention.lower_rows(builder, normed, kept("kept_normed", normed), keep,
-                           kept("kept_positions", positions), join_path(path, mixing.body->name()));
+  // Only rotary positions are read; sizes may not leave out a compact_rows, so none is idle.
+  const bundle::Value at =
+      attention.options().rope.dims > 0 ? kept("kept_positions", positions) : positions;
+  const bundle::Value mixed = attention.lower_rows(builder, normed, kept("kept_normed", normed),
+                                                   keep, at, join_path(path, mixing.body->name()));
   bundle::Value h = builder.node("add", join_path(path, mixing.add), {kept("kept", x), mixed});
   const bundle::Value in = ffn.norm->lower(builder, h, path);
   h = builder.node("add", join_path(path, ffn.add), {h, ffn.body->lower(builder, in, path)});

@@ -49,7 +49,12 @@ bundle::Value LearnedRows::lower(bundle::Builder& builder, const bundle::Value& 
 
 // ---- VisionTransformer ----
 
-VisionTransformer::VisionTransformer(const std::string& pooling) : pooling_(pooling) {
+VisionTransformer::VisionTransformer(const std::string& pooling, const std::string& part)
+    : pooling_(pooling), part_(part) {
+  if (!part.empty() && part != "embed" && part != "classify") {
+    fail(Code::config, "part of vision_transformer: expected embed or classify, found '{}'",
+         part.substr(0, 60));
+  }
   if (pooling != "first" && pooling != "mean") {
     fail(Code::config, "pooling of vision_transformer: expected first or mean, found '{}'",
          pooling.substr(0, 60));
@@ -62,18 +67,25 @@ VisionTransformer::VisionTransformer(const std::string& pooling) : pooling_(pool
   head_ = &add_slot("head", nullptr);
 }
 
-Json VisionTransformer::attributes() const { return {{"pooling", pooling_}}; }
+Json VisionTransformer::attributes() const {
+  Json json = {{"pooling", pooling_}};
+  if (!part_.empty()) json["part"] = part_;
+  return json;
+}
 
 BrickPtr make_vision_transformer(const Json& attributes) {
-  const AttributeReader read(attributes, "vision_transformer", {"pooling"});
-  return std::make_shared<VisionTransformer>(read.text("pooling", "first"));
+  const AttributeReader read(attributes, "vision_transformer", {"pooling", "part"});
+  return std::make_shared<VisionTransformer>(read.text("pooling", "first"), read.text("part", ""));
 }
 
 void VisionTransformer::check_slots() const {
-  for (const Slot* slot : {patches_, blocks_, head_}) {
-    if (slot->empty()) fail(Code::config, "{}: must be filled", slot->name());
+  const bool embeds = part_ != "classify", classifies = part_ != "embed";
+  for (const auto& [slot, wanted] :
+       {std::pair(patches_, embeds), {blocks_, part_.empty()}, {head_, classifies}}) {
+    if (slot->empty() == wanted)
+      fail(Code::config, "{}: must be {}", slot->name(), wanted ? "filled" : "empty in this part");
   }
-  if ((pooling_ == "first") == class_token_->empty()) {
+  if (embeds && (pooling_ == "first") == class_token_->empty()) {
     fail(Code::config, "class_token: must be {} with pooling '{}'",
          pooling_ == "first" ? "filled" : "empty", pooling_);
   }
@@ -97,6 +109,8 @@ at::Tensor VisionTransformer::classify(const at::Tensor& rows, Context& context)
 }
 
 at::Tensor VisionTransformer::forward(const at::Tensor& pixels, Context& context) {
+  if (part_ == "embed") return embed(pixels, context);
+  if (part_ == "classify") return classify(pixels, context);
   return classify(blocks_->forward(embed(pixels, context), context), context);
 }
 
@@ -131,6 +145,8 @@ Shape VisionTransformer::classify_shape(const Shape& rows) const {
 }
 
 Shape VisionTransformer::output_shape(const Shape& input) const {
+  if (part_ == "embed") return embed_shape(input);
+  if (part_ == "classify") return classify_shape(input);
   return classify_shape(blocks_->output_shape(embed_shape(input)));
 }
 
@@ -149,6 +165,8 @@ Cost VisionTransformer::classify_cost(const Shape& rows) const {
 }
 
 Cost VisionTransformer::cost(const Shape& input) const {
+  if (part_ == "embed") return embed_cost(input);
+  if (part_ == "classify") return classify_cost(input);
   const Shape rows = embed_shape(input);
   return embed_cost(input) + blocks_->cost(rows) + classify_cost(blocks_->output_shape(rows));
 }
@@ -183,12 +201,14 @@ bundle::Value VisionTransformer::lower_classify(bundle::Builder& builder, const 
 
 bundle::Value VisionTransformer::lower(bundle::Builder& builder, const bundle::Value& x,
                                        const std::string& path) const {
+  if (part_ == "embed") return lower_embed(builder, x, path);
+  if (part_ == "classify") return lower_classify(builder, x, path);
   return lower_classify(builder, blocks_->lower(builder, lower_embed(builder, x, path), path),
                         path);
 }
 
 std::vector<NormReaders> VisionTransformer::norm_readers() const {
-  if (norm_->empty()) return {};
+  if (norm_->empty() || head_->empty()) return {};
   return {{norm_->name(), {head_->name()}}};  // a mean of normed rows is normed in the same way
 }
 

@@ -26,11 +26,13 @@ class LearnedRows final : public Brick {
 /// every place of its output [D, H', W'] is a row of D columns, in reading order), class_token
 /// (learned_rows, put before them; empty with pooling "mean"), positions (learned_rows, added to
 /// all rows; may be empty), blocks (rows to rows), norm (may be empty), head. `pooling`: what the
-/// head reads: the "first" row, normed, or the "mean" of all normed rows.
+/// head reads: the "first" row, normed, or the "mean" of all normed rows. `part`: "" all of it, or
+/// in a chain of its pieces (exits) only "embed", what comes before the blocks, or "classify", what
+/// comes behind them; slots of the rest are empty then.
 class VisionTransformer final : public Brick {
  public:
   /// Empty slots, filled by adopt(); use make_vision_transformer for a fresh one.
-  explicit VisionTransformer(const std::string& pooling);
+  explicit VisionTransformer(const std::string& pooling, const std::string& part = "");
   std::string kind() const override { return "vision_transformer"; }
   Json attributes() const override;
   at::Tensor forward(const at::Tensor& pixels, Context& context) override;
@@ -41,6 +43,7 @@ class VisionTransformer final : public Brick {
   std::vector<NormReaders> norm_readers() const override;
   void check_slots() const override;
   const std::string& pooling() const { return pooling_; }
+  const std::string& part() const { return part_; }
 
   // The three parts, for what runs only some of them: exits, stitches. `path` is that of this
   // brick.
@@ -59,7 +62,7 @@ class VisionTransformer final : public Brick {
                                const std::string& path) const;
 
  private:
-  std::string pooling_;
+  std::string pooling_, part_;
   Slot *patches_, *class_token_, *positions_, *blocks_, *norm_, *head_;
 };
 

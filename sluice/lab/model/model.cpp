@@ -7,6 +7,7 @@
 #include "sluice/base/json.h"
 #include "sluice/base/path_pattern.h"
 #include "sluice/lab/brick/attributes.h"
+#include "sluice/lab/brick/exit_network.h"
 #include "sluice/lab/brick/init.h"
 #include "sluice/lab/brick/layers.h"
 #include "sluice/lab/brick/nested.h"
@@ -81,6 +82,10 @@ void check_nested(const Model& model, const bundle::Bundle& bundle) {
     std::vector<int64_t> ends;
     for (const StitchPath& path : stitched->paths()) ends.push_back(path.to);
     if (stitched->anchors() > 1) expect("end", "choice", ends);
+  }
+  if (const auto* exits = dynamic_cast<const ExitNetwork*>(model.root.get());
+      exits != nullptr && !exits->exit_sizes().empty()) {
+    require_count("exits", std::ssize(exits->exit_sizes()));
   }
   for (const SlotRef& ref : walk(*model.root)) {
     const Brick* brick = ref.slot->get().get();

@@ -6,6 +6,7 @@
 
 #include "sluice/base/json.h"
 #include "sluice/base/path_pattern.h"
+#include "sluice/lab/brick/exit_network.h"
 #include "sluice/lab/brick/nested.h"
 #include "sluice/lab/brick/sparse_linear.h"
 #include "sluice/lab/pass/steps.h"
@@ -83,6 +84,12 @@ Json pick_size(Model& model, const PassInput& input) {
   const std::string what = "pass pick-size";
   json_require_known_keys(input.options, {"size"}, what);
   const auto name = json_get<std::string>(input.options, "size", what);
+  if (dynamic_cast<const ExitNetwork*>(model.root.get()) != nullptr) {
+    fail(Code::unsupported,
+         "{}: the sizes of a network with exits are thresholds over one network; run it at that "
+         "size (sluice run --size)",
+         what);
+  }
   const int64_t size = bundle::find_size(model.sizes, name, what);
   const int64_t before = model.cost().macs;
   // Chains first: what they leave out is not worth a replacement. The walk goes on into their

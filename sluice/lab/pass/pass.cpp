@@ -15,6 +15,7 @@
 #include "sluice/lab/gate/gate.h"
 #include "sluice/lab/model/whole_floats.h"
 #include "sluice/lab/pass/delta.h"
+#include "sluice/lab/pass/exits.h"
 #include "sluice/lab/pass/steps.h"
 #include "sluice/lab/pass/stitch.h"
 #include "sluice/lab/pass/subnet.h"
@@ -136,6 +137,25 @@ std::vector<PassEntry> builtin_passes() {
         "slots=**              projections, by path pattern",
         true, false},
        sparsify_activations},
+      {{"add-exits", "exits behind layers, through which what is sure enough leaves early",
+        "layers=               behind which layers or blocks: [2,4]\n"
+        "every=2               in its place: behind every second\n"
+        "heads=shared          a decoder's own norm and head; 'own': fresh ones, fitted to the "
+        "calibration\n"
+        "                      inputs where there are any (classifiers: always)\n"
+        "gate=confidence       largest probability; 'margin' to the second; 'entropy', negative\n"
+        "shares=[0.5,0.7,0.85] sizes that spend that share of the dense cost, with thresholds from "
+        "the\n"
+        "                      calibration inputs; the last size is dense (run --budget)\n"
+        "threshold=            in their place one size with that threshold for all exits\n"
+        "seed=0                of fresh heads",
+        false, true},
+       add_exits},
+      {{"calibrate-exits", "other sizes for a network with exits, from data",
+        "shares=[0.5,0.7,0.85] sizes that spend that share of the dense cost\n"
+        "threshold=            in their place one size with that threshold for all exits",
+        false, false},
+       calibrate_exits},
       {{"acmize", "feed-forward networks of which each row runs as much as it needs",
         "learners=4            small networks, summed, in place of each\n"
         "factor=1              their cost together, as a share of what they replace\n"

@@ -338,10 +338,10 @@ TEST(Passes, AreListedWithTheirPromises) {
   EXPECT_THAT(names,
               ElementsAre("insert-gates", "freeze-gates", "slice-channels", "fold-norm",
                           "fold-linear", "prune", "quantize", "dequantize", "rotate-residual",
-                          "nest", "set-sizes", "pick-size", "sparsify-activations", "acmize",
-                          "apply-delta", "stitch", "reestimate-norm"));
-  EXPECT_THAT(equal,
-              ElementsAre("slice-channels", "fold-norm", "fold-linear", "rotate-residual", "nest"));
+                          "nest", "set-sizes", "pick-size", "sparsify-activations", "add-exits",
+                          "calibrate-exits", "acmize", "apply-delta", "stitch", "reestimate-norm"));
+  EXPECT_THAT(equal, ElementsAre("slice-channels", "fold-norm", "fold-linear", "rotate-residual",
+                                 "nest", "add-exits"));
 }
 
 }  // namespace

@@ -267,6 +267,8 @@ std::map<std::string, double> kept_shares(Model& model, const PassInput& input,
 void measure_shares(Model& model, const PassInput& input, const std::string& pass) {
   const EvaluationMode evaluation(*model.root);
   std::vector<double> macs;
+  const double rows =
+      static_cast<double>(input.calibration.defined() ? input.calibration.numel() : 0);
   for (size_t size = 0; size < model.sizes.size(); ++size) {
     Meter meter;
     for_each_calibration_batch(model, input, pass, [&](const at::Tensor& x) {
@@ -279,6 +281,7 @@ void measure_shares(Model& model, const PassInput& input, const std::string& pas
   }
   for (size_t size = 0; size < model.sizes.size(); ++size) {
     model.sizes[size].quality[bundle::kCostShare] = std::min(1.0, macs[size] / macs.back());
+    if (size + 1 < model.sizes.size()) model.sizes[size].quality[bundle::kCostRows] = rows;
   }
 }
 

@@ -233,7 +233,9 @@ Json rotate_residual(Model& model, const PassInput& input) {
   if (by != "random" && by != "columns") {
     fail(Code::config, "{}: by: expected random or columns, found '{}'", kRotate, by.substr(0, 60));
   }
-  auto* decoder = dynamic_cast<Decoder*>(model.root.get());
+  // The exits of another kind of decoder read the stream where they are.
+  auto* decoder =
+      model.root->kind() == "decoder" ? dynamic_cast<Decoder*>(model.root.get()) : nullptr;
   if (decoder == nullptr) {
     fail(Code::unsupported,
          "{}: the network is a {}; its stream is seen from outside only in a "
