@@ -254,6 +254,12 @@ Model run_pass(const Model& model, const std::string& name, const PassInput& inp
   if (entry.info.needs_calibration && !input.calibration.defined()) {
     fail(Code::usage, "pass {} needs calibration data, and none was given", name);
   }
+  // They rearrange bricks; of an imported graph only the layers with weights are.
+  if (entry.info.keeps_function && model.root->kind() == "graph_network")
+    fail(Code::unsupported,
+         "pass {}: the network is an imported graph without blocks, gates and norms that it could "
+         "change; prune, quantize and dequantize work on its layers",
+         name);
   Model result = clone(model);
   const Json report = entry.run(result, input);
   result.root->output_shape(result.input_shape);
