@@ -186,7 +186,8 @@ TEST_F(Budget, ADecoderWithExitsSpendsWhatItsTableExpects) {
   EXPECT_NEAR(curve[0]["share"].get<double>(), cheap, 0.15);
   const Json saved = report({"inspect", "measured.safetensors", "--sizes"})["sizes"];
   EXPECT_EQ(saved[0]["cost"], curve[0]["share"]);
-  EXPECT_GE(saved[0]["quality"]["cost_rows"].get<double>(), curve[0]["tokens"].get<double>());
+  // Costs are of the tokens that are timed, perplexity is of the whole text.
+  EXPECT_EQ(saved[0]["quality"]["cost_rows"], 64);
   EXPECT_EQ(saved[2]["quality"]["perplexity"], curve[2]["perplexity"]);
 
   EXPECT_THAT(failure({"transform", "dense.safetensors", "-o", "x.safetensors", "--pass",
