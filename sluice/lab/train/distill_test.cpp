@@ -64,7 +64,8 @@ TEST(Distiller, LossIsZeroForTheTeacherItselfAndNamesWhatDoesNotFit) {
   expect_error(Code::shape, "blocks.0.ffn.up", [&] {
     Distiller(teacher, {.features = {{"blocks.0.ffn.up", "blocks.0.ffn"}}}).loss(student, batch);
   });
-  expect_error(Code::config, "kl, mse, cosine or probabilities", [&] { Distiller(teacher, {.output = "l1"}); });
+  expect_error(Code::config, "kl, mse, cosine or probabilities",
+               [&] { Distiller(teacher, {.output = "l1"}); });
 }
 
 TEST(Distiller, DoesNotCountPadding) {
