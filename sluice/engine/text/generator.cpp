@@ -276,7 +276,7 @@ struct Generator::State {
     if (prompt == 0) {
       statistics.decode_macs += meter.macs() - spent;
     } else {
-      statistics.decode_macs += (meter.macs() - spent) / (prompt + decoded) * decoded;
+      statistics.decode_macs += (meter.macs() - spent) * decoded / (prompt + decoded);
     }
   }
 

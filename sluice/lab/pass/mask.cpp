@@ -64,14 +64,6 @@ std::vector<std::pair<std::string, at::Tensor>> prunable(const Brick& root) {
   return result;
 }
 
-// [n] bool: all but the `drop` lowest scores; among equal ones the lowest indices stay.
-at::Tensor keep_highest(const at::Tensor& score, int64_t drop) {
-  const auto [values, order] = at::sort(score, /*stable=*/true, 0, /*descending=*/true);
-  at::Tensor keep = at::zeros_like(score, at::kBool);
-  keep.index_fill_(0, order.narrow(0, 0, score.numel() - drop), true);
-  return keep;
-}
-
 // Prunes the candidates of one pool together.
 void prune_pool(const std::vector<Candidate*>& pool, MaskSet& masks) {
   std::vector<at::Tensor> scores;
@@ -79,7 +71,7 @@ void prune_pool(const std::vector<Candidate*>& pool, MaskSet& masks) {
   const at::Tensor all = at::cat(scores);
   const auto drop =
       static_cast<int64_t>(std::llround(pool.front()->rate * static_cast<double>(all.numel())));
-  const at::Tensor keep = keep_highest(all, drop);
+  const at::Tensor keep = highest(all, all.numel() - drop);
   int64_t offset = 0;
   for (const Candidate* candidate : pool) {
     const int64_t survivors = candidate->score.numel();
@@ -92,6 +84,13 @@ void prune_pool(const std::vector<Candidate*>& pool, MaskSet& masks) {
 }
 
 }  // namespace
+
+at::Tensor highest(const at::Tensor& scores, int64_t count) {
+  const at::Tensor order = std::get<1>(at::sort(scores, /*stable=*/true, 0, /*descending=*/true));
+  at::Tensor mask = at::zeros_like(scores, at::kBool);
+  mask.index_fill_(0, order.narrow(0, 0, count), true);
+  return mask;
+}
 
 void MaskSet::apply(Brick& root) const {
   const at::NoGradGuard no_grad;

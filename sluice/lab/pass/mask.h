@@ -44,6 +44,9 @@ PruneScore random_score(uint64_t seed);
 /// global scope no layer becomes emptier than that.
 PruneScore guarded_score(PruneScore score, double share);
 
+/// [n] bool: the `count` highest of n scores; among equal ones the lowest indices are taken.
+at::Tensor highest(const at::Tensor& scores, int64_t count);
+
 /// Prunes the lowest-scoring fraction of the *surviving* weights (percentiles over survivors only):
 /// exactly round(rate * survivors) per layer or over all layers; ties at the cut-off keep the
 /// lowest index. Biases and norms are not pruned.

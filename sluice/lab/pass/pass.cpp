@@ -64,7 +64,7 @@ std::vector<PassEntry> builtin_passes() {
         "                      with their query heads): masks that slice-channels removes\n"
         "slots=**              layers (blocks, for channels), by path pattern\n"
         "seed=0                of score=random",
-        false, false},
+        false, false, true},
        prune},
       {{"quantize", "stores the weights of linear layers and embeddings in few bits",
         "format=i8             bf16, i8, i8-32, i4-32, i4-32-min, ternary, binary, binary-2 or "
@@ -74,10 +74,10 @@ std::vector<PassEntry> builtin_passes() {
         "skip=[]               layers that stay as they are, by path patterns: the last one, say\n"
         "embeddings=true       tables of embeddings, too; false where a weight gets less than 4 "
         "bits",
-        false, false},
+        false, false, true},
        quantize},
       {{"dequantize", "ordinary linear layers of the values that packed ones stand for",
-        "slots=**              layers, by path pattern", false, false},
+        "slots=**              layers, by path pattern", false, false, true},
        dequantize},
       {{"rotate-residual", "turns a decoder's residual stream so that no column is an outlier",
         "by=random             'columns': so that the columns of k and gate become orthogonal; "
@@ -170,7 +170,7 @@ std::vector<PassEntry> builtin_passes() {
         "file                  the difference\n"
         "scale=1               times how much; -1 takes it away\n"
         "force=false           add it to a network that it was not made from",
-        false, false},
+        false, false, true},
        apply_delta},
       {{"stitch", "this network and others as one, which also runs at sizes in between",
         "with                  file of another network, or a list: [\"a\",\"b\"]\n"
@@ -254,12 +254,15 @@ Model run_pass(const Model& model, const std::string& name, const PassInput& inp
   if (entry.info.needs_calibration && !input.calibration.defined()) {
     fail(Code::usage, "pass {} needs calibration data, and none was given", name);
   }
-  // They rearrange bricks; of an imported graph only the layers with weights are.
-  if (entry.info.keeps_function && model.root->kind() == "graph_network")
+  if (!entry.info.takes_graphs && model.root->kind() == "graph_network") {
+    std::vector<std::string> others;
+    for (const PassEntry* other : all_passes())
+      if (other->info.takes_graphs) others.push_back(other->info.name);
     fail(Code::unsupported,
-         "pass {}: the network is an imported graph without blocks, gates and norms that it could "
-         "change; prune, quantize and dequantize work on its layers",
-         name);
+         "pass {}: the network is an imported graph, without the blocks, gates and norms that this "
+         "pass changes; what works on its layers: {}",
+         name, fmt::join(others, ", "));
+  }
   Model result = clone(model);
   const Json report = entry.run(result, input);
   result.root->output_shape(result.input_shape);

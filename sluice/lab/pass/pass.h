@@ -24,6 +24,8 @@ struct PassInfo {
   bool needs_calibration = false;
   bool keeps_function =
       false;  ///< outputs are equal before and after (to rounding): tests prove it
+  /// Finds what it changes in an imported graph too (brick graph_network); others need bricks.
+  bool takes_graphs = false;
 };
 
 struct PassEntry {

@@ -105,6 +105,17 @@ void add_pair(Plan& plan, int64_t from, const std::vector<Shape>& a, const std::
   }
 }
 
+void check_windows(const StitchOptions& options, int64_t blocks) {
+  if (options.window < 1 || options.window > blocks) {
+    fail(Code::config, "window of stitches: expected 1 to the {} blocks, found {}", blocks,
+         options.window);
+  }
+  if (options.stride < 1 || options.stride > options.window) {
+    fail(Code::config, "stride of stitches: expected 1 to the window's {} blocks, found {}",
+         options.window, options.stride);
+  }
+}
+
 }  // namespace
 
 std::vector<StitchPosition> stitch_positions(int64_t front, int64_t end,
@@ -117,14 +128,7 @@ std::vector<StitchPosition> stitch_positions(int64_t front, int64_t end,
     }
     return result;
   }
-  if (options.window < 1 || options.window > front) {
-    fail(Code::config, "window of stitches: expected 1 to the {} blocks, found {}", front,
-         options.window);
-  }
-  if (options.stride < 1 || options.stride > options.window) {
-    fail(Code::config, "stride of stitches: expected 1 to the window's {} blocks, found {}",
-         options.window, options.stride);
-  }
+  check_windows(options, front);
   int64_t group = 0;
   for (int64_t first = 0; first + options.window <= front; first += options.stride, ++group) {
     for (int64_t out = first; out < first + options.window; ++out) {
@@ -155,14 +159,7 @@ Model stitch(const std::vector<Model>& anchors, const StitchOptions& options) {
     plan.paths.push_back({index, index});
     longest = std::max(longest, static_cast<int64_t>(flows.back().size()) - 1);
   }
-  if (options.window < 1 || options.window > longest) {
-    fail(Code::config, "window of stitches: expected 1 to the {} blocks, found {}", longest,
-         options.window);
-  }
-  if (options.stride < 1 || options.stride > options.window) {
-    fail(Code::config, "stride of stitches: expected 1 to the window's {} blocks, found {}",
-         options.window, options.stride);
-  }
+  check_windows(options, longest);
   for (size_t i = 1; i < anchors.size(); ++i) {
     add_pair(plan, static_cast<int64_t>(i) - 1, flows[i - 1], flows[i], options);
   }

@@ -121,9 +121,7 @@ MaskSet SoftMasks::harden() const {
   const at::Tensor scores = at::cat(all);
   const auto keep =
       std::max<int64_t>(1, std::llround(options_.density * static_cast<double>(scores.numel())));
-  const at::Tensor order = std::get<1>(at::sort(scores, /*stable=*/true, 0, /*descending=*/true));
-  at::Tensor hard = at::zeros_like(scores);
-  hard.index_fill_(0, order.narrow(0, 0, keep), 1);
+  const at::Tensor hard = highest(scores, keep).to(at::kDouble);
   MaskSet masks;
   int64_t at = 0;
   for (const auto& [path, score] : scores_) {

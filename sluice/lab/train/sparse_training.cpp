@@ -74,15 +74,6 @@ std::vector<std::string> weight_paths(Brick& root, const SparseOptions& options)
   return paths;
 }
 
-/// 1 for the `count` highest of the scores, the lowest indices first among equal ones.
-at::Tensor highest(const at::Tensor& scores, int64_t count) {
-  const at::Tensor order =
-      std::get<1>(at::sort(scores.flatten(), /*stable=*/true, 0, /*descending=*/true));
-  at::Tensor mask = at::zeros({scores.numel()}, at::kBool);
-  mask.index_fill_(0, order.narrow(0, 0, count), true);
-  return mask;
-}
-
 /// Sum of a weight's dimensions over their product (Mocanu et al. 2018, with kernels: Evci et al.
 /// 2020).
 double erdos_renyi(const at::Tensor& weight) {
