@@ -26,7 +26,7 @@
 #include "sluice/engine/graph/network.h"
 
 namespace sluice::cli {
-namespace {
+namespace bench_verb {
 
 struct Options {
   std::vector<std::string> models;
@@ -273,6 +273,6 @@ const bool registered =
                    "sluice bench kernels",
                    setup, /*own_threads=*/true});
 
-}  // namespace
+}  // namespace bench_verb
 }  // namespace sluice::cli
 #endif

@@ -22,7 +22,7 @@
 #include "sluice/engine/graph/evaluate.h"
 
 namespace sluice::cli {
-namespace {
+namespace eval_verb {
 
 struct Options {
   std::vector<std::string> models;
@@ -209,6 +209,6 @@ const bool registered =
                    "curve.svg",
                    setup});
 
-}  // namespace
+}  // namespace eval_verb
 }  // namespace sluice::cli
 #endif

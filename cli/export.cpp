@@ -19,7 +19,7 @@
 #include "sluice/bundle/export/export.h"
 
 namespace sluice::cli {
-namespace {
+namespace export_verb {
 
 using Weights = bundle::ExportOptions::Weights;
 
@@ -101,5 +101,5 @@ const bool registered =
                    "sluice export net.safetensors -o net.onnx --format onnx",
                    setup});
 
-}  // namespace
+}  // namespace export_verb
 }  // namespace sluice::cli

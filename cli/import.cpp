@@ -24,7 +24,7 @@
 #include "sluice/bundle/import/hf.h"
 
 namespace sluice::cli {
-namespace {
+namespace import_verb {
 
 using Weights = bundle::ImportOptions::Weights;
 
@@ -176,5 +176,5 @@ const bool registered =
                    "sluice import net.onnx -o net.safetensors --input x=1x3x224x224",
                    setup});
 
-}  // namespace
+}  // namespace import_verb
 }  // namespace sluice::cli

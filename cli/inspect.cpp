@@ -18,7 +18,7 @@
 #include "sluice/bundle/size_choice.h"
 
 namespace sluice::cli {
-namespace {
+namespace inspect_verb {
 
 struct Options {
   std::string file;
@@ -141,5 +141,5 @@ const bool registered =
                    "sluice inspect nested.safetensors --sizes",
                    setup});
 
-}  // namespace
+}  // namespace inspect_verb
 }  // namespace sluice::cli

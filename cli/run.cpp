@@ -25,7 +25,7 @@
 #include "sluice/engine/graph/network.h"
 
 namespace sluice::cli {
-namespace {
+namespace run_verb {
 
 struct Options {
   std::string model;
@@ -260,6 +260,6 @@ const bool registered =
                    "small.safetensors",
                    setup});
 
-}  // namespace
+}  // namespace run_verb
 }  // namespace sluice::cli
 #endif

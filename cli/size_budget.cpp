@@ -15,7 +15,7 @@
 namespace sluice::cli {
 namespace {
 
-constexpr int kRounds = 5;
+constexpr int kTimedRounds = 5;
 constexpr double kShortest = 0.005;  // seconds of a sample
 
 /// Seconds of a unit at each of `sizes`, interleaved.
@@ -23,7 +23,7 @@ std::vector<double> time_sizes(const std::vector<int64_t>& sizes, const SizeProb
                                double units) {
   std::vector<std::function<void()>> calls;
   for (const int64_t size : sizes) calls.push_back([&probe, size] { probe(size, nullptr); });
-  std::vector<double> seconds = time_interleaved(calls, kRounds, kShortest);
+  std::vector<double> seconds = time_interleaved(calls, kTimedRounds, kShortest);
   for (double& each : seconds) each /= units;
   return seconds;
 }

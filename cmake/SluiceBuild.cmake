@@ -16,16 +16,21 @@ include(GNUInstallDirs)
 
 find_program(SLUICE_CCACHE ccache)
 if(SLUICE_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
-  # pch_defines,time_macros: ccache accepts objects compiled with a precompiled header only with this.
+  # pch_defines,time_macros: ccache accepts objects compiled with a precompiled header only with this. The base folder makes
+  # an object of one build folder serve another one with the same settings: the engine without LibTorch is not compiled twice.
   set(CMAKE_C_COMPILER_LAUNCHER ${SLUICE_CCACHE})
-  set(CMAKE_CXX_COMPILER_LAUNCHER ${CMAKE_COMMAND} -E env CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime ${SLUICE_CCACHE})
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CMAKE_COMMAND} -E env CCACHE_BASEDIR=${CMAKE_SOURCE_DIR}
+    CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime ${SLUICE_CCACHE})
 endif()
 find_program(SLUICE_MOLD mold)
 if(SLUICE_MOLD AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   add_link_options(-fuse-ld=mold)
 endif()
 if(SLUICE_SANITIZE)
-  add_compile_options(-fsanitize=address,undefined -fno-omit-frame-pointer -fno-sanitize-recover=undefined)
+  # A null pointer faults by itself; to check each one first costs a fifth of the time to compile. Of Highway's six
+  # instruction sets the plain one, AVX2 and the newest AVX-512 are compiled.
+  add_compile_options(-fsanitize=address,undefined -fno-sanitize=null -fno-omit-frame-pointer -fno-sanitize-recover=undefined)
+  add_compile_definitions("HWY_DISABLED_TARGETS=(HWY_SSSE3|HWY_SSE4|HWY_AVX3)")
   add_link_options(-fsanitize=address,undefined)
 endif()
 if(SLUICE_FUZZ)
@@ -49,6 +54,22 @@ if(SLUICE_LAB)
   find_package(Torch REQUIRED)
 endif()
 
+# Most of a file's time goes into the templates of nlohmann::json, fmt and LibTorch that it instantiates; files compiled
+# together instantiate them once (docs/decisions/compile-time.md). Kernels compiled once per instruction set stay alone:
+# Highway includes the file again for each.
+function(sluice_unity name batch)
+  get_target_property(sources ${name} SOURCES)
+  foreach(source ${sources})
+    if(source MATCHES "\\.cpp$" AND EXISTS ${source})
+      file(STRINGS ${source} again REGEX "hwy/foreach_target\\.h" LIMIT_COUNT 1)
+      if(again)
+        set_source_files_properties(${source} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
+      endif()
+    endif()
+  endforeach()
+  set_target_properties(${name} PROPERTIES UNITY_BUILD ${SLUICE_UNITY} UNITY_BUILD_BATCH_SIZE ${batch})
+endfunction()
+
 # sluice_library(name DEPENDS ...): every .cpp of the current folder and below, tests and benches left out.
 function(sluice_library name)
   cmake_parse_arguments(ARG "" "" "DEPENDS;EXCLUDE" ${ARGN})
@@ -61,6 +82,7 @@ function(sluice_library name)
   target_include_directories(${name} PUBLIC ${CMAKE_SOURCE_DIR})
   target_compile_options(${name} PRIVATE -Wall -Wextra -Wno-unused-parameter)
   target_link_libraries(${name} PUBLIC ${ARG_DEPENDS} fmt::fmt)
+  sluice_unity(${name} 14)
 endfunction()
 
 # sluice_tests(name DEPENDS ...): one executable of the folder's *_test.cpp, registered with ctest test by test.
@@ -78,9 +100,12 @@ function(sluice_tests name)
   add_executable(${name} ${sources})
   target_include_directories(${name} PRIVATE ${CMAKE_SOURCE_DIR})
   target_link_libraries(${name} PRIVATE ${ARG_DEPENDS} GTest::gmock GTest::gtest_main)
+  sluice_unity(${name} 10)
+  # What they test is optimised; they themselves need not be, and instrumented ones take twice as long when they are.
   if(SLUICE_SANITIZE)
-    # Instrumented tests take twice as long to compile when optimised, and what they test is optimised anyway.
     target_compile_options(${name} PRIVATE -O0)
+  elseif(NOT CMAKE_BUILD_TYPE STREQUAL "Debug")
+    target_compile_options(${name} PRIVATE -O1)
   endif()
   gtest_discover_tests(${name} DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 60
     PROPERTIES TIMEOUT 300 LABELS "${ARG_LABELS}")

@@ -17,7 +17,7 @@
 #include "sluice/lab/train/fast_blas.h"
 
 namespace sluice::recipes {
-namespace {
+namespace recipe_test {
 
 class Environment : public ::testing::Environment {
   void SetUp() override {
@@ -284,5 +284,5 @@ INSTANTIATE_TEST_SUITE_P(All, RecipeMatrix, ::testing::ValuesIn(runnable()), [](
   return name;
 });
 
-}  // namespace
+}  // namespace recipe_test
 }  // namespace sluice::recipes

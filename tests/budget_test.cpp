@@ -10,7 +10,7 @@
 #include "tests/tiny_models.h"
 
 namespace sluice::test {
-namespace {
+namespace budget_test {
 
 using testing::ElementsAre;
 using testing::HasSubstr;
@@ -262,6 +262,6 @@ widths = [0.25, 0.5, 1.0]
   EXPECT_EQ(curve["models"][1]["share"], 0.5);
 }
 
-}  // namespace
+}  // namespace budget_test
 }  // namespace sluice::test
 #endif

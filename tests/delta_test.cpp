@@ -9,7 +9,7 @@
 #include "tests/process.h"
 
 namespace sluice::test {
-namespace {
+namespace delta_test {
 
 using testing::HasSubstr;
 
@@ -127,6 +127,6 @@ TEST_F(Delta, MistakesAreNamedAndNothingIsWritten) {
   EXPECT_EQ(run({"inspect", "d.safetensors"}).exit_code, 0) << "an ordinary safetensors file";
 }
 
-}  // namespace
+}  // namespace delta_test
 }  // namespace sluice::test
 #endif

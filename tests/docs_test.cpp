@@ -11,7 +11,7 @@
 #include "tests/process.h"
 
 namespace sluice::test {
-namespace {
+namespace docs_test {
 
 namespace fs = std::filesystem;
 
@@ -94,5 +94,5 @@ TEST(Documentation, LinksToFilesOfThisRepositoryExist) {
   }
 }
 
-}  // namespace
+}  // namespace docs_test
 }  // namespace sluice::test

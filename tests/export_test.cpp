@@ -8,7 +8,7 @@
 #include "tests/process.h"
 
 namespace sluice::test {
-namespace {
+namespace export_test {
 
 using testing::HasSubstr;
 using testing::StartsWith;
@@ -58,5 +58,5 @@ TEST_F(ExportVerb, FailsWithOneLineAndLeavesNothing) {
   EXPECT_EQ(sluice({"export", model, "-o", gguf, "--format", "zip"}).exit_code, 2);
 }
 
-}  // namespace
+}  // namespace export_test
 }  // namespace sluice::test

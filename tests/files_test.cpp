@@ -10,7 +10,7 @@
 #include "tests/process.h"
 
 namespace sluice::test {
-namespace {
+namespace files_test {
 
 using testing::HasSubstr;
 using testing::StartsWith;
@@ -260,5 +260,5 @@ TEST_F(Files, BenchPrintsATableAndAReport) {
 
 #endif  // SLUICE_WITH_ENGINE
 
-}  // namespace
+}  // namespace files_test
 }  // namespace sluice::test

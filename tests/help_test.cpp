@@ -8,7 +8,7 @@
 #include "tests/process.h"
 
 namespace sluice::test {
-namespace {
+namespace help_test {
 
 using testing::HasSubstr;
 using testing::StartsWith;
@@ -163,5 +163,5 @@ TEST(EngineOnly, LoadsNoLibTorch) {
 }
 #endif
 
-}  // namespace
+}  // namespace help_test
 }  // namespace sluice::test

@@ -16,7 +16,7 @@
 #include "tests/tiny_models.h"
 
 namespace sluice::test {
-namespace {
+namespace howto_test {
 
 namespace fs = std::filesystem;
 
@@ -222,6 +222,6 @@ INSTANTIATE_TEST_SUITE_P(Pages, Howto, testing::ValuesIn(pages()), [](const auto
   return name;
 });
 
-}  // namespace
+}  // namespace howto_test
 }  // namespace sluice::test
 #endif

@@ -10,7 +10,7 @@
 #include "tests/process.h"
 
 namespace sluice::test {
-namespace {
+namespace import_test {
 
 using testing::HasSubstr;
 using testing::StartsWith;
@@ -141,5 +141,5 @@ TEST_F(ImportVerb, TransformAndTuneTakeImportedModels) {
 }
 #endif
 
-}  // namespace
+}  // namespace import_test
 }  // namespace sluice::test

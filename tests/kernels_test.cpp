@@ -8,7 +8,7 @@
 #include "tests/process.h"
 
 namespace sluice::test {
-namespace {
+namespace kernels_test {
 
 using testing::Contains;
 using testing::HasSubstr;
@@ -106,6 +106,6 @@ TEST(BenchKernels, ListsItsCases) {
   }
 }
 
-}  // namespace
+}  // namespace kernels_test
 }  // namespace sluice::test
 #endif

@@ -13,7 +13,7 @@
 #include "tests/process.h"
 
 namespace sluice::test {
-namespace {
+namespace lab_verbs_test {
 
 using testing::Contains;
 using testing::ElementsAre;
@@ -494,6 +494,6 @@ TEST_F(LabVerbs, TheExampleConfigurationsOfDecodersAreValid) {
   }
 }
 
-}  // namespace
+}  // namespace lab_verbs_test
 }  // namespace sluice::test
 #endif

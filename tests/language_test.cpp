@@ -11,7 +11,7 @@
 #include "tests/tiny_models.h"
 
 namespace sluice::test {
-namespace {
+namespace language_test {
 
 using testing::HasSubstr;
 using testing::StartsWith;
@@ -268,6 +268,6 @@ TEST_F(Language, BenchCountsTokensAsLlamaBenchDoes) {
   refuse({"bench", decoder, "--rounds", "1"}, 1, "the context is 64 tokens; pp512 needs more");
 }
 
-}  // namespace
+}  // namespace language_test
 }  // namespace sluice::test
 #endif

@@ -11,7 +11,7 @@
 #include "tests/process.h"
 
 namespace sluice::test {
-namespace {
+namespace models_test {
 
 // @sap-ux/fiori-docs-embeddings: texts of documentation with the vectors that transformers.js made
 // of them with all-MiniLM-L6-v2, cut at 512 tokens. Another tokenizer, another engine, texts with
@@ -60,6 +60,6 @@ TEST(PretrainedModels, MiniLmGivesThePublishedVectorsOfTexts) {
   }
 }
 
-}  // namespace
+}  // namespace models_test
 }  // namespace sluice::test
 #endif

@@ -9,7 +9,7 @@
 #include "tests/tiny_models.h"
 
 namespace sluice::test {
-namespace {
+namespace nested_text_test {
 
 using testing::HasSubstr;
 
@@ -143,6 +143,6 @@ TEST_F(NestedText, AnImportedDecoderIsNestedMixedAndTuned) {
   expect_the_same_text("tuned.safetensors", "w3 w4", "w50-d1");
 }
 
-}  // namespace
+}  // namespace nested_text_test
 }  // namespace sluice::test
 #endif

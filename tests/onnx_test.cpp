@@ -7,7 +7,7 @@
 #include "tests/process.h"
 
 namespace sluice::test {
-namespace {
+namespace onnx_test {
 
 using bundle::onnx::testing::Graph;
 using testing::HasSubstr;
@@ -78,5 +78,5 @@ TEST_F(OnnxVerb, ReadsALineOfText) {
 }
 #endif
 
-}  // namespace
+}  // namespace onnx_test
 }  // namespace sluice::test

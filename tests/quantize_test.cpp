@@ -12,7 +12,7 @@
 #include "tests/process.h"
 
 namespace sluice::test {
-namespace {
+namespace quantize_test {
 
 using testing::HasSubstr;
 
@@ -137,6 +137,6 @@ TEST_F(Quantize, WeightsThatAreNotNumbersAreNamed) {
   EXPECT_THAT(finished.err, HasSubstr("fc1"));
 }
 
-}  // namespace
+}  // namespace quantize_test
 }  // namespace sluice::test
 #endif

@@ -17,7 +17,7 @@
 #include "tests/process.h"
 
 namespace sluice::test {
-namespace {
+namespace train_text_test {
 
 using testing::ElementsAre;
 using testing::HasSubstr;
@@ -227,6 +227,6 @@ TEST_F(TrainText, AFullDiskKeepsTheOldCheckpoint) {
   EXPECT_EQ(read_bytes(directory / "c"), good);
 }
 
-}  // namespace
+}  // namespace train_text_test
 }  // namespace sluice::test
 #endif

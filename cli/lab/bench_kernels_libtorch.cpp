@@ -7,7 +7,7 @@
 #include "sluice/lab/train/fast_blas.h"
 
 namespace sluice::cli {
-namespace {
+namespace bench_kernels_libtorch_verb {
 
 using engine::measure::Contender;
 using engine::measure::ConvProblem;
@@ -88,6 +88,6 @@ Contender conv(const ConvProblem& p) {
 
 const bool registered = engine::measure::register_libtorch({linear, conv});
 
-}  // namespace
+}  // namespace bench_kernels_libtorch_verb
 }  // namespace sluice::cli
 #endif

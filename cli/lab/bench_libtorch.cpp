@@ -6,7 +6,7 @@
 #include "sluice/lab/train/fast_blas.h"
 
 namespace sluice::cli {
-namespace {
+namespace bench_libtorch_verb {
 
 LabForward make_forward(const std::string& path, std::span<const float> input, int64_t batch,
                         int threads) {
@@ -45,5 +45,5 @@ LabForward make_forward(const std::string& path, std::span<const float> input, i
 
 const bool registered = register_lab_forward(make_forward);
 
-}  // namespace
+}  // namespace bench_libtorch_verb
 }  // namespace sluice::cli

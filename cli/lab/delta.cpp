@@ -11,7 +11,7 @@
 #include "sluice/lab/pass/delta.h"
 
 namespace sluice::cli {
-namespace {
+namespace delta_verb {
 
 struct Options {
   std::string base, tuned, output, scope = "global", layers = "**";
@@ -108,5 +108,5 @@ const bool registered = register_verb(
      "apply-delta:file=task.safetensors",
      setup});
 
-}  // namespace
+}  // namespace delta_verb
 }  // namespace sluice::cli

@@ -16,7 +16,7 @@
 #include "sluice/base/table.h"
 
 namespace sluice::cli {
-namespace {
+namespace quickstart_verb {
 
 namespace consensus = recipes::consensus_subnetwork;
 
@@ -208,5 +208,5 @@ const bool registered =
     register_verb({"quickstart", "See a network get smaller and faster, in minutes",
                    "sluice quickstart\nsluice quickstart --kept 0.3 --out runs/third", setup});
 
-}  // namespace
+}  // namespace quickstart_verb
 }  // namespace sluice::cli

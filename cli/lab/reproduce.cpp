@@ -13,7 +13,7 @@
 #include "sluice/base/table.h"
 
 namespace sluice::cli {
-namespace {
+namespace reproduce_verb {
 
 struct Options {
   std::string slug, scale = "small", device = "cpu", out, catalogue;
@@ -145,5 +145,5 @@ const bool registered =
                    "sluice reproduce --list",
                    setup});
 
-}  // namespace
+}  // namespace reproduce_verb
 }  // namespace sluice::cli

@@ -20,7 +20,7 @@
 #endif
 
 namespace sluice::cli {
-namespace {
+namespace train_verb {
 
 struct Options {
   std::string config, output, gated_output, from, device = "cpu", tokens, events, held_out_text;
@@ -314,5 +314,5 @@ const bool registered =
                    "sluice train configs/decoder-tiny.toml -o tiny.safetensors",
                    setup});
 
-}  // namespace
+}  // namespace train_verb
 }  // namespace sluice::cli

@@ -14,7 +14,7 @@
 #include "sluice/lab/train/feed.h"
 
 namespace sluice::cli {
-namespace {
+namespace transform_verb {
 
 constexpr int64_t kCalibrationSamples = 1000;
 constexpr int64_t kProbeSamples = 64, kProbeTexts = 4;
@@ -337,5 +337,5 @@ const bool registered = register_verb(
      "sluice transform --list",
      setup});
 
-}  // namespace
+}  // namespace transform_verb
 }  // namespace sluice::cli

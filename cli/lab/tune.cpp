@@ -17,7 +17,7 @@
 #include "sluice/lab/train/distill.h"
 
 namespace sluice::cli {
-namespace {
+namespace tune_verb {
 
 struct Options {
   std::string input, output, teacher, text, pictures, device = "cpu";
@@ -245,5 +245,5 @@ const bool registered =
                    "tuned.safetensors",
                    setup});
 
-}  // namespace
+}  // namespace tune_verb
 }  // namespace sluice::cli

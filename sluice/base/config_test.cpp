@@ -6,7 +6,7 @@
 #include "sluice/base/test_error.h"
 
 namespace sluice {
-namespace {
+namespace config_test {
 
 TEST(ParseToml, ConvertsEveryKindInFileOrder) {
   const Json j = parse_toml(R"(
@@ -128,5 +128,5 @@ TEST(SetByPath, RefusesWhatHasNoPlace) {
   EXPECT_EQ(j.dump(), R"({"a":1})");
 }
 
-}  // namespace
+}  // namespace config_test
 }  // namespace sluice

@@ -3,7 +3,7 @@
 #include "sluice/base/test_error.h"
 
 namespace sluice {
-namespace {
+namespace cost_test {
 
 TEST(Meter, SumsCallsByPath) {
   Meter meter;
@@ -53,5 +53,5 @@ TEST(Cost, AddsFieldByField) {
   EXPECT_EQ(sum.weight_bytes, 33);
 }
 
-}  // namespace
+}  // namespace cost_test
 }  // namespace sluice

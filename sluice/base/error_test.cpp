@@ -5,7 +5,7 @@
 #include "sluice/base/test_error.h"
 
 namespace sluice {
-namespace {
+namespace error_test {
 
 TEST(ErrorTest, EveryCodeHasItsOwnName) {
   std::set<std::string_view> names;
@@ -36,5 +36,5 @@ TEST(ErrorTest, CheckNamesConditionAndPlaceInsideTheTree) {
   EXPECT_NO_THROW(SLUICE_CHECK(1 + 1 == 2));
 }
 
-}  // namespace
+}  // namespace error_test
 }  // namespace sluice

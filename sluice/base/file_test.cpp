@@ -13,7 +13,7 @@
 #include "sluice/base/test_error.h"
 
 namespace sluice {
-namespace {
+namespace file_test {
 
 using ::testing::ElementsAre;
 using ::testing::IsEmpty;
@@ -179,5 +179,5 @@ TEST(Xxhash, MatchesThePublishedValues) {
   EXPECT_EQ(xxhash64(std::as_bytes(std::span(abc))), 0x44bc2cf5ad770999ULL);
 }
 
-}  // namespace
+}  // namespace file_test
 }  // namespace sluice

@@ -3,7 +3,7 @@
 #include <gmock/gmock.h>
 
 namespace sluice {
-namespace {
+namespace html_test {
 
 using testing::HasSubstr;
 using testing::Not;
@@ -27,5 +27,5 @@ TEST(HtmlReport, RefersToNothingOutsideTheFile) {
   EXPECT_THAT(report.text(), HasSubstr("<div class=\"row\"><div class=\"fact\">"));
 }
 
-}  // namespace
+}  // namespace html_test
 }  // namespace sluice

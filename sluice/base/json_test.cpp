@@ -5,7 +5,7 @@
 #include "sluice/base/test_error.h"
 
 namespace sluice {
-namespace {
+namespace json_test {
 
 using ::testing::ElementsAre;
 
@@ -149,5 +149,5 @@ TEST(JsonRequireKnownKeys, NamesTheNearestAndAllKnown) {
                [&] { json_require_known_keys(Json::array(), {"a"}, "t"); });
 }
 
-}  // namespace
+}  // namespace json_test
 }  // namespace sluice

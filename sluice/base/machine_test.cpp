@@ -4,7 +4,7 @@
 #include "sluice/base/test_error.h"
 
 namespace sluice {
-namespace {
+namespace machine_test {
 
 TEST(DescribeMachine, KnowsWhereItRuns) {
   const Machine machine = describe_machine();
@@ -107,5 +107,5 @@ TEST(Machine, LastLevelCacheIsAbsentOrPlausible) {
   EXPECT_LT(bytes, int64_t{1} << 34);
 }
 
-}  // namespace
+}  // namespace machine_test
 }  // namespace sluice

@@ -6,7 +6,7 @@
 #include <limits>
 
 namespace sluice {
-namespace {
+namespace normal_quantile_test {
 
 TEST(NormalQuantile, InvertsTheDistribution) {
   EXPECT_EQ(normal_quantile(0), -std::numeric_limits<double>::infinity());
@@ -18,5 +18,5 @@ TEST(NormalQuantile, InvertsTheDistribution) {
     EXPECT_NEAR(normal_quantile(0.5 * std::erfc(-z * std::sqrt(0.5))), z, 1e-9);
 }
 
-}  // namespace
+}  // namespace normal_quantile_test
 }  // namespace sluice

@@ -6,7 +6,7 @@
 #include "sluice/base/json.h"
 
 namespace sluice {
-namespace {
+namespace origin_test {
 
 TEST(Origin, TodayIsAnIsoDate) {
   EXPECT_THAT(today(), ::testing::MatchesRegex("20[0-9][0-9]-[01][0-9]-[0-3][0-9]"));
@@ -26,5 +26,5 @@ TEST(Origin, MachineNamesItsDeviceOnlyWhenItIsNotTheCpu) {
   EXPECT_EQ(machine_json(1, "cuda:1")["device"], "cuda:1");
 }
 
-}  // namespace
+}  // namespace origin_test
 }  // namespace sluice

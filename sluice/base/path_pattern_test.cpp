@@ -3,7 +3,7 @@
 #include <gtest/gtest.h>
 
 namespace sluice {
-namespace {
+namespace path_pattern_test {
 
 struct Case {
   const char* pattern;
@@ -83,5 +83,5 @@ TEST(NearestName, SuggestsNothingWhenNothingIsNear) {
   EXPECT_EQ(nearest_name(std::string(100000, 'x'), names), "");
 }
 
-}  // namespace
+}  // namespace path_pattern_test
 }  // namespace sluice

@@ -8,7 +8,7 @@
 #include "sluice/base/test_error.h"
 
 namespace sluice {
-namespace {
+namespace plot_test {
 
 using ::testing::HasSubstr;
 using ::testing::Not;
@@ -139,5 +139,5 @@ TEST(GnuplotScript, WritesNumbersExactly) {
   EXPECT_THAT(gnuplot_script(figure), HasSubstr("0.30000000000000004"));
 }
 
-}  // namespace
+}  // namespace plot_test
 }  // namespace sluice

@@ -7,7 +7,7 @@
 #include <cstdlib>
 
 namespace sluice {
-namespace {
+namespace progress_test {
 
 using ::testing::EndsWith;
 using ::testing::HasSubstr;
@@ -122,5 +122,5 @@ TEST_F(ProgressTest, LogLineClearsTheBarItInterrupts) {
   EXPECT_THAT(text, HasSubstr("\r\x1b[Ksaved\n"));
 }
 
-}  // namespace
+}  // namespace progress_test
 }  // namespace sluice

@@ -6,7 +6,7 @@
 #include <set>
 
 namespace sluice {
-namespace {
+namespace random_test {
 
 TEST(DeriveSeed, KeepsItsValuesAcrossVersions) {
   // Saved runs resume with these numbers.
@@ -34,5 +34,5 @@ TEST(DeriveSeed, NeighbouringIndicesShareNoPattern) {
   EXPECT_NEAR(flipped / 1000.0, 32, 1);
 }
 
-}  // namespace
+}  // namespace random_test
 }  // namespace sluice

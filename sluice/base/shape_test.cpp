@@ -5,7 +5,7 @@
 #include "sluice/base/test_error.h"
 
 namespace sluice {
-namespace {
+namespace shape_test {
 
 constexpr int64_t kMax = std::numeric_limits<int64_t>::max();
 
@@ -40,5 +40,5 @@ TEST(Shape, PrintsForPeople) {
   EXPECT_EQ(to_string(Shape{}), "scalar");
 }
 
-}  // namespace
+}  // namespace shape_test
 }  // namespace sluice

@@ -5,7 +5,7 @@
 #include "sluice/base/test_error.h"
 
 namespace sluice {
-namespace {
+namespace table_test {
 
 TEST(TableTest, AlignsNumbersRightAndTextLeft) {
   Table table({"name", "accuracy", "note"});
@@ -85,5 +85,5 @@ TEST(HtmlEscape, LeavesNoMarkup) {
   EXPECT_EQ(html_escape("<b a='x'>&\"</b>"), "&lt;b a=&#39;x&#39;&gt;&amp;&quot;&lt;/b&gt;");
 }
 
-}  // namespace
+}  // namespace table_test
 }  // namespace sluice

@@ -9,7 +9,7 @@
 #include "sluice/base/file.h"
 
 namespace sluice {
-namespace {
+namespace temp_directory_test {
 
 using ::testing::ElementsAre;
 
@@ -36,5 +36,5 @@ TEST(TempDirectory, TwoAreNeverTheSame) {
   EXPECT_NE(a.path(), b.path());
 }
 
-}  // namespace
+}  // namespace temp_directory_test
 }  // namespace sluice

@@ -5,7 +5,7 @@
 #include <cmath>
 
 namespace sluice {
-namespace {
+namespace text_overlap_test {
 
 using Ids = std::vector<int64_t>;
 
@@ -31,5 +31,5 @@ TEST(Bleu, ClipsRepetitionsAndPunishesBrevity) {
   EXPECT_EQ(bleu(none), 0);
 }
 
-}  // namespace
+}  // namespace text_overlap_test
 }  // namespace sluice

@@ -11,7 +11,7 @@ namespace {
 
 constexpr char kMarks[] = "*o+x#@";
 
-struct Range {
+struct Interval {
   double low = std::numeric_limits<double>::infinity();
   double high = -std::numeric_limits<double>::infinity();
   void add(double value) {
@@ -37,7 +37,7 @@ void each_point(const Series& series, Use&& use) {
 }  // namespace
 
 std::string text_plot(const std::vector<Series>& series, int width, int height) {
-  Range x, y;
+  Interval x, y;
   for (const Series& one : series) {
     each_point(one, [&](double at, double value) {
       x.add(at);

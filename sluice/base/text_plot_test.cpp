@@ -5,7 +5,7 @@
 #include <limits>
 
 namespace sluice {
-namespace {
+namespace text_plot_test {
 
 TEST(TextPlot, DrawsLinesWithTheirRangesAndNames) {
   const std::string plot = text_plot({{"loss", {0, 8}, {4, 0}}, {"check", {4}, {2}}}, 9, 5);
@@ -27,5 +27,5 @@ TEST(TextPlot, LeavesOutWhatIsNotFiniteAndCopesWithOnePoint) {
   EXPECT_NE(text_plot({{"a", {1, 2}, {5, nan}}}).find("a (last 5)"), std::string::npos);
 }
 
-}  // namespace
+}  // namespace text_plot_test
 }  // namespace sluice

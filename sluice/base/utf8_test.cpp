@@ -5,7 +5,7 @@
 #include <string>
 
 namespace sluice {
-namespace {
+namespace utf8_test {
 
 /// UTF-8 of any number below 2^21, by the bit patterns alone.
 std::string encoded(unsigned c) {
@@ -37,5 +37,5 @@ TEST(Utf8, BrokenSequencesEndThePrefix) {
   EXPECT_EQ(valid_utf8_prefix(""), 0u);
 }
 
-}  // namespace
+}  // namespace utf8_test
 }  // namespace sluice

@@ -9,7 +9,7 @@
 #include "sluice/bundle/testing.h"
 
 namespace sluice::bundle {
-namespace {
+namespace builder_test {
 
 using testing::ramp;
 using testing::small_network;
@@ -215,5 +215,5 @@ TEST(Builder, RenamesNodesAndTensors) {
                [&] { builder.rename(same, prefixed); });
 }
 
-}  // namespace
+}  // namespace builder_test
 }  // namespace sluice::bundle

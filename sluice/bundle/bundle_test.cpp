@@ -10,7 +10,7 @@
 #include "sluice/bundle/testing.h"
 
 namespace sluice::bundle {
-namespace {
+namespace bundle_test {
 
 using testing::as_bytes;
 using testing::as_text;
@@ -236,5 +236,5 @@ TEST(Bundle, GoldenFileOfVersion1KeepsOpening) {
   EXPECT_THAT(bundle.tensor("head.fc.bias").f32(), ::testing::ElementsAreArray(ramp(3)));
 }
 
-}  // namespace
+}  // namespace bundle_test
 }  // namespace sluice::bundle

@@ -14,7 +14,7 @@
 #include "sluice/bundle/testing.h"
 
 namespace sluice::bundle {
-namespace {
+namespace delta_test {
 
 /// Weights that own their values.
 struct Weights {
@@ -294,5 +294,5 @@ TEST(SparseDelta, FilesThatLieAreErrors) {
                "'w/index': expected");
 }
 
-}  // namespace
+}  // namespace delta_test
 }  // namespace sluice::bundle

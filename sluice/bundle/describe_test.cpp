@@ -8,7 +8,7 @@
 #include "sluice/bundle/testing.h"
 
 namespace sluice::bundle {
-namespace {
+namespace describe_test {
 
 using testing::as_bytes;
 using ::testing::HasSubstr;
@@ -138,5 +138,5 @@ TEST(CountZeros, IgnoresTheSignOfFloatsButNotOfIntegers) {
   EXPECT_EQ(zeros(DType::boolean, words), 15);
 }
 
-}  // namespace
+}  // namespace describe_test
 }  // namespace sluice::bundle

@@ -7,13 +7,13 @@
 namespace sluice::bundle {
 namespace {
 
-struct Entry {
+struct DTypeEntry {
   DType dtype;
   std::string_view name;
   int64_t size;
 };
 
-constexpr std::array<Entry, 15> kTypes = {{
+constexpr std::array<DTypeEntry, 15> kTypes = {{
     {DType::boolean, "BOOL", 1},
     {DType::u8, "U8", 1},
     {DType::i8, "I8", 1},
@@ -31,7 +31,7 @@ constexpr std::array<Entry, 15> kTypes = {{
     {DType::f8_e5m2, "F8_E5M2", 1},
 }};
 
-const Entry& entry_of(DType dtype) {
+const DTypeEntry& entry_of(DType dtype) {
   const auto index = static_cast<size_t>(dtype);
   SLUICE_CHECK(index < kTypes.size() && kTypes[index].dtype == dtype);
   return kTypes[index];
@@ -44,7 +44,7 @@ int64_t dtype_size(DType dtype) { return entry_of(dtype).size; }
 std::string_view dtype_name(DType dtype) { return entry_of(dtype).name; }
 
 std::optional<DType> dtype_from_name(std::string_view name) {
-  for (const Entry& entry : kTypes)
+  for (const DTypeEntry& entry : kTypes)
     if (entry.name == name) return entry.dtype;
   return std::nullopt;
 }

@@ -3,7 +3,7 @@
 #include <gtest/gtest.h>
 
 namespace sluice::bundle {
-namespace {
+namespace dtype_test {
 
 TEST(DType, NamesAndSizesAreThoseOfSafetensors) {
   struct Row {
@@ -37,5 +37,5 @@ TEST(DType, OtherNamesAreUnknown) {
     EXPECT_FALSE(dtype_from_name(name)) << name;
 }
 
-}  // namespace
+}  // namespace dtype_test
 }  // namespace sluice::bundle

@@ -11,6 +11,10 @@
 #include "sluice/bundle/text.h"
 
 namespace sluice::bundle {
+std::string place_of(const Node& node, const std::string& what) {
+  return what + ": node '" + printable(node.path) + "' (" + printable(node.op, 40) + ")";
+}
+
 namespace {
 
 constexpr std::string_view kTypeNames[] = {"a boolean", "an integer",         "a number",
@@ -42,10 +46,6 @@ void check_path(const std::string& path, const std::string& what) {
 void check_count(size_t count, size_t limit, std::string_view kind, const std::string& what) {
   if (count > limit)
     fail(Code::limit, "{}: {} {}; at most {} are allowed", what, count, kind, limit);
-}
-
-std::string place_of(const Node& node, const std::string& what) {
-  return what + ": node '" + printable(node.path) + "' (" + printable(node.op, 40) + ")";
 }
 
 std::string join(std::span<const std::string_view> names) {

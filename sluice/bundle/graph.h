@@ -59,6 +59,9 @@ struct Node {
   std::map<std::string, std::string> tensors;  ///< role ("weight", "bias", ...) -> tensor name
 };
 
+/// How messages name a node of the file `what`.
+std::string place_of(const Node& node, const std::string& what);
+
 /// An input that is not given, but carried from run to run of a session: it is what the output was
 /// in the run before, zeros in the first.
 struct Carry {

@@ -8,7 +8,7 @@
 #include "sluice/bundle/testing.h"
 
 namespace sluice::bundle {
-namespace {
+namespace graph_test {
 
 using testing::small_network;
 
@@ -246,5 +246,5 @@ TEST(Attributes, GettersConvertOnlyIntegersToNumbers) {
   expect_error(Code::shape, "'s': expected a number", [&] { attr_double(attrs, "s", 0); });
 }
 
-}  // namespace
+}  // namespace graph_test
 }  // namespace sluice::bundle

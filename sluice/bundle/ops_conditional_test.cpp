@@ -7,7 +7,7 @@
 #include "sluice/bundle/ops.h"
 
 namespace sluice::bundle {
-namespace {
+namespace ops_conditional_test {
 
 struct Case {
   std::string op;
@@ -172,5 +172,5 @@ TEST(ConditionalOperators, RefuseWhatDoesNotFit) {
   }
 }
 
-}  // namespace
+}  // namespace ops_conditional_test
 }  // namespace sluice::bundle

@@ -42,7 +42,7 @@ int64_t conv2d_macs(const OpInput& in, const Shape& output) {
   return checked_mul(numel(weight, "weight"), checked_mul(output[1], output[2], "MACs"), "MACs");
 }
 
-Shape linear_shape(const OpInput& in) {
+Shape dense_shape(const OpInput& in) {
   const TensorSpec& weight = in.tensors.at("weight");
   Shape shape = input(in, 0);
   if (weight.shape.size() != 2 || weight.shape[0] < 1 || weight.shape[1] != shape.back())
@@ -54,7 +54,7 @@ Shape linear_shape(const OpInput& in) {
   return shape;
 }
 
-int64_t linear_macs(const OpInput& in, const Shape& output) {
+int64_t dense_macs(const OpInput& in, const Shape& output) {
   return checked_mul(numel(output, "output"), in.tensors.at("weight").shape[1], "MACs");
 }
 
@@ -170,8 +170,8 @@ std::vector<Operator> dense_operators() {
        {"weight"},
        {"bias"},
        {"activations"},
-       linear_shape,
-       linear_macs,
+       dense_shape,
+       dense_macs,
        matrix_rows,
        {"weight"}},
       {"batch_norm",

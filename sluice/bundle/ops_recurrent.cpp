@@ -7,18 +7,18 @@
 namespace sluice::bundle {
 namespace {
 
-struct Sizes {
+struct RecurrentSizes {
   int64_t rows, in, hidden;
 };
 
-Sizes check_recurrent(const OpInput& in, int64_t gates) {
+RecurrentSizes check_recurrent(const OpInput& in, int64_t gates) {
   require_rank(in, 2, "[T,I]");
   const TensorSpec& recurrent = in.tensors.at("recurrent");
   const int64_t hidden = recurrent.shape.size() == 2 ? recurrent.shape[1] : 0;
   if (hidden < 1 || recurrent.shape[0] != checked_mul(gates, hidden, "gates"))
     fail(Code::shape, "recurrent '{}': expected [{} H,H], found {}", printable(recurrent.name),
          gates, to_string(recurrent.shape));
-  const Sizes sizes{input(in, 0)[0], input(in, 0)[1], hidden};
+  const RecurrentSizes sizes{input(in, 0)[0], input(in, 0)[1], hidden};
   require_tensor(in, "weight", {gates * hidden, sizes.in});
   require_tensor(in, "bias", {gates * hidden});
   attr_bool(in.node.attrs, "reverse", false);
@@ -30,13 +30,13 @@ Sizes check_recurrent(const OpInput& in, int64_t gates) {
 }
 
 Shape lstm_shape(const OpInput& in) {
-  const Sizes sizes = check_recurrent(in, 4);
+  const RecurrentSizes sizes = check_recurrent(in, 4);
   if (in.inputs.size() == 2) fail(Code::shape, "expected x, or x and both states before, h and c");
   return {sizes.rows, attr_bool(in.node.attrs, "cells", false) ? 2 * sizes.hidden : sizes.hidden};
 }
 
 Shape gru_shape(const OpInput& in) {
-  const Sizes sizes = check_recurrent(in, 3);
+  const RecurrentSizes sizes = check_recurrent(in, 3);
   require_tensor(in, "recurrent_bias", {sizes.hidden});
   attr_bool(in.node.attrs, "reset_before", false);
   return {sizes.rows, sizes.hidden};

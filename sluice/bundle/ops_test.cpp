@@ -8,7 +8,7 @@
 #include "sluice/base/test_error.h"
 
 namespace sluice::bundle {
-namespace {
+namespace ops_test {
 
 using Ints = std::vector<int64_t>;
 
@@ -477,5 +477,5 @@ TEST(Operators, CostCountsParametersAndBytesButNotRunningStatisticsAsParameters)
   EXPECT_EQ(cost.weight_bytes, 4 * 24);
 }
 
-}  // namespace
+}  // namespace ops_test
 }  // namespace sluice::bundle

@@ -8,7 +8,7 @@
 #include "sluice/bundle/testing.h"
 
 namespace sluice::bundle {
-namespace {
+namespace packed_bundle_test {
 
 using testing::ramp;
 
@@ -155,5 +155,5 @@ TEST(PackedBundle, DescriptionShowsFormatShapeAndBytes) {
   EXPECT_LT(node["zeros"], kOut * kIn);
 }
 
-}  // namespace
+}  // namespace packed_bundle_test
 }  // namespace sluice::bundle

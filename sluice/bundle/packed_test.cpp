@@ -10,7 +10,7 @@
 #include "sluice/base/test_error.h"
 
 namespace sluice::bundle {
-namespace {
+namespace packed_test {
 
 std::vector<float> random_values(size_t count, uint64_t seed = 1) {
   std::mt19937_64 random(seed);
@@ -340,5 +340,5 @@ TEST(SmallFloats, ConvertBackExactlyAndRoundToEven) {
   EXPECT_EQ(f32_to_bf16(1.0f + 3 * 0x1p-8f), 0x3F82);
 }
 
-}  // namespace
+}  // namespace packed_test
 }  // namespace sluice::bundle

@@ -8,10 +8,6 @@
 namespace sluice::bundle {
 namespace {
 
-std::string place_of(const Node& node, const std::string& what) {
-  return fmt::format("{}: node '{}' ({})", what, printable(node.path), printable(node.op, 40));
-}
-
 std::string set_of(const RowSets& rows, const std::string& value) {
   const auto it = rows.of.find(value);
   return it == rows.of.end() ? "" : it->second;

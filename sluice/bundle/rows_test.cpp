@@ -8,7 +8,7 @@
 #include "sluice/bundle/bundle.h"
 
 namespace sluice::bundle {
-namespace {
+namespace rows_test {
 
 constexpr int64_t kHuge = std::numeric_limits<int64_t>::max();
 
@@ -245,5 +245,5 @@ TEST(RowOperators, RefuseHostileSpecs) {
   }
 }
 
-}  // namespace
+}  // namespace rows_test
 }  // namespace sluice::bundle

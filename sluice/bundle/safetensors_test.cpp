@@ -10,7 +10,7 @@
 #include "sluice/bundle/testing.h"
 
 namespace sluice::bundle {
-namespace {
+namespace safetensors_test {
 
 using testing::as_bytes;
 using testing::as_text;
@@ -313,5 +313,5 @@ TEST(SafetensorsFile, AbsentFileIsMissing) {
                [] { SafetensorsFile::open("/nonexistent/nothing.safetensors"); });
 }
 
-}  // namespace
+}  // namespace safetensors_test
 }  // namespace sluice::bundle

@@ -8,7 +8,7 @@
 #include "sluice/bundle/testing.h"
 
 namespace sluice::bundle {
-namespace {
+namespace sizes_test {
 
 using Ints = std::vector<int64_t>;
 
@@ -173,5 +173,5 @@ TEST(Sizes, RefuseListsOfDifferentLengths) {
                "'d' has 2 sizes; other nodes have 3");
 }
 
-}  // namespace
+}  // namespace sizes_test
 }  // namespace sluice::bundle

@@ -6,7 +6,7 @@
 #include "sluice/base/test_error.h"
 
 namespace sluice::bundle {
-namespace {
+namespace text_test {
 
 TEST(Printable, KeepsOrdinaryText) {
   EXPECT_EQ(printable("blocks.0.größe 界 \xF0\x9F\x98\x80"), "blocks.0.größe 界 \xF0\x9F\x98\x80");
@@ -50,5 +50,5 @@ TEST(JsonQuote, RefusesBytesThatAreNotUtf8) {
   expect_error(Code::usage, "not valid UTF-8", [] { json_quote("\xFF", "x"); });
 }
 
-}  // namespace
+}  // namespace text_test
 }  // namespace sluice::bundle

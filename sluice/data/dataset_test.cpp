@@ -13,7 +13,7 @@
 #include "sluice/base/test_error.h"
 
 namespace sluice::data {
-namespace {
+namespace dataset_test {
 
 using ::testing::ElementsAre;
 
@@ -280,5 +280,5 @@ TEST(ToFloats, ScalesABlockAndChecksItsBounds) {
   expect_error(Code::shape, "0 to 1", [&] { split.sample(2); });
 }
 
-}  // namespace
+}  // namespace dataset_test
 }  // namespace sluice::data

@@ -10,7 +10,7 @@
 #include "sluice/data/photos.h"
 
 namespace sluice::data {
-namespace {
+namespace degrade_test {
 
 Planes flat(float value, int64_t channels = 3, int64_t height = 40, int64_t width = 48) {
   return {channels, height, width,
@@ -186,5 +186,5 @@ TEST(Photos, SayHowToFetchThem) {
   expect_error(Code::usage, "known: photos, made", [] { load_photos("photo"); });
 }
 
-}  // namespace
+}  // namespace degrade_test
 }  // namespace sluice::data

@@ -9,7 +9,7 @@
 #include "sluice/data/image.h"
 
 namespace sluice::data {
-namespace {
+namespace emoji_test {
 
 class Emoji : public ::testing::Test {
  protected:
@@ -78,5 +78,5 @@ TEST_F(Emoji, AListOfAnotherKindIsRefused) {
   EXPECT_NE(message().find("category"), std::string::npos) << message();
 }
 
-}  // namespace
+}  // namespace emoji_test
 }  // namespace sluice::data

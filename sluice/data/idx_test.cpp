@@ -8,7 +8,7 @@
 #include "sluice/data/gzip.h"
 
 namespace sluice::data {
-namespace {
+namespace idx_test {
 
 using ::testing::ElementsAre;
 
@@ -149,5 +149,5 @@ TEST(ReadIdx, NamesTheFile) {
   expect_error(Code::missing, directory / "b", [&] { read_idx(directory / "b"); });
 }
 
-}  // namespace
+}  // namespace idx_test
 }  // namespace sluice::data

@@ -8,7 +8,7 @@
 #include "sluice/base/test_error.h"
 
 namespace sluice::data {
-namespace {
+namespace image_test {
 
 using ::testing::ElementsAre;
 using ::testing::ElementsAreArray;
@@ -306,5 +306,5 @@ TEST(ToInput, GivesPlanesOfScaledFloats) {
   expect_error(Code::numeric, "above 0", [&] { to_input(rgb, 1, 1, 1, 0, 0); });
 }
 
-}  // namespace
+}  // namespace image_test
 }  // namespace sluice::data

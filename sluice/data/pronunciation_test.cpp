@@ -7,7 +7,7 @@
 #include "sluice/base/test_error.h"
 
 namespace sluice::data {
-namespace {
+namespace pronunciation_test {
 
 std::string spoken(const Pronunciation& entry) {
   std::string result = entry.word + ":";
@@ -69,5 +69,5 @@ TEST(Pronunciation, IsReadFromItsFolder) {
   EXPECT_EQ(spoken(load_cmudict(folder.path()).at(0)), "word: W ER D");
 }
 
-}  // namespace
+}  // namespace pronunciation_test
 }  // namespace sluice::data

@@ -13,13 +13,13 @@
 namespace sluice::data {
 namespace {
 
-constexpr size_t kLargestFile = size_t{1} << 30;
+constexpr size_t kLargestTable = size_t{1} << 30;
 constexpr int64_t kHighestGrade = 1'000'000;
 
 /// Calls `use(line, "file: line 7")` for each line that is not empty.
 void each_line(const std::string& path,
                const std::function<void(std::string_view, const std::string&)>& use) {
-  const std::string text = read_text_file(path, kLargestFile);
+  const std::string text = read_text_file(path, kLargestTable);
   size_t number = 0;
   for (size_t at = 0; at < text.size();) {
     size_t end = text.find('\n', at);

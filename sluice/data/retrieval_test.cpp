@@ -8,7 +8,7 @@
 #include "sluice/base/test_error.h"
 
 namespace sluice::data {
-namespace {
+namespace retrieval_test {
 
 using testing::ElementsAre;
 
@@ -79,5 +79,5 @@ TEST_F(Retrieval, ReadsLabelledTexts) {
   EXPECT_ERROR(read_labelled_texts(path), Code::format, "key 'label'");
 }
 
-}  // namespace
+}  // namespace retrieval_test
 }  // namespace sluice::data

@@ -11,7 +11,7 @@
 #include "sluice/text/unicode.h"
 
 namespace sluice::text {
-namespace {
+namespace golden_test {
 
 const std::string kFolder = SLUICE_SOURCE_DIR "/tests/golden/tokenizers/";
 
@@ -202,5 +202,5 @@ TEST(GgufTokenizer, ByteLevelVocabularyEqualsItsJson) {
   }
 }
 
-}  // namespace
+}  // namespace golden_test
 }  // namespace sluice::text

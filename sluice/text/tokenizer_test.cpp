@@ -11,7 +11,7 @@
 #include "sluice/text/unicode.h"
 
 namespace sluice::text {
-namespace {
+namespace tokenizer_test {
 
 using ::testing::ElementsAre;
 using ::testing::IsEmpty;
@@ -337,5 +337,5 @@ TEST(Unicode, RepairsAsPythonDoes) {
   EXPECT_EQ(repair_utf8("\xF0\x9F\x98\x80"), "\xF0\x9F\x98\x80");
 }
 
-}  // namespace
+}  // namespace tokenizer_test
 }  // namespace sluice::text

@@ -11,7 +11,7 @@
 #include "sluice/text/tokenizer.h"
 
 namespace sluice::text {
-namespace {
+namespace train_bpe_test {
 
 std::string train(const std::vector<std::string>& texts, BpeTrainOptions options) {
   std::vector<TrainingText> views;
@@ -113,5 +113,5 @@ TEST(TrainBpe, RefusesWhatIsNoText) {
   expect_error(Code::config, "named twice", [&] { train({"abc"}, twice); });
 }
 
-}  // namespace
+}  // namespace train_bpe_test
 }  // namespace sluice::text

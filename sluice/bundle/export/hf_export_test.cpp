@@ -13,7 +13,7 @@
 #include "sluice/bundle/import/testing.h"
 
 namespace sluice::bundle {
-namespace {
+namespace hf_export_test {
 
 using ::testing::Contains;
 using ::testing::HasSubstr;
@@ -211,5 +211,5 @@ TEST_F(FolderExport, LayersOfOtherWidthsAreRefused) {
                "its width is 32, that of later layers 24");
 }
 
-}  // namespace
+}  // namespace hf_export_test
 }  // namespace sluice::bundle

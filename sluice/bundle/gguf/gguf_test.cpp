@@ -13,7 +13,7 @@
 #include "sluice/bundle/gguf/testing.h"
 
 namespace sluice::bundle::gguf {
-namespace {
+namespace gguf_test {
 
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
@@ -273,5 +273,5 @@ TEST_P(Malformed, IsNamed) {
 INSTANTIATE_TEST_SUITE_P(Files, Malformed, ::testing::ValuesIn(kBroken),
                          [](const auto& info) { return std::string(info.param.name); });
 
-}  // namespace
+}  // namespace gguf_test
 }  // namespace sluice::bundle::gguf

@@ -12,7 +12,6 @@ namespace sluice::bundle::gguf {
 namespace {
 
 const std::string kPrefix = "tokenizer.ggml.";
-constexpr char kSpace[] = "\u2581";
 
 std::string text_or(const File& file, const std::string& key, const std::string& fallback) {
   return file.has(key) ? file.text(key) : fallback;
@@ -271,16 +270,17 @@ std::string tokenizer_json(const Vocabulary& v, const std::string& what) {
     model["byte_fallback"] = true;
     model["fuse_unk"] = true;
     if (v.unknown_id >= 0) model["unk_token"] = v.tokens[static_cast<size_t>(v.unknown_id)];
-    const Json replace = {{"type", "Replace"}, {"pattern", {{"String", " "}}}, {"content", kSpace}};
+    const Json replace = {
+        {"type", "Replace"}, {"pattern", {{"String", " "}}}, {"content", kSpaceMark}};
     Json decoders =
-        Json::array({{{"type", "Replace"}, {"pattern", {{"String", kSpace}}}, {"content", " "}},
+        Json::array({{{"type", "Replace"}, {"pattern", {{"String", kSpaceMark}}}, {"content", " "}},
                      {{"type", "ByteFallback"}},
                      {{"type", "Fuse"}}});
     root["normalizer"] = replace;
     if (v.add_space_prefix) {
       root["normalizer"] = {
           {"type", "Sequence"},
-          {"normalizers", Json::array({{{"type", "Prepend"}, {"prepend", kSpace}}, replace})}};
+          {"normalizers", Json::array({{{"type", "Prepend"}, {"prepend", kSpaceMark}}, replace})}};
       decoders.push_back({{"type", "Strip"}, {"content", " "}, {"start", 1}, {"stop", 0}});
     }
     root["decoder"] = {{"type", "Sequence"}, {"decoders", std::move(decoders)}};

@@ -35,6 +35,9 @@ struct Vocabulary {
 
 /// Throws Error naming key, expected and found; Error{unsupported} for other kinds. A file without
 /// a tokenizer (model none) gives one without tokens.
+/// What SentencePiece writes for a space: U+2581.
+inline constexpr char kSpaceMark[] = "\u2581";
+
 Vocabulary read_vocabulary(const File& file);
 void write_vocabulary(const Vocabulary& vocabulary, Writer& writer);
 

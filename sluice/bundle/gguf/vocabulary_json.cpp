@@ -12,8 +12,6 @@
 namespace sluice::bundle::gguf {
 namespace {
 
-constexpr char kSpace[] = "\u2581";
-
 std::string brief(const Json& value) {
   return printable(value.dump(-1, ' ', false, Json::error_handler_t::replace), 120);
 }
@@ -28,9 +26,9 @@ const Json& part(const Json& object, const char* key) {
 
 bool is_type(const Json& stage, const char* type) { return part(stage, "type") == type; }
 
-class Reader {
+class TokenizerJsonReader {
  public:
-  Reader(std::string_view text, int64_t rows, const std::string& what)
+  TokenizerJsonReader(std::string_view text, int64_t rows, const std::string& what)
       : what_(what), rows_(rows), root_(parse_json(text, what)) {}
 
   Vocabulary read(std::vector<std::string>* notes) {
@@ -270,7 +268,7 @@ class Reader {
 
 Vocabulary vocabulary_of(std::string_view text, int64_t rows, const std::string& what,
                          std::vector<std::string>* notes) {
-  return Reader(text, rows, what).read(notes);
+  return TokenizerJsonReader(text, rows, what).read(notes);
 }
 
 }  // namespace sluice::bundle::gguf

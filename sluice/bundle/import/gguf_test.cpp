@@ -17,7 +17,7 @@
 #include "sluice/bundle/import/testing.h"
 
 namespace sluice::bundle {
-namespace {
+namespace gguf_test {
 
 using ::testing::Contains;
 using ::testing::HasSubstr;
@@ -319,5 +319,5 @@ TEST_P(Refused, IsNamed) {
 INSTANTIATE_TEST_SUITE_P(Files, Refused, ::testing::ValuesIn(kChanges),
                          [](const auto& info) { return std::string(info.param.name); });
 
-}  // namespace
+}  // namespace gguf_test
 }  // namespace sluice::bundle

@@ -18,11 +18,11 @@ using hf::Config;
 using hf::Model;
 using hf::Pooling;
 
-struct Architecture {
+struct HfArchitecture {
   const char* name;
   void (*build)(Model&);
 };
-constexpr Architecture kArchitectures[] = {
+constexpr HfArchitecture kHfArchitectures[] = {
     {"LlamaForCausalLM", hf::build_decoder},
     {"MistralForCausalLM", hf::build_decoder},
     {"Qwen2ForCausalLM", hf::build_decoder},
@@ -41,10 +41,10 @@ constexpr Architecture kArchitectures[] = {
     {"DeiTForImageClassification", hf::build_vision},
     {"DeiTForImageClassificationWithTeacher", hf::build_vision}};
 
-const Architecture& architecture_of(const Config& config) {
+const HfArchitecture& architecture_of(const Config& config) {
   const std::vector<std::string> names = config.texts("architectures");
   std::string known;
-  for (const Architecture& architecture : kArchitectures) {
+  for (const HfArchitecture& architecture : kHfArchitectures) {
     if (!names.empty() && names[0] == architecture.name) return architecture;
     known += (known.empty() ? "" : ", ") + std::string(architecture.name);
   }
@@ -220,7 +220,7 @@ ImportResult import_hugging_face(const std::string& source, const std::string& o
   if (config.has("quantization_config"))
     fail(Code::unsupported, "{}: import the model in f32, f16 or bf16 and quantize it here",
          config.field("quantization_config"));
-  const Architecture& architecture = architecture_of(config);
+  const HfArchitecture& architecture = architecture_of(config);
   hf::Weights weights(hf::open_folder(folder, file), options);
   Model model{
       config,    weights, options, chosen_pooling(sentence.pooling, options), architecture.name,

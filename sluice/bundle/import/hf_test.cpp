@@ -15,7 +15,7 @@
 #include "sluice/bundle/import/testing.h"
 
 namespace sluice::bundle {
-namespace {
+namespace hf_test {
 
 using ::testing::ElementsAre;
 using testing::golden_values;
@@ -432,5 +432,5 @@ TEST_F(Import, OptionsThatDoNotFitAreUsage) {
   EXPECT_ERROR(import({.pooling = "max"}), Code::usage, "--pooling: expected mean");
 }
 
-}  // namespace
+}  // namespace hf_test
 }  // namespace sluice::bundle

@@ -10,7 +10,7 @@
 #include "sluice/bundle/import/onnx/testing.h"
 
 namespace sluice::bundle {
-namespace {
+namespace onnx_test {
 
 using onnx::Attribute;
 using onnx::Message;
@@ -357,5 +357,5 @@ TEST(Onnx, LimitsWhatIsComputedWhileReading) {
   EXPECT_ERROR(build(hollow.model()), Code::limit, "too many numbers");
 }
 
-}  // namespace
+}  // namespace onnx_test
 }  // namespace sluice::bundle

@@ -13,9 +13,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
-class Reader {
+class DocumentReader {
  public:
-  explicit Reader(const DocumentLimits& limits) : limits_(limits) {}
+  explicit DocumentReader(const DocumentLimits& limits) : limits_(limits) {}
 
   void file(const std::string& path, const std::string& name) {
     const MappedFile mapped = MappedFile::open(path);
@@ -88,7 +88,7 @@ std::vector<Document> read_documents(const std::string& path, const DocumentLimi
   if (!fs::exists(status))
     fail(Code::missing, "{}: no such file or folder of texts; scripts/data.sh text makes some",
          path);
-  Reader reader(limits);
+  DocumentReader reader(limits);
   if (fs::is_directory(status)) {
     for (const std::string& file : files_below(path)) reader.file(path + "/" + file, file);
   } else {

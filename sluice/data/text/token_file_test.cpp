@@ -11,7 +11,7 @@
 #include "sluice/data/text/documents.h"
 
 namespace sluice::data {
-namespace {
+namespace token_file_test {
 
 using ::testing::ElementsAre;
 
@@ -172,5 +172,5 @@ TEST(Documents, AreHeldOutByTheirTextAlone) {
   EXPECT_NEAR(double(out), 200, 40);
 }
 
-}  // namespace
+}  // namespace token_file_test
 }  // namespace sluice::data

@@ -14,7 +14,7 @@
 #include "sluice/engine/kernel/reference.h"
 
 namespace sluice::engine {
-namespace {
+namespace array_test {
 
 using bundle::Attributes;
 using bundle::Value;
@@ -362,5 +362,5 @@ TEST(Session, RefusesAnotherNumberOfInputs) {
   expect_error(Code::shape, "'y'", [&] { session.run(both, results, 1); });
 }
 
-}  // namespace
+}  // namespace array_test
 }  // namespace sluice::engine

@@ -12,7 +12,7 @@
 #include "sluice/engine/kernel/test_targets.h"
 
 namespace sluice::engine {
-namespace {
+namespace conditional_test {
 
 using bundle::Attributes;
 using bundle::Format;
@@ -448,5 +448,5 @@ TEST(LoraAdd, RefusesAdaptersThatDoNotExist) {
   EXPECT_NO_THROW(run(Network(model.bundle), with_adapters(model, 1, {-INFINITY}), 1));
 }
 
-}  // namespace
+}  // namespace conditional_test
 }  // namespace sluice::engine

@@ -8,7 +8,7 @@
 #include "sluice/engine/graph/test_networks.h"
 
 namespace sluice::engine {
-namespace {
+namespace evaluate_test {
 
 /// Two outputs: the pixel, and one minus the pixel (after normalization).
 testing::Model two_class() {
@@ -80,5 +80,5 @@ TEST(Evaluate, CrossEntropyOfExtremeLogits) {
   EXPECT_FALSE(std::isfinite(cross_entropy(logits, 0)));
 }
 
-}  // namespace
+}  // namespace evaluate_test
 }  // namespace sluice::engine

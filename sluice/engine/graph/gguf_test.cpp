@@ -15,7 +15,7 @@
 #include "sluice/text/tokenizer.h"
 
 namespace sluice::engine {
-namespace {
+namespace gguf_test {
 
 using bundle::Bundle;
 using bundle::ExportOptions;
@@ -166,5 +166,5 @@ TEST(GgufVocabulary, WhatTheOtherSideCannotSayIsRefused) {
   EXPECT_ERROR(bundle::gguf::tokenizer_json(equal, "x"), Code::unsupported, "letter 'c'");
 }
 
-}  // namespace
+}  // namespace gguf_test
 }  // namespace sluice::engine

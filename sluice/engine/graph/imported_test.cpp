@@ -16,7 +16,7 @@
 #include "sluice/engine/graph/network.h"
 
 namespace sluice::engine {
-namespace {
+namespace imported_test {
 
 using bundle::DType;
 using bundle::ImportOptions;
@@ -225,5 +225,5 @@ TEST(Imported, MiniLmGivesTheVectorsOfItsMakers) {
   RecordProperty("cosine_bf16", fmt::format("{:.9f}", least_bf16));
 }
 
-}  // namespace
+}  // namespace imported_test
 }  // namespace sluice::engine

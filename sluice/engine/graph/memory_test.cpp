@@ -6,7 +6,7 @@
 #include <random>
 
 namespace sluice::engine {
-namespace {
+namespace memory_test {
 
 TEST(Memory, ValuesAliveTogetherNeverOverlap) {
   std::mt19937_64 random(1);
@@ -41,5 +41,5 @@ TEST(Memory, AChainNeedsTwoBuffers) {
   EXPECT_EQ(place(lives).bytes, 2048);
 }
 
-}  // namespace
+}  // namespace memory_test
 }  // namespace sluice::engine

@@ -12,7 +12,7 @@
 #include "sluice/engine/kernel/reference.h"
 
 namespace sluice::engine {
-namespace {
+namespace onnx_export_test {
 
 using bundle::Value;
 using testing::Model;
@@ -215,5 +215,5 @@ TEST(OnnxExport, RefusesWhatOnnxCannotHold) {
   EXPECT_ERROR(bundle::onnx_bytes(decoder.bundle), Code::unsupported, "cache");
 }
 
-}  // namespace
+}  // namespace onnx_export_test
 }  // namespace sluice::engine

@@ -7,7 +7,7 @@
 #include "sluice/engine/kernel/reference.h"
 
 namespace sluice::engine {
-namespace {
+namespace packed_linear_test {
 
 using bundle::Builder;
 using bundle::Format;
@@ -168,5 +168,5 @@ TEST(PackedLinearOperator, NetworkRefusesDamagedScalesAndCodes) {
   }
 }
 
-}  // namespace
+}  // namespace packed_linear_test
 }  // namespace sluice::engine

@@ -10,7 +10,7 @@
 #include "sluice/engine/kernel/reference.h"
 
 namespace sluice::engine {
-namespace {
+namespace partial_test {
 
 using bundle::Attributes;
 using bundle::Format;
@@ -240,5 +240,5 @@ TEST(NestedLayers, RefuseListsOfDifferentLengthsAndColumnsThatAreNoView) {
   }
 }
 
-}  // namespace
+}  // namespace partial_test
 }  // namespace sluice::engine

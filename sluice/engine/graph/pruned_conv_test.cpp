@@ -7,7 +7,7 @@
 #include "sluice/engine/kernel/reference.h"
 
 namespace sluice::engine {
-namespace {
+namespace pruned_conv_test {
 
 using bundle::Value;
 using testing::Model;
@@ -82,5 +82,5 @@ TEST(PrunedConvolutions, OfOnePixelSkipTheirZerosAndMatchTheReference) {
   for (const auto& step : never.plan()) EXPECT_FALSE(step.kernel.starts_with("sluice csr"));
 }
 
-}  // namespace
+}  // namespace pruned_conv_test
 }  // namespace sluice::engine

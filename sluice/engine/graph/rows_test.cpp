@@ -13,7 +13,7 @@
 #include "sluice/engine/kernel/reference.h"
 
 namespace sluice::engine {
-namespace {
+namespace rows_test {
 
 using bundle::Value;
 using testing::Model;
@@ -294,5 +294,5 @@ TEST(RowsThatLeave, EmbeddingsSayWhichIdIsWrong) {
   }
 }
 
-}  // namespace
+}  // namespace rows_test
 }  // namespace sluice::engine

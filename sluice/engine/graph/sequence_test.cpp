@@ -12,7 +12,7 @@
 #include "sluice/engine/kernel/reference.h"
 
 namespace sluice::engine {
-namespace {
+namespace sequence_test {
 
 using bundle::Value;
 using testing::Model;
@@ -382,5 +382,5 @@ TEST(Sequence, TheMeterFollowsTheTokensAndTheCache) {
   EXPECT_EQ(meter.macs(), 2 * linear + (9 + 4) * pair);
 }
 
-}  // namespace
+}  // namespace sequence_test
 }  // namespace sluice::engine

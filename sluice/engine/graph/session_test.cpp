@@ -12,7 +12,7 @@
 #include "sluice/engine/kernel/reference.h"
 
 namespace sluice::engine {
-namespace {
+namespace session_test {
 
 using bundle::Value;
 using testing::make_resnet;
@@ -379,5 +379,5 @@ TEST(Network, RefusesWeightsThatAreNotFinite) {
   }
 }
 
-}  // namespace
+}  // namespace session_test
 }  // namespace sluice::engine

@@ -11,7 +11,7 @@
 #include "sluice/engine/kernel/reference.h"
 
 namespace sluice::engine {
-namespace {
+namespace sizes_test {
 
 using bundle::Attributes;
 using bundle::Value;
@@ -309,5 +309,5 @@ TEST(Sizes, RefuseASwitchOverWhatCountsRows) {
                "compact (compact_rows): some sizes");
 }
 
-}  // namespace
+}  // namespace sizes_test
 }  // namespace sluice::engine

@@ -33,6 +33,10 @@ class Planner {
   const bundle::Node& node(size_t index) const {
     return bundle_.graph().nodes[groups_[index].main];
   }
+  /// Per sample.
+  const Shape& full_shape(const std::string& value) const {
+    return bundle_.info().shapes.at(value);
+  }
   /// Cost of the plan and of the step, where it is not the graph's (weights stored otherwise).
   void set_cost(Step& step, const Cost& cost);
   std::string cache_key(size_t index) const;

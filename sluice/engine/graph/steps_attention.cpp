@@ -13,14 +13,10 @@ namespace {
 
 using bundle::Node;
 
-const Shape& full_shape(const Planner& planner, const std::string& name) {
-  return planner.bundle().info().shapes.at(name);
-}
-
 void plan_rope(Planner& planner, size_t index, Step step) {
   const Group& group = planner.group(index);
   const Node& node = planner.node(index);
-  const Shape& shape = full_shape(planner, group.inputs[0]);
+  const Shape& shape = planner.full_shape(group.inputs[0]);
   const size_t heads = static_cast<size_t>(bundle::attr_int(node.attrs, "heads", 1)),
                width = static_cast<size_t>(shape[1]) / heads,
                start = static_cast<size_t>(bundle::attr_int(node.attrs, "start", 0));
@@ -130,9 +126,9 @@ struct AttentionCall {
 
 void plan_attention(Planner& planner, size_t index, Step step) {
   const Group& group = planner.group(index);
-  const Shape& q = full_shape(planner, group.inputs[0]);
+  const Shape& q = planner.full_shape(group.inputs[0]);
   const AttentionSpec spec =
-      attention_spec(planner.node(index), q, full_shape(planner, group.inputs[2]));
+      attention_spec(planner.node(index), q, planner.full_shape(group.inputs[2]));
   const int threads = planner.threads_for(step.info.cost.macs);
   const int64_t samples = planner.all_samples();
   // Which queries there are is known from their rows: `keep` is not read again.
@@ -157,7 +153,7 @@ void plan_attention(Planner& planner, size_t index, Step step) {
   step.kernel.counts_rows = true;
   step.kernel.metered = true;
   step.kernel.scratch_bytes = attention_scratch_bytes(spec, threads);
-  step.kernel.bind = [=, tokens = q[0], keys = full_shape(planner, group.inputs[1])[0]](
+  step.kernel.bind = [=, tokens = q[0], keys = planner.full_shape(group.inputs[1])[0]](
                          const Binding& b) -> std::function<void()> {
     SLUICE_CHECK(b.rows && b.other && (b.state || spec.cache == 0));
     auto call = std::make_shared<AttentionCall>();
@@ -188,7 +184,7 @@ void plan_attention(Planner& planner, size_t index, Step step) {
 void plan_spark_attention(Planner& planner, size_t index, Step step) {
   const Group& group = planner.group(index);
   const Node& node = planner.node(index);
-  const Shape &q = full_shape(planner, group.inputs[0]), &v = full_shape(planner, group.inputs[2]);
+  const Shape &q = planner.full_shape(group.inputs[0]), &v = planner.full_shape(group.inputs[2]);
   SparkAttentionSpec spec;
   spec.heads = bundle::attr_int(node.attrs, "heads", 1);
   spec.split = bundle::attr_int(node.attrs, "split", 1);
@@ -251,14 +247,14 @@ void plan_spark_attention(Planner& planner, size_t index, Step step) {
 void plan_linear_attention(Planner& planner, size_t index, Step step) {
   const Group& group = planner.group(index);
   const Node& node = planner.node(index);
-  const Shape &q = full_shape(planner, group.inputs[0]), &v = full_shape(planner, group.inputs[2]);
+  const Shape &q = planner.full_shape(group.inputs[0]), &v = planner.full_shape(group.inputs[2]);
   LinearAttentionSpec spec;
   spec.heads = bundle::attr_int(node.attrs, "heads", 1);
   spec.key_width = q[1] / spec.heads;
   spec.value_width = v[1] / spec.heads;
   spec.scale = static_cast<float>(bundle::attr_double(node.attrs, "scale", 1));
   if (group.inputs.size() > 3)
-    spec.decay = full_shape(planner, group.inputs[3])[1] == q[1] ? Decay::channel : Decay::head;
+    spec.decay = planner.full_shape(group.inputs[3])[1] == q[1] ? Decay::channel : Decay::head;
   const bool carry = bundle::attr_bool(node.attrs, "carry", false);
   const int threads = planner.threads_for(step.info.cost.macs);
   const int64_t samples = planner.all_samples();

@@ -7,13 +7,9 @@ namespace {
 
 using bundle::Node;
 
-const Shape& full_shape(const Planner& planner, const std::string& name) {
-  return planner.bundle().info().shapes.at(name);
-}
-
 /// Elements that one number of `keep` decides about.
 size_t row_width(const Planner& planner, const std::string& x, const std::string& keep) {
-  return static_cast<size_t>(numel(full_shape(planner, x)) / full_shape(planner, keep)[0]);
+  return static_cast<size_t>(numel(planner.full_shape(x)) / planner.full_shape(keep)[0]);
 }
 
 void plan_compact(Planner& planner, size_t index, Step step) {
@@ -57,7 +53,7 @@ void plan_scatter(Planner& planner, size_t index, Step step) {
 
 void plan_pool_rows(Planner& planner, size_t index, Step step) {
   const Group& group = planner.group(index);
-  const Shape& shape = full_shape(planner, group.inputs[0]);
+  const Shape& shape = planner.full_shape(group.inputs[0]);
   const std::string name = bundle::attr_string(planner.node(index).attrs, "kind", "mean");
   const Pool kind = name == "mean" ? Pool::mean : name == "first" ? Pool::first : Pool::last;
   step.inputs = {planner.fetch(group.inputs[0], Layout::plain)};
@@ -79,8 +75,8 @@ void plan_positions(Planner& planner, size_t index, Step step) {
   step.inputs = {planner.fetch(group.inputs[0])};
   step.kernel.name = "sluice positions";
   step.kernel.counts_rows = true;
-  step.kernel.bind = [tokens = full_shape(planner, group.inputs[0])[0]](
-                         const Binding& b) -> std::function<void()> {
+  step.kernel.bind =
+      [tokens = planner.full_shape(group.inputs[0])[0]](const Binding& b) -> std::function<void()> {
     SLUICE_CHECK(b.rows);
     return [=, rows = b.rows, position = b.position, out = b.output] {
       const int64_t unit = tokens / rows->per_sample;

@@ -10,7 +10,7 @@
 #include "sluice/engine/kernel/reference.h"
 
 namespace sluice::engine {
-namespace {
+namespace text_test {
 
 using bundle::Value;
 using testing::Model;
@@ -110,5 +110,5 @@ TEST(Text, GeluTanhAloneAndBehindALinearLayer) {
   expect_parity(net.finish(net.activation("b", net.linear("l", y, 40), "gelu_tanh")), 1e-4);
 }
 
-}  // namespace
+}  // namespace text_test
 }  // namespace sluice::engine

@@ -14,7 +14,7 @@
 #include "sluice/engine/kernel/test_targets.h"
 
 namespace sluice::engine {
-namespace {
+namespace active_rows_test {
 
 using bundle::Format;
 using bundle::PackedMatrix;
@@ -169,5 +169,5 @@ TEST(Lora, ThreadsDoNotChangeABit) {
   });
 }
 
-}  // namespace
+}  // namespace active_rows_test
 }  // namespace sluice::engine

@@ -10,7 +10,7 @@
 #include "sluice/engine/kernel/test_targets.h"
 
 namespace sluice::engine {
-namespace {
+namespace attention_test {
 
 using testing::for_each_target;
 using testing::Guarded;
@@ -270,5 +270,5 @@ TEST(Attention, RefusesCachesThatOverflow) {
   EXPECT_THROW(attention_cache_bytes(spec), Error);
 }
 
-}  // namespace
+}  // namespace attention_test
 }  // namespace sluice::engine

@@ -5,7 +5,7 @@
 #include "sluice/engine/kernel/test_targets.h"
 
 namespace sluice::engine {
-namespace {
+namespace block_sparse_test {
 
 using testing::Guarded;
 using testing::random_floats;
@@ -103,5 +103,5 @@ TEST(BlockSparse, TheChoiceFollowsHowTheZerosLie) {
   EXPECT_EQ(choose(1, 16, 0.3, 100), SparseChoice::dense);
 }
 
-}  // namespace
+}  // namespace block_sparse_test
 }  // namespace sluice::engine

@@ -8,7 +8,7 @@
 #include "sluice/engine/kernel/test_targets.h"
 
 namespace sluice::engine {
-namespace {
+namespace elementwise_test {
 
 using testing::for_each_target;
 using testing::Guarded;
@@ -146,5 +146,5 @@ TEST(Elementwise, UnknownActivationIsNamed) {
   }
 }
 
-}  // namespace
+}  // namespace elementwise_test
 }  // namespace sluice::engine

@@ -6,7 +6,7 @@
 #include "sluice/engine/kernel/test_targets.h"
 
 namespace sluice::engine {
-namespace {
+namespace gathered_conv_test {
 
 using testing::Guarded;
 using testing::random_floats;
@@ -197,5 +197,5 @@ TEST(GatheredConv, RefusesAPictureThatDoesNotFit) {
   }
 }
 
-}  // namespace
+}  // namespace gathered_conv_test
 }  // namespace sluice::engine

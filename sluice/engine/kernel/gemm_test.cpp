@@ -9,7 +9,7 @@
 #include "sluice/engine/kernel/test_targets.h"
 
 namespace sluice::engine {
-namespace {
+namespace gemm_test {
 
 using bundle::Format;
 using bundle::PackedMatrix;
@@ -309,5 +309,5 @@ TEST(GemmRows, QuantizeAsTheBundleDoes) {
   });
 }
 
-}  // namespace
+}  // namespace gemm_test
 }  // namespace sluice::engine

@@ -6,7 +6,7 @@
 #include "sluice/engine/kernel/test_targets.h"
 
 namespace sluice::engine {
-namespace {
+namespace linear_attention_test {
 
 using testing::for_each_target;
 using testing::Guarded;
@@ -146,5 +146,5 @@ TEST(LinearAttention, NoRowsLeaveTheStateAlone) {
   EXPECT_THAT(state, ::testing::Each(3.0f));
 }
 
-}  // namespace
+}  // namespace linear_attention_test
 }  // namespace sluice::engine

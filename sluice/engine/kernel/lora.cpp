@@ -13,27 +13,27 @@
 namespace sluice::engine {
 namespace {
 
-constexpr int64_t kTokens = kMaxDotBatch;
-constexpr int64_t kFloat = static_cast<int64_t>(sizeof(float));
+constexpr int64_t kLoraTokens = kMaxDotBatch;
+constexpr int64_t kFloatBytes = static_cast<int64_t>(sizeof(float));
 // Smaller adapters are done before a second thread has woken up.
 constexpr int64_t kParallelWeights = 1 << 17;
 
-struct Places {
+struct LoraPlaces {
   int64_t order = 0, start = 0, gathered = 0, code = 0, result = 0, dot = 0, sums = 0, end = 0;
 
-  Places(const Lora& l, int64_t rows, int threads) {
+  LoraPlaces(const Lora& l, int64_t rows, int threads) {
     const auto take = [&](int64_t items, int64_t size) {
       const int64_t at = end;
       end = checked_add(end, align_up(checked_mul(items, size, "adapter scratch")),
                         "adapter scratch");
       return at;
     };
-    order = take(rows, kFloat);
-    start = take(static_cast<int64_t>(l.a.size()) + 2, kFloat);
-    gathered = take(kTokens * l.a[0].columns, kFloat);
-    code = take(kTokens * l.a[0].rows, kFloat);
-    result = take(kTokens * l.b[0].columns, kFloat);
-    dot = take(dot_scratch_bytes(l.a[0].format, l.kind, l.a[0].columns, kTokens), 1);
+    order = take(rows, kFloatBytes);
+    start = take(static_cast<int64_t>(l.a.size()) + 2, kFloatBytes);
+    gathered = take(kLoraTokens * l.a[0].columns, kFloatBytes);
+    code = take(kLoraTokens * l.a[0].rows, kFloatBytes);
+    result = take(kLoraTokens * l.b[0].columns, kFloatBytes);
+    dot = take(dot_scratch_bytes(l.a[0].format, l.kind, l.a[0].columns, kLoraTokens), 1);
     sums = take(packed_accumulate_scratch(l.b[0], threads), 1);
   }
 };
@@ -41,12 +41,12 @@ struct Places {
 }  // namespace
 
 int64_t lora_scratch(const Lora& lora, int64_t rows, int threads) {
-  return Places(lora, rows, threads).end;
+  return LoraPlaces(lora, rows, threads).end;
 }
 
 void run_lora(const Lora& l, const float* x, const float* adapter, float* y, size_t rows,
               std::byte* scratch, int threads, Work* work) {
-  const Places at(l, static_cast<int64_t>(rows), threads);
+  const LoraPlaces at(l, static_cast<int64_t>(rows), threads);
   const size_t count = l.a.size(), in = static_cast<size_t>(l.a[0].columns),
                rank = static_cast<size_t>(l.a[0].rows), out = static_cast<size_t>(l.b[0].columns);
   for (size_t r = 0; r < rows; ++r) {
@@ -71,8 +71,8 @@ void run_lora(const Lora& l, const float* x, const float* adapter, float* y, siz
   // Filling has moved every start to the next adapter's.
   for (size_t a = 0; a < count; ++a) {
     const size_t last = static_cast<size_t>(start[a + 1]);
-    for (size_t first = static_cast<size_t>(start[a]); first < last; first += kTokens) {
-      const size_t tokens = std::min<size_t>(kTokens, last - first);
+    for (size_t first = static_cast<size_t>(start[a]); first < last; first += kLoraTokens) {
+      const size_t tokens = std::min<size_t>(kLoraTokens, last - first);
       float *gathered = floats(at.gathered), *code = floats(at.code), *result = floats(at.result);
       for (size_t t = 0; t < tokens; ++t)
         std::memcpy(gathered + t * in, x + static_cast<size_t>(order[first + t]) * in,
@@ -91,7 +91,7 @@ void run_lora(const Lora& l, const float* x, const float* adapter, float* y, siz
       if (!work) continue;
       work->macs += static_cast<int64_t>(tokens * rank * (in + out));
       work->bytes += l.a[a].rows * (l.a[a].row_bytes() + l.b[a].row_bytes()) +
-                     static_cast<int64_t>(tokens * (in + 2 * out)) * kFloat;
+                     static_cast<int64_t>(tokens * (in + 2 * out)) * kFloatBytes;
     }
   }
 }

@@ -5,7 +5,7 @@
 #include "sluice/engine/kernel/test_targets.h"
 
 namespace sluice::engine {
-namespace {
+namespace narrow_conv_test {
 
 using testing::Guarded;
 using testing::random_floats;
@@ -116,5 +116,5 @@ TEST(NarrowConv, IsChosenWhereVectorsOfOutputsWouldStayHalfEmpty) {
   EXPECT_FALSE(narrow_conv_fits(s));
 }
 
-}  // namespace
+}  // namespace narrow_conv_test
 }  // namespace sluice::engine

@@ -7,7 +7,7 @@
 #include "sluice/engine/kernel/test_targets.h"
 
 namespace sluice::engine {
-namespace {
+namespace packed_accumulate_test {
 
 using bundle::Format;
 using bundle::PackedMatrix;
@@ -133,5 +133,5 @@ TEST(PackedAccumulate, PartsOfColumnsCoverThemAllInOrder) {
   }
 }
 
-}  // namespace
+}  // namespace packed_accumulate_test
 }  // namespace sluice::engine

@@ -8,7 +8,7 @@
 #include "sluice/engine/kernel/test_targets.h"
 
 namespace sluice::engine {
-namespace {
+namespace packed_dot_test {
 
 using bundle::Format;
 using bundle::PackedMatrix;
@@ -255,5 +255,5 @@ TEST(PackedDot, RefusesUnknownKinds) {
   expect_error(Code::unsupported, "activations 'f16'", [] { dot_kind_from_name("f16"); });
 }
 
-}  // namespace
+}  // namespace packed_dot_test
 }  // namespace sluice::engine

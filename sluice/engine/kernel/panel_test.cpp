@@ -5,7 +5,7 @@
 #include "sluice/engine/kernel/test_targets.h"
 
 namespace sluice::engine {
-namespace {
+namespace panel_test {
 
 using testing::Guarded;
 using testing::random_floats;
@@ -102,5 +102,5 @@ TEST(Panel, ASumDoesNotDependOnWhatIsComputedBesideIt) {
   });
 }
 
-}  // namespace
+}  // namespace panel_test
 }  // namespace sluice::engine

@@ -6,7 +6,7 @@
 #include "sluice/engine/kernel/test_targets.h"
 
 namespace sluice::engine {
-namespace {
+namespace prefix_conv_test {
 
 using testing::Guarded;
 using testing::random_floats;
@@ -183,5 +183,5 @@ TEST(PrefixConv, WhatASizeLeavesOutIsNotRead) {
   for (const float v : run(l, kernel, &size, nullptr)) EXPECT_TRUE(std::isfinite(v));
 }
 
-}  // namespace
+}  // namespace prefix_conv_test
 }  // namespace sluice::engine

@@ -8,7 +8,7 @@
 #include "sluice/engine/kernel/test_targets.h"
 
 namespace sluice::engine {
-namespace {
+namespace prefix_linear_test {
 
 using testing::Guarded;
 using testing::random_floats;
@@ -141,5 +141,5 @@ TEST(PrefixLinear, ComputesAndCountsTheRowsThatAreThere) {
   }
 }
 
-}  // namespace
+}  // namespace prefix_linear_test
 }  // namespace sluice::engine

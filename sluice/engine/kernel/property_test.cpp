@@ -17,7 +17,7 @@
 #include "sluice/engine/kernel/packed_tiles.h"
 
 namespace sluice::engine {
-namespace {
+namespace property_test {
 
 using bundle::Format;
 using bundle::PackedMatrix;
@@ -175,5 +175,5 @@ TEST(Properties, ChosenRowsAddUpInEveryFormat) {
   });
 }
 
-}  // namespace
+}  // namespace property_test
 }  // namespace sluice::engine

@@ -7,7 +7,7 @@
 #include "sluice/engine/kernel/test_targets.h"
 
 namespace sluice::engine {
-namespace {
+namespace reduce_test {
 
 using testing::for_each_target;
 using testing::Guarded;
@@ -153,5 +153,5 @@ TEST(Reduce, TransposeMovesEveryElementForEveryRemainder) {
   });
 }
 
-}  // namespace
+}  // namespace reduce_test
 }  // namespace sluice::engine

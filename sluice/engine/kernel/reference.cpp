@@ -10,7 +10,7 @@
 namespace sluice::engine {
 namespace {
 
-std::vector<ReferenceEntry> collect() {
+std::vector<ReferenceEntry> all_references() {
   std::vector<ReferenceEntry> entries;
   for (const auto family : {dense_references, binary_references, sparse_references, rows_references,
                             attention_references, conditional_references, text_references,
@@ -71,7 +71,7 @@ double activate_one(Activation kind, double x) {
 
 std::vector<double> reference_node(const bundle::Bundle& bundle, const bundle::Node& node,
                                    std::span<const std::vector<double>* const> inputs) {
-  static const std::vector<ReferenceEntry> entries = collect();
+  static const std::vector<ReferenceEntry> entries = all_references();
   for (const ReferenceEntry& entry : entries) {
     if (entry.op == node.op) return entry.run({bundle, node, inputs});
   }

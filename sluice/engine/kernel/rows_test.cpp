@@ -8,7 +8,7 @@
 #include "sluice/engine/kernel/test_targets.h"
 
 namespace sluice::engine {
-namespace {
+namespace rows_test {
 
 using testing::for_each_target;
 using testing::Guarded;
@@ -225,5 +225,5 @@ TEST(Rope, TurnsPairsByPositionTimesFrequency) {
   });
 }
 
-}  // namespace
+}  // namespace rows_test
 }  // namespace sluice::engine

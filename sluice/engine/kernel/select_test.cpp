@@ -11,7 +11,7 @@
 #include "sluice/engine/kernel/test_targets.h"
 
 namespace sluice::engine {
-namespace {
+namespace select_test {
 
 using ::testing::ElementsAre;
 using testing::for_each_target;
@@ -183,5 +183,5 @@ TEST(Select, StatisticalThresholdIsMeanPlusDeviationTimesQuantile) {
   });
 }
 
-}  // namespace
+}  // namespace select_test
 }  // namespace sluice::engine

@@ -11,7 +11,7 @@
 #include "sluice/engine/kernel/test_targets.h"
 
 namespace sluice::engine {
-namespace {
+namespace spark_attention_test {
 
 using testing::for_each_target;
 using testing::Guarded;
@@ -220,5 +220,5 @@ TEST(SparkAttention, ScoresThatAreNoNumbersGiveNoneAndTouchNoOtherRow) {
   });
 }
 
-}  // namespace
+}  // namespace spark_attention_test
 }  // namespace sluice::engine

@@ -10,39 +10,39 @@ namespace sluice::engine {
 namespace {
 
 using Source = SparseFfn::Source;
-constexpr int64_t kTokens = static_cast<int64_t>(kMaxTokens);
+constexpr int64_t kFfnTokens = static_cast<int64_t>(kMaxTokens);
 
 bool from_first(const SparseFfn& f) {
   return f.source == Source::first || f.source == Source::activated;
 }
 
 /// Where everything lies in the scratch, in bytes.
-struct Places {
+struct FfnPlaces {
   int64_t lists = 0, hidden = 0, other = 0, full = 0, scores = 0, code = 0, input = 0, sums = 0,
           end = 0;
 
-  Places(const SparseFfn& f, int threads) {
-    const int64_t neurons = f.up.rows, floats = static_cast<int64_t>(sizeof(float)) * kTokens;
+  FfnPlaces(const SparseFfn& f, int threads) {
+    const int64_t neurons = f.up.rows, floats = static_cast<int64_t>(sizeof(float)) * kFfnTokens;
     const auto take = [&](int64_t bytes) {
       const int64_t at = end;
       end += align_up(bytes);
       return at;
     };
-    lists = take(ActiveRows::scratch_bytes(kTokens, neurons));
+    lists = take(ActiveRows::scratch_bytes(kFfnTokens, neurons));
     hidden = take(floats * neurons);
     if (f.gated()) other = take(floats * neurons);
     if (from_first(f)) full = take(floats * neurons);
     if (f.source == Source::predictor || f.source == Source::activated)
       scores = take(floats * neurons);
-    int64_t most = ActiveInput::scratch_bytes(f.up.format, f.kind, f.up.columns, kTokens);
+    int64_t most = ActiveInput::scratch_bytes(f.up.format, f.kind, f.up.columns, kFfnTokens);
     if (f.gated())
-      most = std::max(most,
-                      ActiveInput::scratch_bytes(f.gate.format, f.kind, f.gate.columns, kTokens));
+      most = std::max(
+          most, ActiveInput::scratch_bytes(f.gate.format, f.kind, f.gate.columns, kFfnTokens));
     if (f.source == Source::predictor) {
       code = take(floats * f.predictor_a.rows);
-      most =
-          std::max({most, dot_scratch_bytes(f.predictor_a.format, f.kind, f.up.columns, kTokens),
-                    dot_scratch_bytes(f.predictor_b.format, f.kind, f.predictor_a.rows, kTokens)});
+      most = std::max(
+          {most, dot_scratch_bytes(f.predictor_a.format, f.kind, f.up.columns, kFfnTokens),
+           dot_scratch_bytes(f.predictor_b.format, f.kind, f.predictor_a.rows, kFfnTokens)});
     }
     input = take(most);
     sums = take(packed_accumulate_scratch(f.down, threads));
@@ -178,7 +178,7 @@ class Chunk {
   }
 
   const SparseFfn& f_;
-  const Places at_;
+  const FfnPlaces at_;
   std::byte* scratch_;
   const int threads_;
   Work* work_;
@@ -191,7 +191,7 @@ class Chunk {
 
 }  // namespace
 
-int64_t sparse_ffn_scratch(const SparseFfn& f, int threads) { return Places(f, threads).end; }
+int64_t sparse_ffn_scratch(const SparseFfn& f, int threads) { return FfnPlaces(f, threads).end; }
 
 void run_sparse_ffn(const SparseFfn& f, const float* x, const float* scores, float* y, size_t rows,
                     std::byte* scratch, int threads, Work* work) {

@@ -5,7 +5,7 @@
 #include "sluice/engine/kernel/test_targets.h"
 
 namespace sluice::engine {
-namespace {
+namespace sparse_test {
 
 using testing::for_each_target;
 using testing::Guarded;
@@ -61,5 +61,5 @@ TEST(Sparse, DenseWeightsStayDense) {
   }
 }
 
-}  // namespace
+}  // namespace sparse_test
 }  // namespace sluice::engine

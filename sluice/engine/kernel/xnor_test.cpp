@@ -8,7 +8,7 @@
 #include "sluice/engine/kernel/test_targets.h"
 
 namespace sluice::engine {
-namespace {
+namespace xnor_test {
 
 using testing::Guarded;
 using testing::random_floats;
@@ -242,5 +242,5 @@ TEST(Xnor, RefusesRowsThatAreNotBinaryAndPicturesThatDoNotFit) {
   EXPECT_EQ(code_of([&] { make_xnor_conv(c.shape, c.rows(), {}, {}, "test"); }), Code::limit);
 }
 
-}  // namespace
+}  // namespace xnor_test
 }  // namespace sluice::engine

@@ -10,7 +10,7 @@
 #include "sluice/engine/measure/rivals.h"
 
 namespace sluice::engine::measure {
-namespace {
+namespace measure_test {
 
 using ::testing::DoubleNear;
 using ::testing::ElementsAre;
@@ -306,5 +306,5 @@ TEST(RandomValues, AreTheSameEverywhere) {
   EXPECT_EQ(values, random_values(10000, 3, 2.0f));
 }
 
-}  // namespace
+}  // namespace measure_test
 }  // namespace sluice::engine::measure

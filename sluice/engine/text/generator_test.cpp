@@ -9,7 +9,7 @@
 #include "sluice/engine/text/test_models.h"
 
 namespace sluice::engine {
-namespace {
+namespace generator_test {
 
 using ::testing::ElementsAre;
 using testing::Model;
@@ -258,5 +258,5 @@ TEST(GeneratorOf, OnlyDecodersThatKeepState) {
                "keeps nothing from run to run");
 }
 
-}  // namespace
+}  // namespace generator_test
 }  // namespace sluice::engine

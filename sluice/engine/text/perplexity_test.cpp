@@ -10,7 +10,7 @@
 #include "sluice/engine/text/test_models.h"
 
 namespace sluice::engine {
-namespace {
+namespace perplexity_test {
 
 using testing::kDecoderWords;
 using testing::Model;
@@ -95,5 +95,5 @@ TEST(Perplexity, RefusesImpossibleWindowsAndTexts) {
                "2 tokens before a text alone");
 }
 
-}  // namespace
+}  // namespace perplexity_test
 }  // namespace sluice::engine

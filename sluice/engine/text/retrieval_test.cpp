@@ -8,7 +8,7 @@
 #include "sluice/base/test_error.h"
 
 namespace sluice::engine {
-namespace {
+namespace retrieval_test {
 
 TEST(Retrieval, ScoresByTheDefinitions) {
   // Query 0: relevant are 3 (grade 2) and 5 (grade 1); query 1: 0; query 2: nothing.
@@ -58,5 +58,5 @@ TEST(Retrieval, RefusesWhatCannotBeScored) {
   EXPECT_ERROR(score_retrieval(two, nan, 2, good), Code::numeric, "not finite");
 }
 
-}  // namespace
+}  // namespace retrieval_test
 }  // namespace sluice::engine

@@ -12,7 +12,7 @@
 #include "sluice/base/test_error.h"
 
 namespace sluice::engine {
-namespace {
+namespace sampler_test {
 
 using ::testing::ElementsAre;
 
@@ -140,5 +140,5 @@ TEST(Sampler, RefusesAbsurdNumbers) {
   EXPECT_ERROR(check_sampling({.repetition_penalty = 0}), Code::usage, "repetition penalty 0");
 }
 
-}  // namespace
+}  // namespace sampler_test
 }  // namespace sluice::engine

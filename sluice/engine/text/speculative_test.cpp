@@ -10,7 +10,7 @@
 #include "sluice/engine/text/test_models.h"
 
 namespace sluice::engine {
-namespace {
+namespace speculative_test {
 
 using testing::Model;
 using testing::NetworkBuilder;
@@ -268,5 +268,5 @@ TEST(Speculative, RefusesWhatDoesNotFit) {
                "size 3");
 }
 
-}  // namespace
+}  // namespace speculative_test
 }  // namespace sluice::engine

@@ -7,7 +7,7 @@
 #include "sluice/base/test_error.h"
 
 namespace sluice::engine {
-namespace {
+namespace stop_strings_test {
 
 TEST(StopStrings, GivesTextAsSoonAsItIsCertain) {
   StopStrings stop({"END", "\n\n"});
@@ -65,5 +65,5 @@ TEST(StopStrings, AnyCutGivesTheTextBeforeTheFirst) {
 
 TEST(StopStrings, RefusesAnEmptyOne) { EXPECT_ERROR(StopStrings({"a", ""}), Code::usage, "empty"); }
 
-}  // namespace
+}  // namespace stop_strings_test
 }  // namespace sluice::engine

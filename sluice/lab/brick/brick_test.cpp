@@ -3,7 +3,7 @@
 #include "sluice/lab/model/testing.h"
 
 namespace sluice::lab {
-namespace {
+namespace brick_test {
 
 using namespace testing;  // NOLINT: test helpers
 using ::testing::ElementsAre;
@@ -355,5 +355,5 @@ TEST(Registry, TakesNewKindsOnce) {
   EXPECT_THAT(brick_kinds(), ::testing::IsSupersetOf({"conv2d", "residual_block", "gate"}));
 }
 
-}  // namespace
+}  // namespace brick_test
 }  // namespace sluice::lab

@@ -7,7 +7,7 @@
 #endif
 
 namespace sluice::lab {
-namespace {
+namespace choice_test {
 
 using namespace testing;  // NOLINT: test helpers
 
@@ -196,5 +196,5 @@ TEST(Choice, RefusesWhatDoesNotFit) {
   EXPECT_ERROR(brick->option(3), Code::usage, "no option 3");
 }
 
-}  // namespace
+}  // namespace choice_test
 }  // namespace sluice::lab

@@ -3,7 +3,7 @@
 #include "sluice/lab/model/testing.h"
 
 namespace sluice::lab {
-namespace {
+namespace containers_test {
 
 using namespace testing;  // NOLINT: test helpers
 using ::testing::ElementsAre;
@@ -169,5 +169,5 @@ TEST(Sequential, RefusesNamesThatAreTaken) {
                [&] { root.append("a", std::make_shared<Identity>()); });
 }
 
-}  // namespace
+}  // namespace containers_test
 }  // namespace sluice::lab

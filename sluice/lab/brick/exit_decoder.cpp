@@ -13,7 +13,6 @@
 namespace sluice::lab {
 namespace {
 
-constexpr int64_t kActions = 3;
 constexpr int64_t kDecisionMacs = 10;  // 3 x 2 and 2 x 2, behind the controller
 constexpr float kStopLogit = 30;       // of the stop token; all others 0
 
@@ -182,8 +181,8 @@ Shape ExitDecoder::output_shape(const Shape& input) const {
            to_string(slot->output_shape(rows)), to_string(output));
     }
   }
-  if (controller_->output_shape(rows) != Shape{rows[0], kActions}) {
-    fail(Code::shape, "controller: expected {} numbers for each token, found {}", kActions,
+  if (controller_->output_shape(rows) != Shape{rows[0], kExitActions}) {
+    fail(Code::shape, "controller: expected {} numbers for each token, found {}", kExitActions,
          to_string(controller_->output_shape(rows)));
   }
   return output;

@@ -9,6 +9,7 @@ namespace sluice::lab {
 
 /// What a controller says of a token after a layer.
 enum class ExitAction : int64_t { stop = 0, exit = 1, go_on = 2 };
+inline constexpr int64_t kExitActions = 3;
 
 struct ExitDecoderOptions {
   /// Probability above which a token stops the text, or exits; from 0.5 on, so that the action is

@@ -7,7 +7,7 @@
 #endif
 
 namespace sluice::lab {
-namespace {
+namespace exit_decoder_test {
 
 using namespace testing;  // NOLINT: test helpers
 
@@ -209,5 +209,5 @@ TEST(ExitDecoder, SizesInTheFileAreExitsAndTheWhole) {
 
 #endif
 
-}  // namespace
+}  // namespace exit_decoder_test
 }  // namespace sluice::lab

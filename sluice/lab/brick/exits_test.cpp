@@ -9,7 +9,7 @@
 #endif
 
 namespace sluice::lab {
-namespace {
+namespace exits_test {
 
 using namespace testing;  // NOLINT: test helpers
 using Ints = std::vector<int64_t>;
@@ -222,5 +222,5 @@ TEST(ExitChain, RunsInTheEngineAndMetersTheSame) {
 }
 #endif
 
-}  // namespace
+}  // namespace exits_test
 }  // namespace sluice::lab

@@ -9,7 +9,7 @@
 #endif
 
 namespace sluice::lab {
-namespace {
+namespace gated_conv_test {
 
 using namespace testing;  // NOLINT: test helpers
 
@@ -214,5 +214,5 @@ TEST(MaskLabel, EstimateIsTheCostOfForwardsUnderTheLabels) {
                [&] { estimate_macs(plain, random_input(plain, 2, 1), all); });
 }
 
-}  // namespace
+}  // namespace gated_conv_test
 }  // namespace sluice::lab

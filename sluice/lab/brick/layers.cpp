@@ -1,5 +1,6 @@
 // Layers with weights: Linear, Conv2d, BatchNorm. The ones without are in simple_layers.cpp.
 #include "sluice/lab/brick/layers.h"
+#include "sluice/lab/brick/steps.h"
 
 #include "sluice/base/path_pattern.h"
 #include "sluice/lab/brick/attributes.h"
@@ -12,21 +13,12 @@ namespace {
 
 constexpr int64_t kMaxKernel = 1024;
 
-// A node needs a path even where the brick is the whole model.
-std::string node_path(const std::string& path, const Brick& brick) {
-  return path.empty() ? brick.kind() : path;
-}
-
-int64_t bytes_of(const at::Tensor& tensor) {
-  return tensor.defined() ? tensor.numel() * static_cast<int64_t>(tensor.element_size()) : 0;
-}
-
 // Weights and activations touched by one call.
 void meter_call(Context& context, const Brick& brick, int64_t macs, const at::Tensor& x,
                 const at::Tensor& y) {
-  int64_t bytes = bytes_of(x) + bytes_of(y);
+  int64_t bytes = tensor_bytes(x) + tensor_bytes(y);
   for (const at::Tensor& parameter : brick.parameters(/*recurse=*/false)) {
-    bytes += bytes_of(parameter);
+    bytes += tensor_bytes(parameter);
   }
   context.meter->add(context.path(), macs, bytes);
 }
@@ -107,7 +99,7 @@ Cost Linear::cost(const Shape& input) const {
 
 bundle::Value Linear::lower(bundle::Builder& builder, const bundle::Value& x,
                             const std::string& path) const {
-  return builder.node("linear", node_path(path, *this), {x}, {},
+  return builder.node("linear", node_path_of(path, *this), {x}, {},
                       weight_and_bias(builder, path, weight, bias));
 }
 
@@ -213,7 +205,7 @@ Cost Conv2d::cost(const Shape& input) const {
 bundle::Value Conv2d::lower(bundle::Builder& builder, const bundle::Value& x,
                             const std::string& path) const {
   const std::vector<int64_t> stride(2, options_.stride), padding(2, options_.padding);
-  return builder.node("conv2d", node_path(path, *this), {x},
+  return builder.node("conv2d", node_path_of(path, *this), {x},
                       {{"stride", stride}, {"padding", padding}, {"groups", options_.groups}},
                       weight_and_bias(builder, path, weight, bias));
 }
@@ -296,7 +288,7 @@ bundle::Value BatchNorm::lower(bundle::Builder& builder, const bundle::Value& x,
   tensors["running_var"] = join_path(path, "running_var");
   add_tensor(builder, tensors["running_mean"], running_mean);
   add_tensor(builder, tensors["running_var"], running_var);
-  return builder.node("batch_norm", node_path(path, *this), {x}, {{"eps", eps_}},
+  return builder.node("batch_norm", node_path_of(path, *this), {x}, {{"eps", eps_}},
                       std::move(tensors));
 }
 

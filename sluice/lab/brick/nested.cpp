@@ -46,8 +46,6 @@ void meter_call(Context& context, int64_t macs, std::initializer_list<at::Tensor
   context.meter->add(context.path(), macs, bytes);
 }
 
-at::Tensor wide(const at::Tensor& tensor) { return tensor.detach().to(at::kDouble); }
-
 void copy_into(at::Tensor& target, const at::Tensor& value, const at::Tensor& like) {
   target.set_data(value.detach().to(like.options().requires_grad(false)).contiguous().clone());
   target.set_requires_grad(like.requires_grad());
@@ -286,11 +284,11 @@ Cost NestedConv2d::cost(const Shape& input) const {
 
 std::pair<at::Tensor, at::Tensor> NestedConv2d::affine(int64_t size) const {
   const at::TensorOptions options = weight.options().dtype(at::kDouble).requires_grad(false);
-  at::Tensor shift = bias.defined() ? wide(bias) : at::zeros({options_.outputs}, options);
+  at::Tensor shift = bias.defined() ? in_doubles(bias) : at::zeros({options_.outputs}, options);
   if (!norm_.present) return {at::ones({options_.outputs}, options), shift};
   const at::Tensor scale =
-      wide(norm_weight) / at::sqrt(wide(running_var.select(0, size)) + norm_.eps);
-  shift = wide(norm_bias) + (shift - wide(running_mean.select(0, size))) * scale;
+      in_doubles(norm_weight) / at::sqrt(in_doubles(running_var.select(0, size)) + norm_.eps);
+  shift = in_doubles(norm_bias) + (shift - in_doubles(running_mean.select(0, size))) * scale;
   return {scale, shift};
 }
 
@@ -338,7 +336,7 @@ BrickPtr NestedConv2d::pick(int64_t size) const {
   auto result = std::make_shared<Conv2d>(options);
   const auto [scale, shift] = affine(size);
   const at::Tensor w = leading(leading(weight, 0, options.outputs), 1, options.inputs);
-  copy_into(result->weight, wide(w) * leading(scale, 0, options.outputs).view({-1, 1, 1, 1}),
+  copy_into(result->weight, in_doubles(w) * leading(scale, 0, options.outputs).view({-1, 1, 1, 1}),
             weight);
   if (options.bias) copy_into(result->bias, leading(shift, 0, options.outputs), weight);
   result->train(is_training());

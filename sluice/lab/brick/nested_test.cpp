@@ -3,7 +3,7 @@
 #include "sluice/lab/model/testing.h"
 
 namespace sluice::lab {
-namespace {
+namespace nested_test {
 
 using namespace testing;  // NOLINT: test helpers
 using ::testing::ElementsAre;
@@ -209,5 +209,5 @@ TEST(Nested, HostileDescriptionsAreRefused) {
   });
 }
 
-}  // namespace
+}  // namespace nested_test
 }  // namespace sluice::lab

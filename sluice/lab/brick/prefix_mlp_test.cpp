@@ -12,7 +12,7 @@
 #endif
 
 namespace sluice::lab {
-namespace {
+namespace prefix_mlp_test {
 
 using namespace testing;  // NOLINT: test helpers
 
@@ -281,5 +281,5 @@ TEST(PrefixMlp, EngineRunsAcmizedDecoders) {
 }
 #endif
 
-}  // namespace
+}  // namespace prefix_mlp_test
 }  // namespace sluice::lab

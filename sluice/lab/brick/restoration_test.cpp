@@ -6,7 +6,7 @@
 #endif
 
 namespace sluice::lab {
-namespace {
+namespace restoration_test {
 
 using namespace testing;  // NOLINT: test helpers
 
@@ -233,5 +233,5 @@ TEST(EngineParity, HoldsForRestorationNetworks) {
 }
 #endif
 
-}  // namespace
+}  // namespace restoration_test
 }  // namespace sluice::lab

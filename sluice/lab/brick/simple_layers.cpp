@@ -11,15 +11,12 @@
 #include "sluice/lab/brick/embedding.h"
 #include "sluice/lab/brick/init.h"
 #include "sluice/lab/brick/layers.h"
+#include "sluice/lab/brick/steps.h"
 #include "sluice/lab/brick/vision_transformer.h"
 #include "sluice/lab/gate/gate.h"
 
 namespace sluice::lab {
 namespace {
-
-std::string node_path(const std::string& path, const Brick& brick) {
-  return path.empty() ? brick.kind() : path;
-}
 
 thread_local int without_init_depth = 0;
 
@@ -64,7 +61,7 @@ at::Tensor Activation::forward(const at::Tensor& x, Context&) { return activate(
 
 bundle::Value Activation::lower(bundle::Builder& builder, const bundle::Value& x,
                                 const std::string& path) const {
-  return builder.node("activation", node_path(path, *this), {x}, {{"kind", function_}});
+  return builder.node("activation", node_path_of(path, *this), {x}, {{"kind", function_}});
 }
 
 // ---- Pool2d ----
@@ -120,9 +117,9 @@ Shape Pool2d::output_shape(const Shape& input) const {
 
 bundle::Value Pool2d::lower(bundle::Builder& builder, const bundle::Value& x,
                             const std::string& path) const {
-  if (mode_ == "global_avg") return builder.node("global_avg_pool", node_path(path, *this), {x});
+  if (mode_ == "global_avg") return builder.node("global_avg_pool", node_path_of(path, *this), {x});
   const std::vector<int64_t> kernel(2, kernel_), stride(2, stride_), padding(2, padding_);
-  return builder.node(mode_ + "_pool2d", node_path(path, *this), {x},
+  return builder.node(mode_ + "_pool2d", node_path_of(path, *this), {x},
                       {{"kernel", kernel}, {"stride", stride}, {"padding", padding}});
 }
 
@@ -141,7 +138,7 @@ Shape Flatten::output_shape(const Shape& input) const { return {numel(input, "fl
 
 bundle::Value Flatten::lower(bundle::Builder& builder, const bundle::Value& x,
                              const std::string& path) const {
-  return builder.node("flatten", node_path(path, *this), {x});
+  return builder.node("flatten", node_path_of(path, *this), {x});
 }
 
 Json Identity::attributes() const { return Json::object(); }
@@ -184,7 +181,7 @@ bundle::Value ChannelMask::lower(bundle::Builder& builder, const bundle::Value& 
                                  const std::string& path) const {
   const std::string name = join_path(path, "mask");
   add_tensor(builder, name, mask);
-  return builder.node("scale", node_path(path, *this), {x}, {}, {{"scale", name}});
+  return builder.node("scale", node_path_of(path, *this), {x}, {}, {{"scale", name}});
 }
 
 // ---- first values ----

@@ -9,7 +9,7 @@
 #endif
 
 namespace sluice::lab {
-namespace {
+namespace spark_test {
 
 using namespace testing;  // NOLINT: test helpers
 
@@ -202,5 +202,5 @@ TEST(Spark, RefusesWhatMakesNoSense) {
   });
 }
 
-}  // namespace
+}  // namespace spark_test
 }  // namespace sluice::lab

@@ -8,7 +8,7 @@
 #endif
 
 namespace sluice::lab {
-namespace {
+namespace sparse_linear_test {
 
 using namespace testing;  // NOLINT: test helpers
 
@@ -183,5 +183,5 @@ TEST(SparseLinear, HasASelectorForEachSizeOfTheNetwork) {
       Code::config, "a list, but select is 'threshold'");
 }
 
-}  // namespace
+}  // namespace sparse_linear_test
 }  // namespace sluice::lab

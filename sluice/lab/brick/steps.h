@@ -17,6 +17,9 @@ inline int64_t tensor_bytes(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.numel() * static_cast<int64_t>(tensor.element_size()) : 0;
 }
 
+/// A float64 copy without a gradient, for what is solved or folded exactly.
+inline at::Tensor in_doubles(const at::Tensor& tensor) { return tensor.detach().to(at::kDouble); }
+
 /// `gated` [B, T, units * n] times the decision of the gate in `slot` ([B, units] or [B, T, units])
 /// for the brick's input `x`, each unit's n columns alike. `macs_per_unit`: what a closed unit
 /// saves per sample.

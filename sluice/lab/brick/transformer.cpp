@@ -7,13 +7,14 @@
 #include "sluice/lab/brick/steps.h"
 
 namespace sluice::lab {
-namespace {
-
-constexpr int64_t kMaxContext = int64_t{1} << 24;
 
 at::Tensor through(const Slot& slot, const at::Tensor& x, Context& context) {
   return slot.empty() ? x : slot.forward(x, context);
 }
+
+namespace {
+
+constexpr int64_t kMaxContext = int64_t{1} << 24;
 
 Shape shape_through(const Slot& slot, const Shape& input) {
   return slot.empty() ? input : slot.output_shape(input);

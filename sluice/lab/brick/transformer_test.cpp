@@ -10,7 +10,7 @@
 #endif
 
 namespace sluice::lab {
-namespace {
+namespace transformer_test {
 
 using namespace testing;  // NOLINT: test helpers
 using ::testing::ElementsAre;
@@ -257,5 +257,5 @@ TEST(EngineParity, HoldsForTransformers) {
 }
 #endif
 
-}  // namespace
+}  // namespace transformer_test
 }  // namespace sluice::lab

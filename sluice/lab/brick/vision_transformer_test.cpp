@@ -7,7 +7,7 @@
 #endif
 
 namespace sluice::lab {
-namespace {
+namespace vision_transformer_test {
 
 using namespace testing;  // NOLINT: test helpers
 using ::testing::ElementsAre;
@@ -176,5 +176,5 @@ TEST(EngineParity, HoldsForVisionTransformers) {
 }
 #endif
 
-}  // namespace
+}  // namespace vision_transformer_test
 }  // namespace sluice::lab

@@ -3,7 +3,7 @@
 #include "sluice/lab/model/testing.h"
 
 namespace sluice::lab {
-namespace {
+namespace confidence_exit_test {
 
 using namespace testing;  // NOLINT: test helpers
 using ::testing::ElementsAre;
@@ -61,5 +61,5 @@ TEST(ConfidenceExit, TheShareOfOtherChoicesStaysBelowTheRisk) {
   }
 }
 
-}  // namespace
+}  // namespace confidence_exit_test
 }  // namespace sluice::lab

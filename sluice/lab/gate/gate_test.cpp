@@ -6,7 +6,7 @@
 #include "sluice/lab/model/testing.h"
 
 namespace sluice::lab {
-namespace {
+namespace gate_test {
 
 using namespace testing;  // NOLINT: test helpers
 
@@ -326,5 +326,5 @@ TEST(GateMeans, StartsAnewWhenTheUnitsChange) {
   EXPECT_TRUE(other.means().empty());
 }
 
-}  // namespace
+}  // namespace gate_test
 }  // namespace sluice::lab

@@ -6,7 +6,7 @@
 #include "sluice/lab/model/testing.h"
 
 namespace sluice::lab {
-namespace {
+namespace selector_test {
 
 using namespace testing;  // NOLINT: test helpers
 
@@ -91,5 +91,5 @@ TEST(Selector, RoundTripsAndRefusesWhatItIsNot) {
   });
 }
 
-}  // namespace
+}  // namespace selector_test
 }  // namespace sluice::lab

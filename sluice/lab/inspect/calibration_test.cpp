@@ -3,7 +3,7 @@
 #include "sluice/lab/model/testing.h"
 
 namespace sluice::lab {
-namespace {
+namespace calibration_test {
 
 using namespace testing;  // NOLINT: test helpers
 
@@ -46,5 +46,5 @@ TEST(Calibration, SaysWhatDoesNotFit) {
   expect_error(Code::shape, "expected [N, C] and [N]", [&] { brier_score(two, two); });
 }
 
-}  // namespace
+}  // namespace calibration_test
 }  // namespace sluice::lab

@@ -5,7 +5,7 @@
 #include "sluice/lab/model/testing.h"
 
 namespace sluice::lab {
-namespace {
+namespace histogram_test {
 
 using namespace testing;  // NOLINT: test helpers
 
@@ -55,5 +55,5 @@ TEST(InputHistograms, CountScaledInputsOfSlots) {
                [&] { input_histograms(model, input, "test", {"nowhere"}, {}); });
 }
 
-}  // namespace
+}  // namespace histogram_test
 }  // namespace sluice::lab

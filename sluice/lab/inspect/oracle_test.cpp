@@ -5,7 +5,7 @@
 #include "sluice/lab/model/testing.h"
 
 namespace sluice::lab {
-namespace {
+namespace oracle_test {
 
 using namespace testing;  // NOLINT: test helpers
 
@@ -160,5 +160,5 @@ TEST(Oracle, RefusesWhatItCannotEnumerate) {
   EXPECT_ERROR((void)table.patterns(), Code::limit, "65536 patterns");
 }
 
-}  // namespace
+}  // namespace oracle_test
 }  // namespace sluice::lab

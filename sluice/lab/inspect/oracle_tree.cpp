@@ -58,10 +58,6 @@ std::vector<TreeBlock> tree_blocks(const Model& model) {
   return result;
 }
 
-at::Tensor through(const Slot& slot, const at::Tensor& x, Context& context) {
-  return slot.empty() ? x : slot.forward(x, context);
-}
-
 struct Leaves {
   at::Tensor states;  ///< [patterns, B, T, D]
   at::Tensor routed;  ///< [B, T] int64; undefined: a choice has no router

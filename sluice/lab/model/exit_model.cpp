@@ -9,7 +9,6 @@
 namespace sluice::lab {
 namespace {
 
-constexpr int64_t kActions = 3;
 constexpr double kInit = 0.02;
 
 }  // namespace
@@ -35,7 +34,7 @@ Model with_exits(const Model& decoder, const ExitDecoderOptions& options, uint64
     head->weight.copy_(table.values());
     made->slot("head").exchange(std::move(head));
   }
-  auto controller = linear(kActions);
+  auto controller = linear(kExitActions);
   fill_normal(controller->weight, kInit, derive_seed(seed, "controller"));
   made->slot("controller").exchange(std::move(controller));
   auto heads = std::make_shared<Sequential>();

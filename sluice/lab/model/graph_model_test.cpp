@@ -13,7 +13,7 @@
 #endif
 
 namespace sluice::lab {
-namespace {
+namespace graph_model_test {
 
 using namespace testing;  // NOLINT: test helpers
 using bundle::Attributes;
@@ -224,5 +224,5 @@ TEST(GraphModel, SaysWhatNoBrickComputes) {
   });
 }
 
-}  // namespace
+}  // namespace graph_model_test
 }  // namespace sluice::lab

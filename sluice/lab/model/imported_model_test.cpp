@@ -12,7 +12,7 @@
 #endif
 
 namespace sluice::lab {
-namespace {
+namespace imported_model_test {
 
 using namespace testing;  // NOLINT: test helpers
 using bundle::DType;
@@ -90,5 +90,5 @@ INSTANTIATE_TEST_SUITE_P(Architectures, ImportedModels,
                          ::testing::Values("llama", "llama_linear", "llama_llama3", "llama_yarn",
                                            "mistral", "qwen2", "qwen3", "gpt2", "bert", "roberta"));
 
-}  // namespace
+}  // namespace imported_model_test
 }  // namespace sluice::lab

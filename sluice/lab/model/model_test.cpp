@@ -8,7 +8,7 @@
 #endif
 
 namespace sluice::lab {
-namespace {
+namespace model_test {
 
 using namespace testing;  // NOLINT: test helpers
 
@@ -257,5 +257,5 @@ TEST(EngineParity, HoldsForRandomNetworksAndAfterEveryFunctionKeepingPass) {
 }
 #endif
 
-}  // namespace
+}  // namespace model_test
 }  // namespace sluice::lab

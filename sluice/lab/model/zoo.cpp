@@ -16,7 +16,7 @@
 namespace sluice::lab {
 namespace {
 
-struct Sizes {
+struct ZooSizes {
   Shape input;  ///< [channels, height, width]
   int64_t classes;
 };
@@ -48,7 +48,7 @@ BrickPtr conv3x3(int64_t inputs, int64_t outputs, int64_t stride) {
 
 BrickPtr relu() { return std::make_shared<Activation>("relu"); }
 
-BrickPtr make_resnet(const Json& options, const Sizes& sizes) {
+BrickPtr make_resnet(const Json& options, const ZooSizes& sizes) {
   json_require_known_keys(options, {"width", "widths", "blocks", "stages", "stem_stride", "init"},
                           "resnet");
   const std::vector<int64_t> own = widths(options, "widths", {}, "resnet");
@@ -84,7 +84,7 @@ BrickPtr make_resnet(const Json& options, const Sizes& sizes) {
   return root;
 }
 
-BrickPtr make_mlp(const Json& options, const Sizes& sizes) {
+BrickPtr make_mlp(const Json& options, const ZooSizes& sizes) {
   json_require_known_keys(options, {"hidden", "init"}, "mlp");
   auto root = std::make_shared<Sequential>();
   root->append("flatten", std::make_shared<Flatten>());
@@ -100,7 +100,7 @@ BrickPtr make_mlp(const Json& options, const Sizes& sizes) {
   return root;
 }
 
-BrickPtr make_convnet(const Json& options, const Sizes& sizes) {
+BrickPtr make_convnet(const Json& options, const ZooSizes& sizes) {
   json_require_known_keys(options, {"widths", "hidden", "init"}, "convnet");
   auto root = std::make_shared<Sequential>();
   Shape shape = sizes.input;
@@ -124,7 +124,7 @@ BrickPtr make_convnet(const Json& options, const Sizes& sizes) {
   return root;
 }
 
-BrickPtr make_vit(const Json& options, const Sizes& sizes) {
+BrickPtr make_vit(const Json& options, const ZooSizes& sizes) {
   json_require_known_keys(
       options, {"patch", "width", "layers", "heads", "ffn", "activation", "pooling", "init"},
       "vit");
@@ -143,7 +143,7 @@ BrickPtr make_vit(const Json& options, const Sizes& sizes) {
 }
 
 struct Reference {
-  BrickPtr (*make)(const Json& options, const Sizes& sizes);
+  BrickPtr (*make)(const Json& options, const ZooSizes& sizes);
   const char* init;
 };
 

@@ -64,7 +64,7 @@ struct Plan {
   double eps, init_std;
 };
 
-constexpr int64_t kMost = 1 << 24;
+constexpr int64_t kMostSize = 1 << 24;
 
 Plan read_plan(const Json& options, bool encoder) {
   const Reader read(options, encoder ? "encoder" : "decoder");
@@ -73,10 +73,10 @@ Plan read_plan(const Json& options, bool encoder) {
   if (!options.contains("vocab")) {
     fail(Code::config, "vocab of {}: missing; give the number of tokens", read.model());
   }
-  p.vocabulary = read.integer("vocab", 0, 1, kMost);
+  p.vocabulary = read.integer("vocab", 0, 1, kMostSize);
   p.layers = read.integer("layers", 4, 1, 1000);
   p.width = read.integer("width", 128, 1, kMaxChannels);
-  p.context = read.integer("context", 256, 1, kMost);
+  p.context = read.integer("context", 256, 1, kMostSize);
   p.block =
       read.integer("block", encoder ? p.context : std::min<int64_t>(128, p.context), 1, p.context);
   AttentionLayers& layers = p.projections;
@@ -111,7 +111,7 @@ Plan read_plan(const Json& options, bool encoder) {
     p.normalize = read.flag("normalize", true);
   } else {
     p.tied = read.flag("tied", true);
-    p.attention.window = read.integer("window", 0, 0, kMost);
+    p.attention.window = read.integer("window", 0, 0, kMostSize);
     p.attention.cache_type = read.choice("cache_type", "f32", {"f32", "bf16", "f16"});
     // What a window has passed is overwritten.
     p.attention.cache =

@@ -18,7 +18,7 @@
 namespace sluice::lab {
 namespace {
 
-const std::string kWhat = "pass acmize";
+const std::string kAcmize = "pass acmize";
 
 struct AcmizeOptions {
   int64_t learners, hidden, choice;
@@ -30,19 +30,19 @@ struct AcmizeOptions {
 
 AcmizeOptions read_options(const Json& options) {
   json_require_known_keys(
-      options, {"learners", "factor", "choice", "hidden", "projections", "slots", "seed"}, kWhat);
+      options, {"learners", "factor", "choice", "hidden", "projections", "slots", "seed"}, kAcmize);
   AcmizeOptions result;
-  result.learners =
-      require_range(json_get_or<int64_t>(options, "learners", 4, kWhat), 1, 256, "learners", kWhat);
-  result.factor = require_range(json_get_or<double>(options, "factor", 1.0, kWhat), 0.01, 100.0,
-                                "factor", kWhat);
-  result.choice = require_range(json_get_or<int64_t>(options, "choice", -1, kWhat), -1,
-                                result.learners, "choice", kWhat);
-  result.hidden =
-      require_range(json_get_or<int64_t>(options, "hidden", 16, kWhat), 1, 65536, "hidden", kWhat);
-  result.projections = json_get_or<bool>(options, "projections", false, kWhat);
-  result.slots = json_get_or<std::string>(options, "slots", "**", kWhat);
-  result.seed = static_cast<uint64_t>(json_get_or<int64_t>(options, "seed", 0, kWhat));
+  result.learners = require_range(json_get_or<int64_t>(options, "learners", 4, kAcmize), 1, 256,
+                                  "learners", kAcmize);
+  result.factor = require_range(json_get_or<double>(options, "factor", 1.0, kAcmize), 0.01, 100.0,
+                                "factor", kAcmize);
+  result.choice = require_range(json_get_or<int64_t>(options, "choice", -1, kAcmize), -1,
+                                result.learners, "choice", kAcmize);
+  result.hidden = require_range(json_get_or<int64_t>(options, "hidden", 16, kAcmize), 1, 65536,
+                                "hidden", kAcmize);
+  result.projections = json_get_or<bool>(options, "projections", false, kAcmize);
+  result.slots = json_get_or<std::string>(options, "slots", "**", kAcmize);
+  result.seed = static_cast<uint64_t>(json_get_or<int64_t>(options, "seed", 0, kAcmize));
   return result;
 }
 
@@ -107,8 +107,9 @@ Json acmize(Model& model, const PassInput& input) {
       const auto* up = dynamic_cast<const Linear*>(ffn->slot("up").get().get());
       const auto* down = dynamic_cast<const Linear*>(ffn->slot("down").get().get());
       if (up == nullptr || down == nullptr) {
-        fail(Code::unsupported, "{}: {}: layers of a {} are replaced, not of a {}", kWhat, ref.path,
-             "linear", up == nullptr ? (*ffn->slot("up")).kind() : (*ffn->slot("down")).kind());
+        fail(Code::unsupported, "{}: {}: layers of a {} are replaced, not of a {}", kAcmize,
+             ref.path, "linear",
+             up == nullptr ? (*ffn->slot("up")).kind() : (*ffn->slot("down")).kind());
       }
       // Of equal cost; for two layers that is a share of their neurons.
       const auto macs = static_cast<double>(ffn->cost({up->inputs()}).macs);
@@ -132,7 +133,7 @@ Json acmize(Model& model, const PassInput& input) {
             {linear->inputs()});
   }
   if (replaced.empty()) {
-    fail(Code::usage, "{}: no feed-forward network{} under '{}'", kWhat,
+    fail(Code::usage, "{}: no feed-forward network{} under '{}'", kAcmize,
          options.projections ? " or projection" : "", options.slots);
   }
   return {{"learners", options.learners}, {"replaced", replaced}};

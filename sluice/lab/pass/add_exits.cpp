@@ -15,7 +15,7 @@
 namespace sluice::lab {
 namespace {
 
-const std::string kWhat = "pass add-exits";
+const std::string kAddExits = "pass add-exits";
 
 struct ExitOptions {
   std::vector<int64_t> layers;  ///< empty: every
@@ -41,7 +41,7 @@ std::vector<int64_t> exit_layers(const ExitOptions& options, int64_t depth) {
     fail(Code::config,
          "{}: the network has {} layers: expected exits behind different ones from 1 to {}, found "
          "{}",
-         kWhat, depth, depth - 1,
+         kAddExits, depth, depth - 1,
          layers.empty() ? fmt::format("none with every={}", options.every)
                         : Json(layers).dump().substr(0, 80));
   return layers;
@@ -216,7 +216,7 @@ std::vector<double> fit(Model& model, const PassInput& data, const std::vector<H
   std::vector<LeastSquares> sums;
   for (const Head& head : heads) sums.emplace_back(head.linear->inputs(), head.linear->outputs());
   const EvaluationMode evaluation(*model.root);
-  for_each_calibration_batch(model, data, kWhat, [&](const at::Tensor& x) {
+  for_each_calibration_batch(model, data, kAddExits, [&](const at::Tensor& x) {
     InputOf watcher(heads);
     Context context, plain;
     context.watcher = &watcher;
@@ -239,31 +239,32 @@ std::vector<double> fit(Model& model, const PassInput& data, const std::vector<H
 
 ExitOptions read_options(const Json& json, bool decoder) {
   json_require_known_keys(json, {"layers", "every", "heads", "gate", "threshold", "shares", "seed"},
-                          kWhat);
+                          kAddExits);
   ExitOptions options;
   if (json.contains("layers") && json.contains("every"))
-    fail(Code::config, "{}: layers and every say the same thing; give one of them", kWhat);
+    fail(Code::config, "{}: layers and every say the same thing; give one of them", kAddExits);
   if (const auto found = json.find("layers"); found != json.end()) {
     options.layers = found->is_number_integer()
                          ? std::vector<int64_t>{found->get<int64_t>()}
-                         : json_get<std::vector<int64_t>>(json, "layers", kWhat);
-    if (options.layers.empty()) fail(Code::config, "{}: layers: expected at least one", kWhat);
+                         : json_get<std::vector<int64_t>>(json, "layers", kAddExits);
+    if (options.layers.empty()) fail(Code::config, "{}: layers: expected at least one", kAddExits);
   }
-  options.every = json_get_or<int64_t>(json, "every", 2, kWhat);
+  options.every = json_get_or<int64_t>(json, "every", 2, kAddExits);
   if (options.every < 1)
-    fail(Code::config, "{}: every: expected 1 or more, found {}", kWhat, options.every);
-  const auto heads = json_get_or<std::string>(json, "heads", decoder ? "shared" : "own", kWhat);
+    fail(Code::config, "{}: every: expected 1 or more, found {}", kAddExits, options.every);
+  const auto heads = json_get_or<std::string>(json, "heads", decoder ? "shared" : "own", kAddExits);
   if (heads != "shared" && heads != "own")
-    fail(Code::config, "{}: heads: expected shared or own, found '{}'", kWhat, heads.substr(0, 60));
+    fail(Code::config, "{}: heads: expected shared or own, found '{}'", kAddExits,
+         heads.substr(0, 60));
   options.own_heads = heads == "own";
   if (!decoder && !options.own_heads)
     fail(Code::config,
          "{}: heads=shared: features in the middle of this network are not what its head reads; "
          "only a decoder's are. Leave it out",
-         kWhat);
-  options.gate = json_get_or<std::string>(json, "gate", "confidence", kWhat);
+         kAddExits);
+  options.gate = json_get_or<std::string>(json, "gate", "confidence", kAddExits);
   ExitGate{options.gate.empty() ? "none" : options.gate};  // refuses unknown ones
-  options.seed = static_cast<uint64_t>(json_get_or<int64_t>(json, "seed", 0, kWhat));
+  options.seed = static_cast<uint64_t>(json_get_or<int64_t>(json, "seed", 0, kAddExits));
   return options;
 }
 
@@ -274,11 +275,11 @@ Json add_exits(Model& model, const PassInput& input) {
   const bool decoder = kind == "decoder";
   if (dynamic_cast<const ExitNetwork*>(model.root.get()) != nullptr)
     fail(Code::unsupported, "{}: the network has exits already; pass calibrate-exits sets them",
-         kWhat);
+         kAddExits);
   const ExitOptions options = read_options(input.options, decoder);
   if (!model.sizes.empty())
     fail(Code::unsupported, "{}: the network has {} sizes already; pick-size keeps one of them",
-         kWhat, model.sizes.size());
+         kAddExits, model.sizes.size());
   const auto* sequential = dynamic_cast<const Sequential*>(model.root.get());
   const auto* vit = dynamic_cast<const VisionTransformer*>(model.root.get());
   const bool classifies =
@@ -287,7 +288,7 @@ Json add_exits(Model& model, const PassInput& input) {
     fail(Code::unsupported,
          "{}: the network is a {}; exits go behind the layers of decoders, vision transformers and "
          "classifiers that are a sequence of layers",
-         kWhat, kind);
+         kAddExits, kind);
   // Held-out halves for the thresholds come from what the heads were not fitted to.
   PassInput rest = input;
   rest.options = Json::object();
@@ -298,7 +299,7 @@ Json add_exits(Model& model, const PassInput& input) {
   if (fits) {
     const int64_t samples = input.calibration.size(0);
     if (samples < 4)
-      fail(Code::usage, "{}: {} calibration inputs; heads of their own need at least 4", kWhat,
+      fail(Code::usage, "{}: {} calibration inputs; heads of their own need at least 4", kAddExits,
            samples);
     fitting.calibration = input.calibration.narrow(0, 0, samples / 2);
     rest.calibration = input.calibration.narrow(0, samples / 2, samples - samples / 2);
@@ -319,7 +320,7 @@ Json add_exits(Model& model, const PassInput& input) {
     if (fits) report["residual"] = fit(model, fitting, heads);
     if (!fits) report["note"] = "the heads are fresh: train them, or give calibration inputs";
   }
-  report.update(calibrate_exits(model, rest, kWhat));
+  report.update(calibrate_exits(model, rest, kAddExits));
   return report;
 }
 

@@ -7,7 +7,7 @@
 #include "sluice/base/test_error.h"
 
 namespace sluice::lab {
-namespace {
+namespace allocate_test {
 
 double weighted(std::span<const double> sizes, std::span<const double> levels) {
   double sum = 0, total = 0;
@@ -62,5 +62,5 @@ TEST(AllocateGreedy, RefusesWhatMakesNoSense) {
   });
 }
 
-}  // namespace
+}  // namespace allocate_test
 }  // namespace sluice::lab

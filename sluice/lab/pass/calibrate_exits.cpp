@@ -18,15 +18,15 @@ constexpr int kSteps = 40;          // of a search in a table
 constexpr int kMeteredSteps = 7;    // of one that runs the network
 constexpr double kNear = 0.01;      // of a share that is met
 constexpr int64_t kAllSubsets = 6;  // exits of which every combination is tried
-constexpr int64_t kMostExits = 32;
+constexpr int64_t kMostSearched = 32;
 
 ExitNetwork& exits_of(Model& model, const std::string& what) {
   auto* exits = dynamic_cast<ExitNetwork*>(model.root.get());
   if (exits == nullptr || exits->exit_count() == 0)
     fail(Code::unsupported, "{}: the network ({}) has no exits; pass add-exits gives it some", what,
          model.root->kind());
-  if (exits->exit_count() > kMostExits)
-    fail(Code::limit, "{}: {} exits; at most {}", what, exits->exit_count(), kMostExits);
+  if (exits->exit_count() > kMostSearched)
+    fail(Code::limit, "{}: {} exits; at most {}", what, exits->exit_count(), kMostSearched);
   return *exits;
 }
 
@@ -103,7 +103,7 @@ std::vector<std::vector<bool>> subsets(int64_t exits, bool single) {
   return result;
 }
 
-struct Choice {
+struct ExitChoice {
   std::vector<bool> open;
   double threshold = 0, cost = 0, agreement = -1;
   ExitThresholds thresholds() const {
@@ -115,14 +115,14 @@ struct Choice {
 };
 
 /// One threshold for all exits in `open`: cost and agreement by the table.
-Choice simulate(const DepthTable& table, const std::vector<double>& costs,
-                const std::vector<bool>& open, double threshold) {
+ExitChoice simulate(const DepthTable& table, const std::vector<double>& costs,
+                    const std::vector<bool>& open, double threshold) {
   std::vector<double> thresholds;
   for (const bool each : open) thresholds.push_back(each ? threshold : kClosed);
   const at::Tensor depths = exit_depths(table, thresholds);
   const auto columns = table.choice.size(1);
   const at::Tensor cost = at::tensor(at::ArrayRef<double>(costs)).to(at::kDouble);
-  Choice result{open, threshold};
+  ExitChoice result{open, threshold};
   result.cost = cost.index_select(0, depths).mean().item<double>();
   result.agreement = (exit_choices(table, depths) == table.choice.select(1, columns - 1))
                          .to(at::kDouble)
@@ -133,8 +133,9 @@ Choice simulate(const DepthTable& table, const std::vector<double>& costs,
 
 /// The best that costs at most `most`, by the table; agreement -1 where nothing does, and then the
 /// cheapest cost there is.
-Choice choose(const DepthTable& table, const ExitNetwork& exits, const Shape& input, double most) {
-  Choice best;
+ExitChoice choose(const DepthTable& table, const ExitNetwork& exits, const Shape& input,
+                  double most) {
+  ExitChoice best;
   best.cost = std::numeric_limits<double>::infinity();
   for (const std::vector<bool>& open : subsets(exits.exit_count(), exits.closes_single_exits())) {
     const std::vector<double> costs = exits.exit_costs(input, open);
@@ -146,7 +147,7 @@ Choice choose(const DepthTable& table, const ExitNetwork& exits, const Shape& in
     const double margin = 1e-3 * std::max(1.0, high - low);
     low -= margin;
     high += margin;
-    Choice found = simulate(table, costs, open, low);
+    ExitChoice found = simulate(table, costs, open, low);
     if (found.cost > most) {  // though every row leaves
       if (best.agreement < 0 && found.cost < best.cost) {
         best = found;
@@ -156,7 +157,7 @@ Choice choose(const DepthTable& table, const ExitNetwork& exits, const Shape& in
     }
     for (int step = 0; step < kSteps; ++step) {
       const double middle = (low + high) / 2;
-      const Choice next = simulate(table, costs, open, middle);
+      const ExitChoice next = simulate(table, costs, open, middle);
       (next.cost <= most ? low : high) = middle;
       if (next.cost <= most) found = next;
     }
@@ -165,15 +166,15 @@ Choice choose(const DepthTable& table, const ExitNetwork& exits, const Shape& in
   return best;
 }
 
-struct Target {
+struct ExitTarget {
   std::string name;
   double share = 0;
 };
 
-std::vector<Target> read_targets(const Json& options, const std::string& what) {
+std::vector<ExitTarget> read_targets(const Json& options, const std::string& what) {
   auto shares = json_get_or<std::vector<double>>(options, "shares", {0.5, 0.7, 0.85}, what);
   std::sort(shares.begin(), shares.end());
-  std::vector<Target> targets;
+  std::vector<ExitTarget> targets;
   for (const double share : shares) {
     if (!(share > 0 && share < 1))
       fail(Code::config, "{}: shares: expected shares of the dense cost between 0 and 1, found {}",
@@ -189,11 +190,11 @@ std::vector<Target> read_targets(const Json& options, const std::string& what) {
 
 /// The choice on the network as it runs: tokens that left early are seen with what they had then,
 /// which moves the scores of later ones.
-Choice refine(Model& model, ExitNetwork& exits, const PassInput& data, const std::string& what,
-              const DepthTable& table, Choice choice, double share, double dense_macs) {
+ExitChoice refine(Model& model, ExitNetwork& exits, const PassInput& data, const std::string& what,
+                  const DepthTable& table, ExitChoice choice, double share, double dense_macs) {
   std::vector<at::Tensor> said;
   const auto spends = [&](double threshold) {
-    Choice trial = choice;
+    ExitChoice trial = choice;
     trial.threshold = threshold;
     exits.set_exit_sizes({trial.thresholds(), ExitThresholds(choice.open.size())});
     std::vector<at::Tensor> own;  // agreement is of no interest here
@@ -255,7 +256,7 @@ Json calibrate_exits(Model& model, const PassInput& input, const std::string& wh
 
   const auto count = static_cast<size_t>(exits.exit_count());
   std::vector<ExitThresholds> sizes;
-  std::vector<Target> targets;
+  std::vector<ExitTarget> targets;
   if (given) {
     const auto threshold = json_get<double>(input.options, "threshold", what);
     if (!std::isfinite(threshold))
@@ -270,8 +271,8 @@ Json calibrate_exits(Model& model, const PassInput& input, const std::string& wh
     const double dense = meter_size(model, choosing, what, -1, said).macs;
     Shape shape = model.input_shape;
     if (model.root->vocabulary() > 0) shape = {input.calibration.size(1)};
-    for (const Target& target : targets) {
-      const Choice chosen = choose(table, exits, shape, target.share * dense);
+    for (const ExitTarget& target : targets) {
+      const ExitChoice chosen = choose(table, exits, shape, target.share * dense);
       if (chosen.agreement < 0)
         fail(Code::limit,
              "{}: no exits spend only {:.4g} of the dense cost: where every row leaves as early as "
@@ -284,7 +285,7 @@ Json calibrate_exits(Model& model, const PassInput& input, const std::string& wh
   sizes.emplace_back(count);
   exits.set_exit_sizes(sizes);
   model.sizes.clear();
-  for (const Target& target : targets) model.sizes.push_back({target.name, 0, {}});
+  for (const ExitTarget& target : targets) model.sizes.push_back({target.name, 0, {}});
   model.sizes.push_back({"dense", 0, {}});
 
   Json rows = Json::array();

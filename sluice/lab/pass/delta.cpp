@@ -10,7 +10,7 @@
 namespace sluice::lab {
 namespace {
 
-const std::string kWhat = "pass apply-delta";
+const std::string kApplyDelta = "pass apply-delta";
 
 /// Where two descriptions part, as a path of keys; "" where they do not.
 std::string first_difference(const Json& a, const Json& b, const std::string& path) {
@@ -76,11 +76,12 @@ bundle::SparseDelta make_delta(const Model& base, const Model& tuned,
 }
 
 Json apply_delta(Model& model, const PassInput& input) {
-  json_require_known_keys(input.options, {"file", "scale", "force"}, kWhat);
-  const auto path = json_get<std::string>(input.options, "file", kWhat);
-  const auto scale = json_get_or<double>(input.options, "scale", 1.0, kWhat);
-  const bool force = json_get_or<bool>(input.options, "force", false, kWhat);
-  if (!std::isfinite(scale)) fail(Code::config, "{}: scale {}; expected a number", kWhat, scale);
+  json_require_known_keys(input.options, {"file", "scale", "force"}, kApplyDelta);
+  const auto path = json_get<std::string>(input.options, "file", kApplyDelta);
+  const auto scale = json_get_or<double>(input.options, "scale", 1.0, kApplyDelta);
+  const bool force = json_get_or<bool>(input.options, "force", false, kApplyDelta);
+  if (!std::isfinite(scale))
+    fail(Code::config, "{}: scale {}; expected a number", kApplyDelta, scale);
   const bundle::SparseDelta delta = bundle::read_delta(path);
   std::map<std::string, at::Tensor> state;
   for (const auto& [name, tensor] : named_state(*model.root))

@@ -7,7 +7,7 @@
 #include "sluice/lab/train/train_testing.h"
 
 namespace sluice::lab {
-namespace {
+namespace delta_test {
 
 using testing::expect_same_state;
 
@@ -101,5 +101,5 @@ TEST(ApplyDelta, KnowsItsBase) {
   expect_error(Code::numeric, "its difference makes", [&] { apply(base, {{"scale", 1e300}}); });
 }
 
-}  // namespace
+}  // namespace delta_test
 }  // namespace sluice::lab

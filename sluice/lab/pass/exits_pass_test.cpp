@@ -11,7 +11,7 @@
 #endif
 
 namespace sluice::lab {
-namespace {
+namespace exits_pass_test {
 
 using namespace testing;  // NOLINT: test helpers
 
@@ -433,5 +433,5 @@ TEST(AddExits, TheEngineRunsChainsAsTheLabDoes) {
 
 #endif
 
-}  // namespace
+}  // namespace exits_pass_test
 }  // namespace sluice::lab

@@ -5,14 +5,13 @@
 #include "sluice/lab/brick/fading.h"
 #include "sluice/lab/brick/init.h"
 #include "sluice/lab/brick/layers.h"
+#include "sluice/lab/brick/steps.h"
 #include "sluice/lab/pass/steps.h"
 
 namespace sluice::lab {
 namespace {
 
-const std::string kWhat = "pass fold-linear";
-
-at::Tensor wide(const at::Tensor& tensor) { return tensor.detach().to(at::kDouble); }
+const std::string kFoldLinear = "pass fold-linear";
 
 template <class T>
 BrickPtr with_values(std::shared_ptr<T> layer, const T& like, const at::Tensor& weight,
@@ -33,8 +32,8 @@ BrickPtr with_values(std::shared_ptr<T> layer, const T& like, const at::Tensor& 
 /// W2 (W1 x + b1) + b2, with `sum` the sums of W2 over all but its outputs and middle channels.
 at::Tensor composed_bias(const at::Tensor& first, const at::Tensor& second, const at::Tensor& sum) {
   at::Tensor bias;
-  if (first.defined()) bias = at::matmul(sum, wide(first));
-  if (second.defined()) bias = bias.defined() ? bias + wide(second) : wide(second);
+  if (first.defined()) bias = at::matmul(sum, in_doubles(first));
+  if (second.defined()) bias = bias.defined() ? bias + in_doubles(second) : in_doubles(second);
   return bias;
 }
 
@@ -42,8 +41,8 @@ BrickPtr compose(const Linear& first, const Linear& second) {
   const WithoutInit without_init;
   const bool bias = first.bias.defined() || second.bias.defined();
   auto result = std::make_shared<Linear>(first.inputs(), second.outputs(), bias);
-  const at::Tensor outer = wide(second.weight);
-  return with_values(std::move(result), first, at::matmul(outer, wide(first.weight)),
+  const at::Tensor outer = in_doubles(second.weight);
+  return with_values(std::move(result), first, at::matmul(outer, in_doubles(first.weight)),
                      composed_bias(first.bias, second.bias, outer));
 }
 
@@ -70,7 +69,7 @@ BrickPtr compose(const Conv2d& first, const Conv2d& second) {
   options.inputs = a.inputs;
   options.outputs = b.outputs;
   options.bias = first.bias.defined() || second.bias.defined();
-  const at::Tensor inner = wide(first.weight), outer = wide(second.weight);
+  const at::Tensor inner = in_doubles(first.weight), outer = in_doubles(second.weight);
   const at::Tensor weight = pointwise(b) ? at::einsum("ot,tikl->oikl", {outer.flatten(1), inner})
                                          : at::einsum("otkl,ti->oikl", {outer, inner.flatten(1)});
   return with_values(std::make_shared<Conv2d>(options), first, weight,
@@ -149,12 +148,12 @@ bool fold_next(Brick& owner, const std::string& path, Folding& folding) {
 }  // namespace
 
 Json fold_linear(Model& model, const PassInput& input) {
-  json_require_known_keys(input.options, {"slots", "fading"}, kWhat);
+  json_require_known_keys(input.options, {"slots", "fading"}, kFoldLinear);
   Folding folding;
-  folding.slots = json_get_or<std::string>(input.options, "slots", "**", kWhat);
-  const auto fading = json_get_or<std::string>(input.options, "fading", "faded", kWhat);
+  folding.slots = json_get_or<std::string>(input.options, "slots", "**", kFoldLinear);
+  const auto fading = json_get_or<std::string>(input.options, "fading", "faded", kFoldLinear);
   if (fading != "faded" && fading != "any") {
-    fail(Code::config, "{}: fading: expected 'faded' or 'any', found '{}'", kWhat,
+    fail(Code::config, "{}: fading: expected 'faded' or 'any', found '{}'", kFoldLinear,
          fading.substr(0, 60));
   }
   folding.any = fading == "any";

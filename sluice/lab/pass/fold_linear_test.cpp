@@ -7,7 +7,7 @@
 #endif
 
 namespace sluice::lab {
-namespace {
+namespace fold_linear_test {
 
 using namespace testing;  // NOLINT: test helpers
 
@@ -177,5 +177,5 @@ TEST(FoldLinear, TheEngineAgreesAtEveryAmount) {
 }
 #endif
 
-}  // namespace
+}  // namespace fold_linear_test
 }  // namespace sluice::lab

@@ -3,7 +3,7 @@
 #include "sluice/lab/pass/pass.h"
 
 namespace sluice::lab {
-namespace {
+namespace gates_test {
 
 using namespace testing;  // NOLINT: test helpers
 
@@ -160,5 +160,5 @@ TEST(FreezeGates, RefusesWhatItCannotDo) {
   });
 }
 
-}  // namespace
+}  // namespace gates_test
 }  // namespace sluice::lab

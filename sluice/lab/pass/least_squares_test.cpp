@@ -3,7 +3,7 @@
 #include "sluice/lab/model/testing.h"
 
 namespace sluice::lab {
-namespace {
+namespace least_squares_test {
 
 using namespace testing;  // NOLINT: test helpers
 
@@ -78,5 +78,5 @@ TEST(LeastSquares, RefusesRowsThatDoNotFit) {
   expect_error(Code::usage, "0 inputs", [] { LeastSquares(0, 1); });
 }
 
-}  // namespace
+}  // namespace least_squares_test
 }  // namespace sluice::lab

@@ -3,7 +3,7 @@
 #include "sluice/lab/model/testing.h"
 
 namespace sluice::lab {
-namespace {
+namespace mask_test {
 
 using namespace testing;  // NOLINT: test helpers
 
@@ -199,5 +199,5 @@ TEST(PruneMasks, AGuardKeepsTheBestOfEveryLayer) {
   expect_error(Code::config, "share of guarded_score", [] { guarded_score(magnitude_score(), 2); });
 }
 
-}  // namespace
+}  // namespace mask_test
 }  // namespace sluice::lab

@@ -17,7 +17,7 @@
 namespace sluice::lab {
 namespace {
 
-const std::string kWhat = "pass nest";
+const std::string kNest = "pass nest";
 
 struct NestOptions {
   SubnetSpace space;
@@ -29,21 +29,21 @@ struct NestOptions {
 NestOptions read_options(const Json& options, const Model& model) {
   json_require_known_keys(
       options, {"widths", "depths", "scope", "order", "multiple", "slots", "knobs", "mixtures"},
-      kWhat);
+      kNest);
   NestOptions result;
-  result.space = read_space(options, model, kWhat);
-  result.mixtures = one_of(options, "mixtures", kMixtures, kWhat);
-  result.all = one_of(options, "scope", {"hidden", "all"}, kWhat) == "all";
-  result.order = one_of(options, "order", {"magnitude", "activation", "none"}, kWhat);
-  result.slots = json_get_or<std::string>(options, "slots", "**", kWhat);
+  result.space = read_space(options, model, kNest);
+  result.mixtures = one_of(options, "mixtures", kMixtures, kNest);
+  result.all = one_of(options, "scope", {"hidden", "all"}, kNest) == "all";
+  result.order = one_of(options, "order", {"magnitude", "activation", "none"}, kNest);
+  result.slots = json_get_or<std::string>(options, "slots", "**", kNest);
   try {
     result.space.check();
   } catch (const Error& error) {
-    throw Error(error.code(), fmt::format("{}: {}", kWhat, error.what()));
+    throw Error(error.code(), fmt::format("{}: {}", kNest, error.what()));
   }
   if (result.all && result.slots != "**") {
     fail(Code::usage, "{}: slots: with scope=all every layer takes part, for they share a stream",
-         kWhat);
+         kNest);
   }
   return result;
 }
@@ -69,7 +69,7 @@ void chain_text_blocks(Model& model) {
   const auto blocks = std::dynamic_pointer_cast<Sequential>(place.get());
   if (blocks == nullptr) {
     fail(Code::unsupported, "{}: depths: expected transformer blocks one after another, found a {}",
-         kWhat, place->kind());
+         kNest, place->kind());
   }
   auto chain = std::make_shared<NestedChain>();
   for (const auto& slot : blocks->slots()) {
@@ -79,7 +79,7 @@ void chain_text_blocks(Model& model) {
             Code::unsupported,
             "{}: depths: blocks.{} turns the stream, which ends in another basis after each block; "
             "nest first",
-            kWhat, slot->name());
+            kNest, slot->name());
       }
     }
     chain->append(slot->name(), slot->get());
@@ -106,7 +106,7 @@ void chain_blocks(Model& model) {
         Code::unsupported,
         "{}: depths: expected residual blocks one after another, then global average pooling, or a "
         "transformer",
-        kWhat);
+        kNest);
   }
   const auto take = [](Slot& slot) { return slot.exchange(nullptr); };
   auto chain = std::make_shared<NestedChain>();
@@ -154,13 +154,13 @@ const Slot* reader_of_chain(const Model& model) {
   return nullptr;
 }
 
-struct Choice {
+struct NestChoice {
   std::set<const Slot*> elastic, nested;
   std::vector<std::pair<BrickRef, ChannelGroup>> groups;
 };
 
-Choice choose_hidden(const Model& model, const NestOptions& options) {
-  Choice choice;
+NestChoice choose_hidden(const Model& model, const NestOptions& options) {
+  NestChoice choice;
   for (const BrickRef& ref : all_bricks(model)) {
     for (const ChannelGroup& group : ref.brick->channel_groups()) {
       if (group.unit == "head" || !matches_any(options.slots, ref.path, group.producers)) continue;
@@ -179,7 +179,7 @@ Choice choose_hidden(const Model& model, const NestOptions& options) {
          "{}: no hidden channels or neurons under '{}': expected residual blocks, feed-forward "
          "networks, or layers that feed the next through norms, activations and pools; packed "
          "layers are none",
-         kWhat, options.slots);
+         kNest, options.slots);
   }
   // Statistics of every norm behind a convolution depend on what the size runs before it.
   for (const BrickRef& ref : all_bricks(model)) {
@@ -194,16 +194,16 @@ Choice choose_hidden(const Model& model, const NestOptions& options) {
   return choice;
 }
 
-Choice choose_all(const Model& model) {
+NestChoice choose_all(const Model& model) {
   if (model.root->vocabulary() > 0) {
-    fail(Code::unsupported, "{}: scope=all is for networks of pictures; use scope=hidden", kWhat);
+    fail(Code::unsupported, "{}: scope=all is for networks of pictures; use scope=hidden", kNest);
   }
   const Slot* last = last_layer(*model.root);
   if (last == nullptr) {
     fail(Code::unsupported, "{}: scope=all: expected a linear layer or convolution at the end",
-         kWhat);
+         kNest);
   }
-  Choice choice;
+  NestChoice choice;
   for (const BrickRef& ref : all_bricks(model)) {
     // Only hidden groups are put in order: the stream's units stand in many layers at once.
     for (const ChannelGroup& group : ref.brick->channel_groups()) {
@@ -214,7 +214,7 @@ Choice choose_all(const Model& model) {
       if (const auto* conv = dynamic_cast<const Conv2d*>(slot->get().get());
           conv != nullptr && conv->options().groups != 1) {
         fail(Code::unsupported, "{}: {}: {} groups; a leading part of the channels cuts them",
-             kWhat, join_path(ref.path, slot->name()), conv->options().groups);
+             kNest, join_path(ref.path, slot->name()), conv->options().groups);
       }
       if (dynamic_cast<const Sliceable*>(slot->get().get()) == nullptr) continue;
       choice.nested.insert(slot.get());
@@ -227,12 +227,12 @@ Choice choose_all(const Model& model) {
 void require_plain(const Model& model) {
   if (!model.sizes.empty()) {
     fail(Code::state, "{}: the network is nested already; pick-size makes an ordinary one of it",
-         kWhat);
+         kNest);
   }
   for (const BrickRef& ref : all_bricks(model)) {
     if (dynamic_cast<const GateBrick*>(ref.brick.get()) != nullptr ||
         dynamic_cast<const ChannelMask*>(ref.brick.get()) != nullptr) {
-      fail(Code::state, "{}: {} holds a {}; run freeze-gates and slice-channels first", kWhat,
+      fail(Code::state, "{}: {} holds a {}; run freeze-gates and slice-channels first", kNest,
            ref.path, ref.brick->kind());
     }
   }
@@ -240,7 +240,7 @@ void require_plain(const Model& model) {
 
 /// Puts the units of each group in descending order of importance: the function stays.
 Json order_units(Model& model, const NestOptions& options, const PassInput& input,
-                 const Choice& choice) {
+                 const NestChoice& choice) {
   Json paths = Json::array();
   if (options.order == "none") return paths;
   std::map<std::string, at::Tensor> squares;
@@ -301,7 +301,7 @@ BrickPtr nested_conv(const Conv2d& old, const BatchNorm* norm, bool elastic) {
 }
 
 /// Puts nested bricks into the chosen slots. Returns their paths.
-Json replace_layers(Model& model, const Choice& choice) {
+Json replace_layers(Model& model, const NestChoice& choice) {
   std::map<const Slot*, Slot*> norm_of;
   for (const BrickRef& ref : all_bricks(model)) {
     for (const FoldPair& pair : ref.brick->fold_pairs()) {
@@ -316,7 +316,7 @@ Json replace_layers(Model& model, const Choice& choice) {
     Slot* norm = found == norm_of.end() ? nullptr : found->second;
     if (const auto* linear = dynamic_cast<const Linear*>(ref.slot->get().get())) {
       if (norm != nullptr) {
-        fail(Code::unsupported, "{}: {} is followed by a batch norm; run fold-norm first", kWhat,
+        fail(Code::unsupported, "{}: {} is followed by a batch norm; run fold-norm first", kNest,
              ref.path);
       }
       ref.slot->exchange(placed_like(nested_linear(*linear, elastic), *linear));
@@ -343,9 +343,9 @@ Json nest(Model& model, const PassInput& input) {
   // Depth alone leaves a transformer's layers what they are.
   const bool depth_alone = options.space.widths.size() == 1 && !options.space.depths.empty() &&
                            model.root->vocabulary() > 0;
-  const Choice choice = depth_alone   ? Choice{}
-                        : options.all ? choose_all(model)
-                                      : choose_hidden(model, options);
+  const NestChoice choice = depth_alone   ? NestChoice{}
+                            : options.all ? choose_all(model)
+                                          : choose_hidden(model, options);
   // Slots stay put while their bricks change, so the choice holds.
   Json ordered = order_units(model, options, input, choice);
   Json layers = replace_layers(model, choice);
@@ -354,7 +354,7 @@ Json nest(Model& model, const PassInput& input) {
       fail(Code::unsupported,
            "{}: {} is a batch norm that follows no convolution; run fold-norm "
            "first",
-           kWhat, ref.path);
+           kNest, ref.path);
     }
   }
   set_sizes(model, options.space, mixtures_of(options.space, options.mixtures));

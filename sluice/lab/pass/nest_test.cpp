@@ -8,7 +8,7 @@
 #endif
 
 namespace sluice::lab {
-namespace {
+namespace nest_test {
 
 using namespace testing;  // NOLINT: test helpers
 using ::testing::ElementsAre;
@@ -304,5 +304,5 @@ TEST(LoadModel, RefusesSizesThatLie) {
   expect_error(Code::shape, "2 entries; the graph has 3 sizes", [&] { without.bytes(); });
 }
 
-}  // namespace
+}  // namespace nest_test
 }  // namespace sluice::lab

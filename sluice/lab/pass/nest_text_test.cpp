@@ -11,7 +11,7 @@
 #endif
 
 namespace sluice::lab {
-namespace {
+namespace nest_text_test {
 
 using namespace testing;  // NOLINT: test helpers
 using ::testing::ElementsAre;
@@ -204,5 +204,5 @@ TEST(NestText, SequencesInPiecesAreWhatTheLabComputesAtTheMeteredCost) {
 }
 #endif
 
-}  // namespace
+}  // namespace nest_text_test
 }  // namespace sluice::lab

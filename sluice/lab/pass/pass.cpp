@@ -186,16 +186,16 @@ std::vector<PassEntry> builtin_passes() {
   };
 }
 
-struct Registry {
+struct PassRegistry {
   std::mutex mutex;
   std::deque<PassEntry> entries;  // addresses stay valid as passes join
-  Registry() {
+  PassRegistry() {
     for (PassEntry& entry : builtin_passes()) entries.push_back(std::move(entry));
   }
 };
 
-Registry& registry() {
-  static Registry instance;
+PassRegistry& passes() {
+  static PassRegistry instance;
   return instance;
 }
 
@@ -223,18 +223,18 @@ void check_unchanged(const at::Tensor& before, const at::Tensor& after, const st
 }  // namespace
 
 bool register_pass(PassEntry entry) {
-  const std::lock_guard lock(registry().mutex);
-  for (const PassEntry& known : registry().entries) {
+  const std::lock_guard lock(passes().mutex);
+  for (const PassEntry& known : passes().entries) {
     if (known.info.name == entry.info.name) return false;
   }
-  registry().entries.push_back(std::move(entry));
+  passes().entries.push_back(std::move(entry));
   return true;
 }
 
 std::vector<const PassEntry*> all_passes() {
-  const std::lock_guard lock(registry().mutex);
+  const std::lock_guard lock(passes().mutex);
   std::vector<const PassEntry*> result;
-  for (const PassEntry& entry : registry().entries) result.push_back(&entry);
+  for (const PassEntry& entry : passes().entries) result.push_back(&entry);
   return result;
 }
 

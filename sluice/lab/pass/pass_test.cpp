@@ -3,7 +3,7 @@
 #include "sluice/lab/model/testing.h"
 
 namespace sluice::lab {
-namespace {
+namespace pass_test {
 
 using namespace testing;  // NOLINT: test helpers
 using ::testing::ElementsAre;
@@ -344,5 +344,5 @@ TEST(Passes, AreListedWithTheirPromises) {
                                  "nest", "add-exits"));
 }
 
-}  // namespace
+}  // namespace pass_test
 }  // namespace sluice::lab

@@ -19,7 +19,7 @@
 namespace sluice::lab {
 namespace {
 
-const std::string kWhat = "pass prune";
+const std::string kPrune = "pass prune";
 
 struct PruneOptions {
   double rate;
@@ -31,21 +31,21 @@ struct PruneOptions {
 
 std::string one_of(const Json& options, const char* key,
                    std::initializer_list<std::string_view> known) {
-  auto value = json_get_or<std::string>(options, key, std::string(*known.begin()), kWhat);
+  auto value = json_get_or<std::string>(options, key, std::string(*known.begin()), kPrune);
   if (std::find(known.begin(), known.end(), value) == known.end()) {
-    fail(Code::config, "{}: {}: expected '{}', found '{}'", kWhat, key, fmt::join(known, "' or '"),
+    fail(Code::config, "{}: {}: expected '{}', found '{}'", kPrune, key, fmt::join(known, "' or '"),
          value.substr(0, 60));
   }
   return value;
 }
 
-PruneOptions read_options(const Json& options) {
+PruneOptions read_prune(const Json& options) {
   json_require_known_keys(options, {"rate", "score", "scope", "granularity", "slots", "seed"},
-                          kWhat);
+                          kPrune);
   PruneOptions result;
-  result.rate = json_get_or<double>(options, "rate", 0.5, kWhat);
+  result.rate = json_get_or<double>(options, "rate", 0.5, kPrune);
   if (!(result.rate >= 0 && result.rate <= 1)) {
-    fail(Code::config, "{}: rate: expected 0 to 1, found {}", kWhat, result.rate);
+    fail(Code::config, "{}: rate: expected 0 to 1, found {}", kPrune, result.rate);
   }
   result.score = one_of(options, "score", {"magnitude", "random", "activation"});
   result.random = result.score == "random";
@@ -55,10 +55,10 @@ PruneOptions read_options(const Json& options) {
     fail(Code::config,
          "{}: score: activation ranks channels, neurons and heads; for weights use "
          "magnitude",
-         kWhat);
+         kPrune);
   }
-  result.slots = json_get_or<std::string>(options, "slots", "**", kWhat);
-  result.seed = static_cast<uint64_t>(json_get_or<int64_t>(options, "seed", 0, kWhat));
+  result.slots = json_get_or<std::string>(options, "slots", "**", kPrune);
+  result.seed = static_cast<uint64_t>(json_get_or<int64_t>(options, "seed", 0, kPrune));
   return result;
 }
 
@@ -84,7 +84,7 @@ Json prune_weights(Model& model, const PruneOptions& options) {
     rates.rates.emplace_back(path, options.rate);
   }
   if (rates.rates.empty()) {
-    fail(Code::usage, "{}: no linear layer or convolution under '{}'", kWhat, options.slots);
+    fail(Code::usage, "{}: no linear layer or convolution under '{}'", kPrune, options.slots);
   }
   const MaskSet masks = prune_masks(*model.root, current, rates,
                                     options.random ? random_score(options.seed) : magnitude_score(),
@@ -113,7 +113,7 @@ std::vector<Group> find_groups(Model& model, const PruneOptions& options, const 
       const std::string path = join_path(ref.path, group.name);
       const at::Tensor mask = ref.brick->channel_mask(group);
       if (!mask.defined() && !group.gate.empty() && !ref.brick->slot(group.gate).empty()) {
-        fail(Code::state, "{}: {} has a per-sample gate; run freeze-gates first", kWhat, path);
+        fail(Code::state, "{}: {} has a per-sample gate; run freeze-gates first", kPrune, path);
       }
       Group found{ref, group, at::ones({group.channels}, at::kBool), {}};
       if (mask.defined()) found.open = (mask != 0).to(at::kCPU);
@@ -131,7 +131,7 @@ std::vector<Group> find_groups(Model& model, const PruneOptions& options, const 
          "{}: no group of {}s under '{}'; channels are the hidden ones of residual blocks and of "
          "layers that feed the next through norms, activations and pools; neurons and heads those "
          "of transformer blocks whose layers are not packed",
-         kWhat, options.granularity, options.slots);
+         kPrune, options.granularity, options.slots);
   }
   if (options.score == "activation") {
     std::vector<std::string> paths;
@@ -206,7 +206,7 @@ Json prune_channels(Model& model, const PruneOptions& options, const PassInput& 
 }  // namespace
 
 Json prune(Model& model, const PassInput& input) {
-  const PruneOptions options = read_options(input.options);
+  const PruneOptions options = read_prune(input.options);
   return options.granularity == "weight" ? prune_weights(model, options)
                                          : prune_channels(model, options, input);
 }

@@ -12,7 +12,7 @@
 namespace sluice::lab {
 namespace {
 
-const std::string kWhat = "pass quantize";
+const std::string kQuantize = "pass quantize";
 
 struct QuantizeOptions {
   bundle::Format format;
@@ -25,30 +25,31 @@ struct QuantizeOptions {
 std::vector<std::string> patterns(const Json& options, const char* key) {
   const auto found = options.find(key);
   if (found != options.end() && found->is_string()) return {found->get<std::string>()};
-  return json_get_or<std::vector<std::string>>(options, key, {}, kWhat);
+  return json_get_or<std::vector<std::string>>(options, key, {}, kQuantize);
 }
 
-QuantizeOptions read_options(const Json& options) {
-  json_require_known_keys(options, {"format", "activations", "slots", "skip", "embeddings"}, kWhat);
+QuantizeOptions read_quantize(const Json& options) {
+  json_require_known_keys(options, {"format", "activations", "slots", "skip", "embeddings"},
+                          kQuantize);
   QuantizeOptions result;
-  result.format =
-      weight_format(json_get_or<std::string>(options, "format", "i8", kWhat), kWhat + ": format");
+  result.format = weight_format(json_get_or<std::string>(options, "format", "i8", kQuantize),
+                                kQuantize + ": format");
   if (result.format == bundle::Format::f32) {
-    fail(Code::config, "{}: format: f32 is what the weights are in; see dequantize", kWhat);
+    fail(Code::config, "{}: format: f32 is what the weights are in; see dequantize", kQuantize);
   }
-  result.activations =
-      activation_format(json_get_or<std::string>(options, "activations", "f32", kWhat), kWhat);
-  result.slots = json_get_or<std::string>(options, "slots", "**", kWhat);
+  result.activations = activation_format(
+      json_get_or<std::string>(options, "activations", "f32", kQuantize), kQuantize);
+  result.slots = json_get_or<std::string>(options, "slots", "**", kQuantize);
   result.skip = patterns(options, "skip");
   // Of a row that is looked up, not summed over, one or two bits leave too little.
   using bundle::Format;
   const bool fine = result.format != Format::ternary && result.format != Format::binary &&
                     result.format != Format::binary2 && result.format != Format::mixed;
-  result.embeddings = json_get_or<bool>(options, "embeddings", fine, kWhat);
+  result.embeddings = json_get_or<bool>(options, "embeddings", fine, kQuantize);
   return result;
 }
 
-struct Target {
+struct QuantizeTarget {
   SlotRef ref;
   std::shared_ptr<Linear> layer;     ///< this,
   std::shared_ptr<Embedding> table;  ///< or this
@@ -89,12 +90,12 @@ class InputProbe final : public Brick {
 
 /// What keeping only a column's signs costs in the layer's output, by calibration inputs:
 /// mean x_j^2 sum_i (|w_ij| - s_i)^2, where s_i is the mean size of row i's weights.
-std::map<std::string, std::vector<float>> column_saliency(Model& model, const PassInput& input,
-                                                          const std::vector<Target>& targets) {
+std::map<std::string, std::vector<float>> column_saliency(
+    Model& model, const PassInput& input, const std::vector<QuantizeTarget>& targets) {
   std::map<std::string, std::vector<float>> result;
   if (!input.calibration.defined()) return result;
   std::vector<std::shared_ptr<InputProbe>> probes;
-  for (const Target& target : targets) {
+  for (const QuantizeTarget& target : targets) {
     probes.push_back(nullptr);
     if (!target.layer) continue;
     probes.back() = std::make_shared<InputProbe>(target.layer);
@@ -130,7 +131,7 @@ struct Packed {
   int64_t bytes;
 };
 
-Packed packed(const Target& target, const QuantizeOptions& options,
+Packed packed(const QuantizeTarget& target, const QuantizeOptions& options,
               std::span<const float> saliency) {
   try {
     if (target.table) {
@@ -142,7 +143,7 @@ Packed packed(const Target& target, const QuantizeOptions& options,
     auto layer = QuantLinear::pack(*target.layer, options.format, options.activations, pack);
     return {layer, layer->values(), layer->weight.numel()};
   } catch (const Error& error) {
-    throw Error(error.code(), fmt::format("{}: {}: {}", kWhat, target.ref.path, error.what()));
+    throw Error(error.code(), fmt::format("{}: {}: {}", kQuantize, target.ref.path, error.what()));
   }
 }
 
@@ -181,14 +182,14 @@ std::string joined(const Json& reasons) {
 }  // namespace
 
 Json quantize(Model& model, const PassInput& input) {
-  const QuantizeOptions options = read_options(input.options);
+  const QuantizeOptions options = read_quantize(input.options);
   for (const std::string& pattern : options.skip)
     walk(*model.root, pattern);  // must name something
-  std::vector<Target> targets;
+  std::vector<QuantizeTarget> targets;
   Json left = Json::object();
   for (const SlotRef& ref : walk(*model.root, options.slots)) {
-    Target target{ref, std::dynamic_pointer_cast<Linear>(ref.slot->get()),
-                  std::dynamic_pointer_cast<Embedding>(ref.slot->get())};
+    QuantizeTarget target{ref, std::dynamic_pointer_cast<Linear>(ref.slot->get()),
+                          std::dynamic_pointer_cast<Embedding>(ref.slot->get())};
     if (!target.layer && !target.table) continue;
     const at::Tensor weight = target.weight();
     const int64_t bytes = bundle::stored_bytes(options.format, {weight.size(0), weight.size(1)});
@@ -205,7 +206,7 @@ Json quantize(Model& model, const PassInput& input) {
     }
   }
   if (targets.empty()) {
-    fail(Code::usage, "{}: no linear layer under '{}' to pack{}", kWhat, options.slots,
+    fail(Code::usage, "{}: no linear layer under '{}' to pack{}", kQuantize, options.slots,
          left.empty() ? "" : " (" + joined(left) + ")");
   }
   std::map<std::string, std::vector<float>> saliency;
@@ -215,7 +216,7 @@ Json quantize(Model& model, const PassInput& input) {
   Json layers = Json::object();
   SquareError total;
   int64_t before = 0, after = 0;
-  for (const Target& target : targets) {
+  for (const QuantizeTarget& target : targets) {
     const Packed result = packed(target, options, saliency[target.ref.path]);
     const at::Tensor weight = target.weight();
     const SquareError error = compare(result.values, weight);

@@ -9,7 +9,7 @@
 #endif
 
 namespace sluice::lab {
-namespace {
+namespace quantize_test {
 
 using namespace testing;  // NOLINT: test helpers
 using bundle::Format;
@@ -175,5 +175,5 @@ TEST(Quantize, LabAndEngineGiveTheSame) {
 }
 #endif
 
-}  // namespace
+}  // namespace quantize_test
 }  // namespace sluice::lab

@@ -12,14 +12,12 @@
 #include "sluice/lab/pass/steps.h"
 
 namespace sluice::lab {
-namespace {
-
-const std::string kPass = "sparsify-activations";
-const std::string kWhat = "pass " + kPass;
 
 Slot& slot_of(Model& model, const std::string& path) {
   return *walk(*model.root, path).front().slot;
 }
+
+namespace {
 
 /// The projections of a body; gates that mask the inputs of the last one.
 struct BodyKind {
@@ -46,13 +44,13 @@ std::vector<std::string> find_projections(Model& model, const std::string& patte
         continue;
       }
       if (dynamic_cast<const Linear*>(ref.slot->get().get()) == nullptr) {
-        fail(Code::unsupported, "{}: {} holds a {}; expected an ordinary linear layer{}", kWhat,
-             ref.path, (**ref.slot).kind(),
+        fail(Code::unsupported, "{}: {} holds a {}; expected an ordinary linear layer{}",
+             kSparsifyPass, ref.path, (**ref.slot).kind(),
              (**ref.slot).kind() == "quant_linear" ? " (dequantize it first)" : "");
       }
       if (name == body.last && !ref.owner->slot(body.gate).empty()) {
-        fail(Code::unsupported, "{}: a {} masks the inputs of {}; slice-channels first", kWhat,
-             body.gate, ref.path);
+        fail(Code::unsupported, "{}: a {} masks the inputs of {}; slice-channels first",
+             kSparsifyPass, body.gate, ref.path);
       }
       paths.push_back(ref.path);
     }
@@ -60,7 +58,7 @@ std::vector<std::string> find_projections(Model& model, const std::string& patte
   if (paths.empty()) {
     fail(Code::usage,
          "{}: no projection of an attention or feed-forward layer under '{}'; the network is a {}",
-         kWhat, pattern, model.root->kind());
+         kSparsifyPass, pattern, model.root->kind());
   }
   return paths;
 }
@@ -69,7 +67,8 @@ std::vector<std::string> find_projections(Model& model, const std::string& patte
 
 double require_sparsity(double sparsity) {
   if (!(sparsity >= 0 && sparsity < 1)) {
-    fail(Code::config, "{}: sparsity: expected from 0 to below 1, found {}", kWhat, sparsity);
+    fail(Code::config, "{}: sparsity: expected from 0 to below 1, found {}", kSparsifyPass,
+         sparsity);
   }
   return sparsity;
 }
@@ -114,7 +113,7 @@ ActivationSparsifier::ActivationSparsifier(const Model& model, const PassInput& 
     at::Tensor own = factors ? factors(path, layer) : at::Tensor();
     if (own.defined()) factors_[path] = own.detach().to(at::kFloat);
   }
-  histograms_ = input_histograms(model_, input_, kPass, paths_, factors_, options_.dense_first);
+  histograms_ = input_histograms(model_, input_, kSparsify, paths_, factors_, options_.dense_first);
 }
 
 std::vector<double> ActivationSparsifier::uniform(double sparsity) const {
@@ -139,7 +138,8 @@ std::shared_ptr<SparseLinear> ActivationSparsifier::sparse(const Linear& layer, 
 
 Model ActivationSparsifier::at(std::span<const double> levels) const {
   if (levels.size() != paths_.size()) {
-    fail(Code::usage, "{}: {} levels for {} projections", kWhat, levels.size(), paths_.size());
+    fail(Code::usage, "{}: {} levels for {} projections", kSparsifyPass, levels.size(),
+         paths_.size());
   }
   Model result = clone(model_);
   for (size_t i = 0; i < paths_.size(); ++i) {
@@ -154,7 +154,7 @@ Model ActivationSparsifier::at_sizes(const std::vector<std::vector<double>>& lev
                                      const std::vector<double>& keep) const {
   if (!model_.sizes.empty()) {
     fail(Code::unsupported, "{}: the network has {} sizes already; pick-size keeps one of them",
-         kWhat, model_.sizes.size());
+         kSparsifyPass, model_.sizes.size());
   }
   SLUICE_CHECK(levels.size() == keep.size() && levels.size() > 1);
   Model result = clone(model_);
@@ -188,14 +188,15 @@ std::vector<std::vector<double>> ActivationSparsifier::greedy(
   const at::NoGradGuard no_grad;
   for (const Block& block : blocks()) {
     at::Tensor into;
-    for_each_calibration_batch(work, few, kPass, [&](const at::Tensor& x) {
+    for_each_calibration_batch(work, few, kSparsify, [&](const at::Tensor& x) {
       Recorder recorder({block.path}, Recorder::What::inputs);
       Context context;
       context.watcher = &recorder;
       work.root->forward(x, context);
       const auto found = recorder.records().find(block.path);
       if (found == recorder.records().end()) {
-        fail(Code::usage, "{}: nothing went into {} on the calibration inputs", kWhat, block.path);
+        fail(Code::usage, "{}: nothing went into {} on the calibration inputs", kSparsifyPass,
+             block.path);
       }
       into = found->second;
     });

@@ -18,6 +18,12 @@ namespace sluice::lab {
 class Linear;
 class SparseLinear;
 
+inline constexpr char kSparsify[] = "sparsify-activations",
+                      kSparsifyPass[] = "pass sparsify-activations";
+
+/// The slot of the only brick whose path is `path`.
+Slot& slot_of(Model& model, const std::string& path);
+
 /// [inputs] factors >= 0 of a projection's input scores; undefined: all 1.
 using InputFactors = std::function<at::Tensor(const std::string& path, const Linear& layer)>;
 

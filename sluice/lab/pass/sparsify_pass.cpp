@@ -12,13 +12,6 @@
 namespace sluice::lab {
 namespace {
 
-const std::string kPass = "sparsify-activations";
-const std::string kWhat = "pass " + kPass;
-
-Slot& slot_of(Model& model, const std::string& path) {
-  return *walk(*model.root, path).front().slot;
-}
-
 struct PassOptions {
   std::vector<double> sparsity;  ///< one per size, the last 0; or one in all
   std::string score, select, budget;
@@ -29,27 +22,27 @@ struct PassOptions {
 
 std::string choice(const Json& options, const char* key, const char* fallback,
                    std::initializer_list<std::string_view> known) {
-  auto value = json_get_or<std::string>(options, key, fallback, kWhat);
+  auto value = json_get_or<std::string>(options, key, fallback, kSparsifyPass);
   if (std::find(known.begin(), known.end(), value) != known.end()) return value;
   std::string list;
   for (const std::string_view each : known) list.append(list.empty() ? "" : ", ").append(each);
-  fail(Code::config, "{}: {}: expected one of {}, found '{}'", kWhat, key, list,
+  fail(Code::config, "{}: {}: expected one of {}, found '{}'", kSparsifyPass, key, list,
        value.substr(0, 60));
 }
 
 /// From `sparsity`, or from the shares that are kept: a number, or a list that makes sizes.
 std::vector<double> read_sparsity(const Json& options) {
   if (!options.contains("keep")) {
-    return {require_sparsity(json_get_or<double>(options, "sparsity", 0.5, kWhat))};
+    return {require_sparsity(json_get_or<double>(options, "sparsity", 0.5, kSparsifyPass))};
   }
   if (options.contains("sparsity")) {
-    fail(Code::config, "{}: keep and sparsity say the same thing; give one of them", kWhat);
+    fail(Code::config, "{}: keep and sparsity say the same thing; give one of them", kSparsifyPass);
   }
   std::vector<double> keep;
   if (options.at("keep").is_array()) {
-    keep = json_get<std::vector<double>>(options, "keep", kWhat);
+    keep = json_get<std::vector<double>>(options, "keep", kSparsifyPass);
   } else {
-    keep = {json_get<double>(options, "keep", kWhat)};
+    keep = {json_get<double>(options, "keep", kSparsifyPass)};
   }
   const bool ascending = std::is_sorted(keep.begin(), keep.end(), std::less_equal<>());
   if (keep.empty() || !(keep.front() > 0 && keep.back() <= 1) || !ascending ||
@@ -57,7 +50,7 @@ std::vector<double> read_sparsity(const Json& options) {
     fail(Code::config,
          "{}: keep: expected a share above 0 and up to 1, or a list of several that ascend and end "
          "with 1, found {}",
-         kWhat, options.at("keep").dump().substr(0, 80));
+         kSparsifyPass, options.at("keep").dump().substr(0, 80));
   }
   std::vector<double> sparsity;
   for (const double share : keep) sparsity.push_back(1 - share);
@@ -68,26 +61,26 @@ PassOptions read_options(const Model& model, const Json& options) {
   json_require_known_keys(
       options,
       {"sparsity", "keep", "score", "select", "budget", "rotate", "norms", "dense_first", "slots"},
-      kWhat);
+      kSparsifyPass);
   PassOptions result;
   result.sparsity = read_sparsity(options);
   result.score = choice(options, "score", "wina", {"wina", "magnitude"});
   result.select = choice(options, "select", "threshold", {"threshold", "topk"});
   result.budget = choice(options, "budget", "uniform", {"uniform", "greedy"});
-  result.rotate = json_get_or<bool>(options, "rotate", false, kWhat);
+  result.rotate = json_get_or<bool>(options, "rotate", false, kSparsifyPass);
   if (const auto norms = options.find("norms"); norms != options.end() && norms->is_string()) {
     result.norms = {norms->get<std::string>()};
   } else {
-    result.norms = json_get_or<std::vector<std::string>>(options, "norms", {"**"}, kWhat);
+    result.norms = json_get_or<std::vector<std::string>>(options, "norms", {"**"}, kSparsifyPass);
   }
-  result.sparsify.slots = json_get_or<std::string>(options, "slots", "**", kWhat);
+  result.sparsify.slots = json_get_or<std::string>(options, "slots", "**", kSparsifyPass);
   result.sparsify.exact = result.select == "topk";
   // The first hundredth of a run; attention leans on these tokens.
   const int64_t tokens = model.input_shape.empty() ? 1 : model.input_shape.front();
-  result.sparsify.dense_first =
-      json_get_or<int64_t>(options, "dense_first", std::max<int64_t>(1, tokens / 100), kWhat);
+  result.sparsify.dense_first = json_get_or<int64_t>(
+      options, "dense_first", std::max<int64_t>(1, tokens / 100), kSparsifyPass);
   if (result.sparsify.dense_first < 0 || result.sparsify.dense_first > (1 << 24)) {
-    fail(Code::config, "{}: dense_first: expected 0 to {}, found {}", kWhat, 1 << 24,
+    fail(Code::config, "{}: dense_first: expected 0 to {}, found {}", kSparsifyPass, 1 << 24,
          result.sparsify.dense_first);
   }
   return result;
@@ -124,11 +117,11 @@ Json sparsify_sizes(Model& model, const PassInput& input, const PassOptions& opt
   Model sized = sparsifier.at_sizes(levels_for(sparsifier, options), keep);
   // A token at a time, as decoders run. Of texts that run whole the engine reads what any of
   // several tokens asks for: how much that is, only it can measure.
-  if (model.task.kind == "generate") measure_shares(sized, input, kPass);
+  if (model.task.kind == "generate") measure_shares(sized, input, kSparsify);
   Json sizes = Json::array();
   for (size_t size = 0; size < sized.sizes.size(); ++size) {
     double all = 0, read = 0;
-    const auto kept = kept_shares(sized, input, kPass, static_cast<int64_t>(size));
+    const auto kept = kept_shares(sized, input, kSparsify, static_cast<int64_t>(size));
     for (size_t i = 0; i < sparsifier.paths().size(); ++i) {
       all += sparsifier.sizes()[i];
       read += kept.at(sparsifier.paths()[i]) * sparsifier.sizes()[i];
@@ -174,7 +167,7 @@ Json sparsify_activations(Model& model, const PassInput& input) {
   if (options.sparsity.size() > 1) return sparsify_sizes(model, input, options, sparsifier);
   std::vector<double> levels = levels_for(sparsifier, options).front();
   Model sparse = sparsifier.at(levels);
-  const std::map<std::string, double> kept = kept_shares(sparse, input, kPass);
+  const std::map<std::string, double> kept = kept_shares(sparse, input, kSparsify);
   Json layers = Json::object();
   double all = 0, read = 0, spread = 0;
   for (size_t i = 0; i < levels.size(); ++i) {

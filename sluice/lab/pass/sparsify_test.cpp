@@ -11,7 +11,7 @@
 #endif
 
 namespace sluice::lab {
-namespace {
+namespace sparsify_test {
 
 using namespace testing;  // NOLINT: test helpers
 
@@ -297,5 +297,5 @@ TEST(SparsifyActivations, RefusesSharesThatMakeNoSizes) {
   EXPECT_FALSE(error_of([&] { run_pass(sized, "pick-size", with({{"size", "dense"}})); }));
 }
 
-}  // namespace
+}  // namespace sparsify_test
 }  // namespace sluice::lab

@@ -5,7 +5,7 @@
 #include "sluice/lab/pass/pass.h"
 
 namespace sluice::lab {
-namespace {
+namespace stage_test {
 
 using namespace testing;  // NOLINT: test helpers
 
@@ -95,5 +95,5 @@ TEST(Stages, RefuseWhatDoesNotFit) {
   expect_error(Code::usage, "no stages", [] { assemble({}); });
 }
 
-}  // namespace
+}  // namespace stage_test
 }  // namespace sluice::lab

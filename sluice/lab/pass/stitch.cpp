@@ -59,14 +59,14 @@ void require_alike(const Model& first, const Model& second, size_t index) {
   }
 }
 
-struct Plan {
+struct StitchPlan {
   std::vector<StitchPath> paths;
   std::vector<std::shared_ptr<Stitch>> stitches;
 };
 
 /// The positions between two neighbours that fit, and a stitch for each group of them.
-void add_pair(Plan& plan, int64_t from, const std::vector<Shape>& a, const std::vector<Shape>& b,
-              const StitchOptions& options) {
+void add_pair(StitchPlan& plan, int64_t from, const std::vector<Shape>& a,
+              const std::vector<Shape>& b, const StitchOptions& options) {
   const std::vector<Stage> front = stages_of(a), end = stages_of(b);
   if (front.size() != end.size()) {
     fail(Code::shape, "anchor {} has {} stages, anchor {} {}; only like stages are stitched", from,
@@ -148,7 +148,7 @@ Model stitch(const std::vector<Model>& anchors, const StitchOptions& options) {
   if (anchors.size() < 2) {
     fail(Code::usage, "{} anchors; at least two networks can be stitched", anchors.size());
   }
-  Plan plan;
+  StitchPlan plan;
   std::vector<std::vector<Shape>> flows;
   int64_t longest = StitchOptions().window;
   for (size_t i = 0; i < anchors.size(); ++i) {

@@ -7,35 +7,35 @@
 namespace sluice::lab {
 namespace {
 
-const std::string kWhat = "pass stitch";
+const std::string kStitch = "pass stitch";
 
 std::vector<std::string> files_of(const Json& options) {
   const auto with = options.find("with");
   if (with == options.end()) {
     fail(Code::usage, "{}: with is missing: the file of another network, or a list of files",
-         kWhat);
+         kStitch);
   }
   std::vector<std::string> files;
   if (with->is_string()) {
     files.push_back(with->get<std::string>());
   } else {
-    files = json_get<std::vector<std::string>>(options, "with", kWhat);
+    files = json_get<std::vector<std::string>>(options, "with", kStitch);
   }
-  if (files.empty()) fail(Code::usage, "{}: with: expected one file or more", kWhat);
+  if (files.empty()) fail(Code::usage, "{}: with: expected one file or more", kStitch);
   return files;
 }
 
 }  // namespace
 
 Json stitch_pass(Model& model, const PassInput& input) {
-  json_require_known_keys(input.options, {"with", "window", "stride", "seed", "ridge"}, kWhat);
+  json_require_known_keys(input.options, {"with", "window", "stride", "seed", "ridge"}, kStitch);
   StitchOptions options;
-  options.window = json_get_or<int64_t>(input.options, "window", options.window, kWhat);
-  options.stride = json_get_or<int64_t>(input.options, "stride", options.stride, kWhat);
-  options.seed = static_cast<uint64_t>(json_get_or<int64_t>(input.options, "seed", 1, kWhat));
-  const auto ridge = json_get_or<double>(input.options, "ridge", 1e-4, kWhat);
+  options.window = json_get_or<int64_t>(input.options, "window", options.window, kStitch);
+  options.stride = json_get_or<int64_t>(input.options, "stride", options.stride, kStitch);
+  options.seed = static_cast<uint64_t>(json_get_or<int64_t>(input.options, "seed", 1, kStitch));
+  const auto ridge = json_get_or<double>(input.options, "ridge", 1e-4, kStitch);
   if (!(ridge >= 0 && ridge <= 1e6)) {
-    fail(Code::config, "{}: ridge: expected 0 or more, found {}", kWhat, ridge);
+    fail(Code::config, "{}: ridge: expected 0 or more, found {}", kStitch, ridge);
   }
   struct Anchor {
     std::string name;
@@ -50,8 +50,8 @@ Json stitch_pass(Model& model, const PassInput& input) {
   }
   for (const Anchor& anchor : anchors) {
     if (!anchor.model.sizes.empty()) {
-      fail(Code::usage, "{}: {} has {} sizes already; keep one of it first (pass pick-size)", kWhat,
-           anchor.name, anchor.model.sizes.size());
+      fail(Code::usage, "{}: {} has {} sizes already; keep one of it first (pass pick-size)",
+           kStitch, anchor.name, anchor.model.sizes.size());
     }
   }
   std::stable_sort(anchors.begin(), anchors.end(), [](const Anchor& a, const Anchor& b) {
@@ -71,7 +71,7 @@ Json stitch_pass(Model& model, const PassInput& input) {
     stitched = stitch(models, options);
     residuals = fit_stitches(stitched, input, ridge);
   } catch (const Error& error) {
-    fail(error.code(), "{}: {} ({})", kWhat, error.what(), order);
+    fail(error.code(), "{}: {} ({})", kStitch, error.what(), order);
   }
   Json paths = Json::object();
   for (const bundle::SizeEntry& size : stitched.sizes) {

@@ -10,7 +10,7 @@
 #endif
 
 namespace sluice::lab {
-namespace {
+namespace stitch_test {
 
 using namespace testing;  // NOLINT: test helpers
 
@@ -375,5 +375,5 @@ TEST(EngineParity, HoldsForEveryPathOfAStitchedModel) {
 }
 #endif
 
-}  // namespace
+}  // namespace stitch_test
 }  // namespace sluice::lab

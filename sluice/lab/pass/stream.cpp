@@ -8,12 +8,11 @@
 #include "sluice/lab/brick/init.h"
 #include "sluice/lab/brick/layers.h"
 #include "sluice/lab/brick/norms.h"
+#include "sluice/lab/brick/steps.h"
 #include "sluice/lab/brick/transformer.h"
 
 namespace sluice::lab {
 namespace {
-
-at::Tensor wide(const at::Tensor& tensor) { return tensor.detach().to(at::kDouble); }
 
 /// A layer in place of `old` with these values (bias undefined: none).
 BrickPtr with_values(const Linear& old, const at::Tensor& weight, const at::Tensor& bias) {
@@ -55,13 +54,13 @@ Affine affine_of(const Brick& norm) {
 }
 
 BrickPtr reading(const Linear& layer, const Affine& norm) {
-  at::Tensor weight = wide(layer.weight), bias;
-  if (layer.bias.defined()) bias = wide(layer.bias);
+  at::Tensor weight = in_doubles(layer.weight), bias;
+  if (layer.bias.defined()) bias = in_doubles(layer.bias);
   if (norm.shift.defined()) {
-    const at::Tensor added = at::mv(weight, wide(norm.shift));
+    const at::Tensor added = at::mv(weight, in_doubles(norm.shift));
     bias = bias.defined() ? bias + added : added;
   }
-  if (norm.scale.defined()) weight = weight * wide(norm.scale);
+  if (norm.scale.defined()) weight = weight * in_doubles(norm.scale);
   return with_values(layer, weight, bias);
 }
 
@@ -119,7 +118,8 @@ void turn(Slot& slot, const std::string& path, const at::Tensor& q, bool writes)
   if (const auto* table = dynamic_cast<const Embedding*>(slot.get().get())) {
     const WithoutInit without_init;
     auto turned = std::make_shared<Embedding>(table->rows(), table->width());
-    turned->weight.set_data(at::matmul(wide(table->weight), q).to(table->weight.scalar_type()));
+    turned->weight.set_data(
+        at::matmul(in_doubles(table->weight), q).to(table->weight.scalar_type()));
     turned->weight.set_requires_grad(table->weight.requires_grad());
     turned->train(table->is_training());
     slot.exchange(std::move(turned));
@@ -130,9 +130,9 @@ void turn(Slot& slot, const std::string& path, const at::Tensor& q, bool writes)
     fail(Code::unsupported, "{}: {} holds a {}; expected an ordinary linear layer", kRotate, path,
          (*slot).kind());
   }
-  const at::Tensor weight = wide(layer->weight);
+  const at::Tensor weight = in_doubles(layer->weight);
   at::Tensor bias;
-  if (layer->bias.defined()) bias = wide(layer->bias);
+  if (layer->bias.defined()) bias = in_doubles(layer->bias);
   if (writes && bias.defined()) bias = at::matmul(bias, q);
   slot.exchange(
       with_values(*layer, writes ? at::matmul(q.t(), weight) : at::matmul(weight, q), bias));
@@ -148,7 +148,8 @@ bool untie(Decoder& decoder) {
   const WithoutInit without_init;
   const Linear like(table->width(), table->rows(), false);
   like.weight.set_data(table->weight.detach());
-  decoder.slot("head").exchange(with_values(like, wide(table->weight) * wide(rms->weight), {}));
+  decoder.slot("head").exchange(
+      with_values(like, in_doubles(table->weight) * in_doubles(rms->weight), {}));
   auto plain = std::make_shared<RmsNorm>(rms->width(), rms->eps(), false);
   plain->train(rms->is_training());
   norm.exchange(std::move(plain));
@@ -206,7 +207,9 @@ at::Tensor orthogonalizing(const Branch& branch) {
     fail(Code::unsupported, "{}: {}.{} holds a {}; expected an ordinary linear layer", kRotate,
          branch.path, name, body.slot(name)->kind());
   }
-  return std::get<2>(at::linalg_svd(wide(layer->weight), /*full_matrices=*/true)).t().contiguous();
+  return std::get<2>(at::linalg_svd(in_doubles(layer->weight), /*full_matrices=*/true))
+      .t()
+      .contiguous();
 }
 
 /// What the stream beside a branch is multiplied with between the bases `from` and `to`.
@@ -221,7 +224,7 @@ void turn_beside(const Branch& branch, const at::Tensor& from, const at::Tensor&
     return;
   }
   const auto& old = slot.as<Linear>();
-  slot.exchange(with_values(old, at::matmul(at::matmul(to.t(), wide(old.weight)), from), {}));
+  slot.exchange(with_values(old, at::matmul(at::matmul(to.t(), in_doubles(old.weight)), from), {}));
 }
 
 }  // namespace

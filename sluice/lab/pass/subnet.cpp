@@ -23,13 +23,13 @@ namespace {
 constexpr size_t kLevels = 26;  // letters
 constexpr size_t kKnobs = 48;
 
-struct Layer {
+struct SpaceLayer {
   std::string path;
   NestedLayer* nested;
 };
 
-std::vector<Layer> nested_layers(const Model& model) {
-  std::vector<Layer> result;
+std::vector<SpaceLayer> nested_layers(const Model& model) {
+  std::vector<SpaceLayer> result;
   for (const BrickRef& ref : all_bricks(model)) {
     if (auto* layer = dynamic_cast<NestedLayer*>(ref.brick.get())) {
       result.push_back({ref.path, layer});
@@ -59,9 +59,9 @@ class Widths final : public SlotWatcher {
 };
 
 void apply(const SubnetSpace& space, const std::vector<Subnet>& subnets,
-           const std::vector<Layer>& layers, const std::vector<NestedChain*>& chains) {
+           const std::vector<SpaceLayer>& layers, const std::vector<NestedChain*>& chains) {
   const auto count = static_cast<int64_t>(subnets.size());
-  for (const Layer& layer : layers) {
+  for (const SpaceLayer& layer : layers) {
     NestedSizes sizes{count, {}, {}};
     if (layer.nested->elastic()) {
       size_t knob = 0;
@@ -285,7 +285,7 @@ std::vector<std::string> block_knobs(const Model& model) {
 
 void set_sizes(Model& model, const SubnetSpace& space, std::vector<Subnet> subnets) {
   space.check();
-  const std::vector<Layer> layers = nested_layers(model);
+  const std::vector<SpaceLayer> layers = nested_layers(model);
   const std::vector<NestedChain*> chains = nested_chains(model);
   if (layers.empty() && chains.empty()) {
     fail(Code::unsupported, "the network has no nested layer; pass nest makes them");
@@ -330,7 +330,7 @@ void set_sizes(Model& model, const SubnetSpace& space, std::vector<Subnet> subne
     context.watcher = &widths;
     context.meter = &meter;
     model.root->forward(x, context);
-    for (const Layer& layer : layers) {
+    for (const SpaceLayer& layer : layers) {
       const auto found = widths.widths.find(layer.path);  // not there: this size leaves it out
       columns[layer.path].push_back(found == widths.widths.end() ? layer.nested->inputs()
                                                                  : found->second);
@@ -347,7 +347,7 @@ void set_sizes(Model& model, const SubnetSpace& space, std::vector<Subnet> subne
     fail(Code::unsupported, "size '{}' costs more than the whole network", names[order.back()]);
   }
   apply(space, permuted(subnets, order), layers, chains);
-  for (const Layer& layer : layers) {
+  for (const SpaceLayer& layer : layers) {
     NestedSizes sizes = layer.nested->sizes();
     sizes.columns = permuted(columns.at(layer.path), order);
     layer.nested->set_sizes(std::move(sizes));

@@ -6,7 +6,7 @@
 #include "sluice/lab/model/testing.h"
 
 namespace sluice::lab {
-namespace {
+namespace subnet_test {
 
 using namespace testing;  // NOLINT: test helpers
 using ::testing::ElementsAre;
@@ -114,5 +114,5 @@ TEST(SizeSampler, HasThreeKinds) {
   expect_error(Code::config, "expected 2", [] { SizeSampler{"sandwich", 4, 1}.check(); });
 }
 
-}  // namespace
+}  // namespace subnet_test
 }  // namespace sluice::lab

@@ -11,7 +11,7 @@
 #endif
 
 namespace sluice::lab {
-namespace {
+namespace text_pass_test {
 
 using namespace testing;  // NOLINT: test helpers
 
@@ -173,5 +173,5 @@ TEST(PassesOnTransformers, KeepFunctionWhereTheySaySo) {
   }
 }
 
-}  // namespace
+}  // namespace text_pass_test
 }  // namespace sluice::lab

@@ -6,13 +6,10 @@
 #include "sluice/lab/brick/attributes.h"
 #include "sluice/lab/brick/builtin.h"
 #include "sluice/lab/brick/init.h"
+#include "sluice/lab/brick/steps.h"
 
 namespace sluice::lab {
 namespace {
-
-int64_t bytes_of(const at::Tensor& tensor) {
-  return tensor.defined() ? tensor.numel() * static_cast<int64_t>(tensor.element_size()) : 0;
-}
 
 at::Tensor rounded_to_i8(const at::Tensor& x) {
   const at::Tensor scale = x.abs().amax(-1, /*keepdim=*/true) / 127.0f;
@@ -143,8 +140,9 @@ std::shared_ptr<Linear> QuantLinear::unpacked() const {
 at::Tensor QuantLinear::forward(const at::Tensor& x, Context& context) {
   at::Tensor y = at::linear(fake_quantized(x, activations_), values(), bias);
   if (context.meter != nullptr) {
-    context.meter->add(context.path(), y.numel() * inputs_,
-                       bytes_of(x) + bytes_of(y) + bytes_of(weight) + bytes_of(bias));
+    context.meter->add(
+        context.path(), y.numel() * inputs_,
+        tensor_bytes(x) + tensor_bytes(y) + tensor_bytes(weight) + tensor_bytes(bias));
   }
   return y;
 }

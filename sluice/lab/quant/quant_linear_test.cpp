@@ -11,7 +11,7 @@
 #endif
 
 namespace sluice::lab {
-namespace {
+namespace quant_linear_test {
 
 using namespace testing;  // NOLINT: test helpers
 using bundle::Format;
@@ -196,5 +196,5 @@ TEST(QuantLinear, GivesWhatTheEngineGives) {
 }
 #endif
 
-}  // namespace
+}  // namespace quant_linear_test
 }  // namespace sluice::lab

@@ -7,7 +7,7 @@
 #include "sluice/lab/train/train_testing.h"
 
 namespace sluice::lab {
-namespace {
+namespace consensus_test {
 
 TrainOptions quick() {
   TrainOptions o;
@@ -134,5 +134,5 @@ TEST(Consensus, ReadsOptionsByNameAndRefusesBadOnes) {
   expect_error(Code::config, "mask_rule", [] { consensus_options({{"mask_rule", "best"}}); });
 }
 
-}  // namespace
+}  // namespace consensus_test
 }  // namespace sluice::lab

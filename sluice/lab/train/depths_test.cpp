@@ -5,7 +5,7 @@
 #include "sluice/lab/train/trainer.h"
 
 namespace sluice::lab {
-namespace {
+namespace depths_test {
 
 using namespace testing;  // NOLINT: test helpers
 
@@ -97,5 +97,5 @@ TEST(AllDepths, HeadsOfTheirOwnLearnAndTheDecoderStays) {
   for (size_t i = 0; i < now.size(); ++i) EXPECT_TRUE(at::equal(now[i].second, old[i].second));
 }
 
-}  // namespace
+}  // namespace depths_test
 }  // namespace sluice::lab

@@ -5,7 +5,7 @@
 #include "sluice/lab/model/testing.h"
 
 namespace sluice::lab {
-namespace {
+namespace distill_test {
 
 using namespace testing;  // NOLINT: test helpers
 
@@ -108,5 +108,5 @@ TEST(Tune, DrawsADamagedStudentBackToItsTeacher) {
   }
 }
 
-}  // namespace
+}  // namespace distill_test
 }  // namespace sluice::lab

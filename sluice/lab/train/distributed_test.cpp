@@ -7,7 +7,7 @@
 #include "sluice/base/test_error.h"
 
 namespace sluice::lab {
-namespace {
+namespace distributed_test {
 
 TEST(Launch, ReadsTorchrunAndMpirunAndNamesWhatMakesNoSense) {
   const auto with = [](std::vector<std::pair<const char*, const char*>> variables, auto use) {
@@ -41,5 +41,5 @@ TEST(Launch, ReadsTorchrunAndMpirunAndNamesWhatMakesNoSense) {
        [] { EXPECT_ERROR(launch_from_environment(), Code::config, "RANK='x'"); });
 }
 
-}  // namespace
+}  // namespace distributed_test
 }  // namespace sluice::lab

@@ -8,7 +8,7 @@
 #include "sluice/lab/train/train_testing.h"
 
 namespace sluice::lab {
-namespace {
+namespace elastic_test {
 
 using testing::expect_same_state;
 
@@ -97,5 +97,5 @@ TEST(TrainElastic, SaysWhatDoesNotFit) {
   expect_error(Code::config, "calibration = 0", [] { elastic_options({{"calibration", 0}}); });
 }
 
-}  // namespace
+}  // namespace elastic_test
 }  // namespace sluice::lab

@@ -9,7 +9,7 @@
 #include "sluice/base/test_error.h"
 
 namespace sluice::lab {
-namespace {
+namespace event_file_test {
 
 template <class T>
 T number(const std::string& bytes, size_t at) {
@@ -59,5 +59,5 @@ TEST(EventFile, SaysWhereItCannotWrite) {
   EXPECT_ERROR(EventFile(temp / "file"), Code::io, "file");
 }
 
-}  // namespace
+}  // namespace event_file_test
 }  // namespace sluice::lab

@@ -9,7 +9,7 @@
 #include "sluice/base/machine.h"
 
 namespace sluice::lab {
-namespace {
+namespace fast_blas_test {
 
 using Sgemm = void (*)(const char*, const char*, const int*, const int*, const int*, const float*,
                        const float*, const int*, const float*, const int*, const float*, float*,
@@ -127,5 +127,5 @@ TEST(FastBlas, UsesAllCores) {
   EXPECT_EQ(at::get_num_threads(), describe_machine().cores);
 }
 
-}  // namespace
+}  // namespace fast_blas_test
 }  // namespace sluice::lab

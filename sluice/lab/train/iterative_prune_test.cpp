@@ -6,7 +6,7 @@
 #include "sluice/lab/train/train_testing.h"
 
 namespace sluice::lab {
-namespace {
+namespace iterative_prune_test {
 
 IterativePruneOptions quick() {
   IterativePruneOptions o;
@@ -171,5 +171,5 @@ TEST(IterativePrune, NamesWhatIsMissing) {
   });
 }
 
-}  // namespace
+}  // namespace iterative_prune_test
 }  // namespace sluice::lab

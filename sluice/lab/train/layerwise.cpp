@@ -31,7 +31,7 @@ class Taps final : public SlotWatcher {
   std::map<std::string, std::pair<at::Tensor, at::Tensor>> seen_;
 };
 
-struct Layer {
+struct TrainedLayer {
   std::string path;
   Brick* brick;
   NamedParameters parameters;
@@ -47,12 +47,12 @@ LayerwiseResult train_layers(const Model& base, Model& student, const std::strin
   const auto begin = std::chrono::steady_clock::now();
   Model teacher = clone(base);
   teacher.root->eval();
-  std::vector<Layer> layers;
+  std::vector<TrainedLayer> layers;
   NamedParameters all;
   const auto slots = walk(*student.root, pattern);
   for (const SlotRef& ref : slots) {
     if (ref.slot->empty()) continue;
-    Layer layer{ref.path, &**ref.slot, {}};
+    TrainedLayer layer{ref.path, &**ref.slot, {}};
     for (const auto& item : layer.brick->named_parameters()) {
       const bool learns =
           std::any_of(options.parameters.begin(), options.parameters.end(),
@@ -84,7 +84,7 @@ LayerwiseResult train_layers(const Model& base, Model& student, const std::strin
     student.root->zero_grad();
     at::Tensor total;
     std::vector<at::Tensor> each;
-    for (const Layer& layer : layers) {
+    for (const TrainedLayer& layer : layers) {
       const auto& [x, y] = taps.at_path(layer.path);
       if (!x.defined()) {
         fail(Code::usage, "{}: the base has no brick there that runs", layer.path);
@@ -93,7 +93,7 @@ LayerwiseResult train_layers(const Model& base, Model& student, const std::strin
       total = total.defined() ? total + each.back() : each.back();
     }
     total.backward();
-    for (const Layer& layer : layers) {
+    for (const TrainedLayer& layer : layers) {
       if (options.clip > 0) clip_gradients(layer.parameters, options.clip);
     }
     optimizer->step();

@@ -6,7 +6,7 @@
 #include "sluice/base/test_error.h"
 
 namespace sluice::lab {
-namespace {
+namespace muon_test {
 
 TEST(Muon, OrthogonalizeKeepsDirectionsAndEvensSizes) {
   for (const auto& shape : {std::pair(12, 20), std::pair(20, 12), std::pair(16, 16)}) {
@@ -45,5 +45,5 @@ TEST(Muon, MovesEveryDirectionAlikeAndDecays) {
   EXPECT_NEAR(step[3][3].item<double>(), -0.95, 0.4);
 }
 
-}  // namespace
+}  // namespace muon_test
 }  // namespace sluice::lab

@@ -3,7 +3,7 @@
 #include "sluice/lab/train/train_testing.h"
 
 namespace sluice::lab {
-namespace {
+namespace parameter_groups_test {
 
 using testing::expect_same_state;
 
@@ -81,5 +81,5 @@ TEST(Schedule, FallsAtEveryMilestone) {
   EXPECT_DOUBLE_EQ(schedule_factor(step, 99, 100), 0.01);
 }
 
-}  // namespace
+}  // namespace parameter_groups_test
 }  // namespace sluice::lab

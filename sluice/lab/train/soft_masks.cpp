@@ -10,7 +10,7 @@ namespace {
 
 constexpr double kFirstScore = 1;   // open, and not so far that its sigmoid is flat
 constexpr double kRampShare = 0.8;  // of the soft steps, after which the target is the density
-constexpr const char* kWhat = "soft masks";
+constexpr const char* kSoftMasks = "soft masks";
 
 /// [1, ...] but for the first: one number for each output.
 std::vector<int64_t> unit_shape(at::IntArrayRef weight) {
@@ -151,13 +151,13 @@ void SoftMasks::load_state(const std::map<std::string, at::Tensor>& state) {
     }
     const auto score = scores_.find(name.starts_with("score/") ? name.substr(6) : "");
     if (score == scores_.end() || score->second.sizes() != tensor.sizes())
-      fail(Code::format, "{}: '{}' of {} fits no weight", kWhat, name,
+      fail(Code::format, "{}: '{}' of {} fits no weight", kSoftMasks, name,
            to_string(tensor.sizes().vec()));
     score->second.copy_(tensor);
     ++used;
   }
   if (used != scores_.size())
-    fail(Code::format, "{}: the checkpoint holds the scores of {} of {} weights", kWhat, used,
+    fail(Code::format, "{}: the checkpoint holds the scores of {} of {} weights", kSoftMasks, used,
          scores_.size());
   optimizer_->load_state(moments, "checkpoint");
 }

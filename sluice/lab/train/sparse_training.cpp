@@ -16,7 +16,7 @@
 namespace sluice::lab {
 namespace {
 
-const std::string kWhat = "sparse training";
+const std::string kSparseTraining = "sparse training";
 
 void require_one_of(const std::string& value, const char* key,
                     const std::vector<std::string>& known) {
@@ -24,8 +24,8 @@ void require_one_of(const std::string& value, const char* key,
   std::string names;
   for (const std::string& name : known) names += (names.empty() ? "" : ", ") + name;
   const std::string near = nearest_name(value, known);
-  fail(Code::config, "{}: {} = '{}': known are {}{}", kWhat, key, value.substr(0, 60), names,
-       near.empty() ? "" : "; did you mean " + near + "?");
+  fail(Code::config, "{}: {} = '{}': known are {}{}", kSparseTraining, key, value.substr(0, 60),
+       names, near.empty() ? "" : "; did you mean " + near + "?");
 }
 
 void check(const SparseOptions& o) {
@@ -34,16 +34,17 @@ void check(const SparseOptions& o) {
     fail(Code::config,
          "{}: density = {}: the share of weights that stay, above 0 (nothing would be left) and "
          "at most 1 (all)",
-         kWhat, o.density);
+         kSparseTraining, o.density);
   }
   require_one_of(o.distribution, "distribution", {"erk", "uniform"});
   require_one_of(o.start, "start", {"random", "magnitude"});
   require_one_of(o.granularity, "granularity", {"weight", "unit"});
   require_one_of(o.estimator, "estimator", {"sigmoid", "straight_through"});
-  if (o.every < 1) fail(Code::config, "{}: every = {}: steps, at least 1", kWhat, o.every);
+  if (o.every < 1)
+    fail(Code::config, "{}: every = {}: steps, at least 1", kSparseTraining, o.every);
   const auto between = [](double value, double low, double high, const char* key) {
     if (!(value >= low && value <= high))
-      fail(Code::config, "{}: {} = {}: expected {} to {}", kWhat, key, value, low, high);
+      fail(Code::config, "{}: {} = {}: expected {} to {}", kSparseTraining, key, value, low, high);
   };
   between(o.drop, 0, 1, "drop");
   between(o.until, 0, 1, "until");
@@ -68,8 +69,8 @@ std::vector<std::string> weight_paths(Brick& root, const SparseOptions& options)
       paths.push_back(join_path(ref.path, "weight"));
   }
   if (paths.empty()) {
-    fail(Code::usage, "{}: no linear layer or convolution that learns under slots = '{}'{}", kWhat,
-         options.slots, options.skip.empty() ? "" : " but for those of skip");
+    fail(Code::usage, "{}: no linear layer or convolution that learns under slots = '{}'{}",
+         kSparseTraining, options.slots, options.skip.empty() ? "" : " but for those of skip");
   }
   return paths;
 }
@@ -92,10 +93,10 @@ SparseOptions sparse_options(const Json& json) {
       json,
       {"method", "density", "slots", "skip", "distribution", "start", "every", "drop", "until",
        "granularity", "estimator", "slope", "pressure", "rate", "harden"},
-      kWhat);
+      kSparseTraining);
   SparseOptions o;
   const auto read = [&]<class T>(const char* key, T& value) {
-    value = json_get_or<T>(json, key, value, kWhat);
+    value = json_get_or<T>(json, key, value, kSparseTraining);
   };
   read("method", o.method);
   read("density", o.density);
@@ -119,9 +120,11 @@ SparseOptions sparse_options(const Json& json) {
       return std::find(keys.begin(), keys.end(), key) != keys.end();
     };
     if (is({"distribution", "start", "every", "drop", "until"}) && soft)
-      fail(Code::config, "{}: {} is of methods set and rigl, the method is soft", kWhat, key);
+      fail(Code::config, "{}: {} is of methods set and rigl, the method is soft", kSparseTraining,
+           key);
     if (is({"granularity", "estimator", "slope", "pressure", "rate", "harden"}) && !soft)
-      fail(Code::config, "{}: {} is of method soft, the method is {}", kWhat, key, o.method);
+      fail(Code::config, "{}: {} is of method soft, the method is {}", kSparseTraining, key,
+           o.method);
   }
   return o;
 }
@@ -133,7 +136,7 @@ std::map<std::string, int64_t> sparse_counts(const std::map<std::string, at::Ten
   const auto total = static_cast<int64_t>(std::llround(density * static_cast<double>(all)));
   if (total < static_cast<int64_t>(weights.size())) {
     fail(Code::config, "{}: density = {} of {} weights is {}, fewer than one in each of {} layers",
-         kWhat, density, all, total, weights.size());
+         kSparseTraining, density, all, total, weights.size());
   }
   // Layers that would exceed density 1 are dense, and the rest share what remains.
   std::map<std::string, double> wanted;
@@ -188,7 +191,8 @@ std::map<std::string, at::Tensor> SparseTraining::State::weights() const {
   std::map<std::string, at::Tensor> found;
   for (const std::string& path : paths) {
     const auto entry = all.find(path);
-    if (entry == all.end()) fail(Code::state, "{}: '{}' is gone from the network", kWhat, path);
+    if (entry == all.end())
+      fail(Code::state, "{}: '{}' is gone from the network", kSparseTraining, path);
     found.emplace(path, entry->second);
   }
   return found;
@@ -352,14 +356,14 @@ void SparseTraining::attach(TrainHooks& hooks) {
     if (count == extra.end() || count->second.numel() != 2 ||
         count->second.scalar_type() != at::kLong ||
         (masks.empty() ? soft.empty() : masks.size() != weights.size())) {
-      fail(Code::format, "{}: the checkpoint does not hold the masks of {} weights", kWhat,
-           weights.size());
+      fail(Code::format, "{}: the checkpoint does not hold the masks of {} weights",
+           kSparseTraining, weights.size());
     }
     s->masks = {};
     for (const auto& [path, mask] : masks) {
       const auto weight = weights.find(path);
       if (weight == weights.end() || weight->second.sizes() != mask.sizes()) {
-        fail(Code::format, "{}: mask of '{}' in the checkpoint: {} for {}", kWhat, path,
+        fail(Code::format, "{}: mask of '{}' in the checkpoint: {} for {}", kSparseTraining, path,
              to_string(mask.sizes().vec()),
              weight == weights.end() ? "no such weight" : to_string(weight->second.sizes().vec()));
       }

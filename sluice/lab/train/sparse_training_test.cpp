@@ -8,7 +8,7 @@
 #include "sluice/lab/train/train_testing.h"
 
 namespace sluice::lab {
-namespace {
+namespace sparse_training_test {
 
 using Tensors = std::map<std::string, at::Tensor>;
 
@@ -352,5 +352,5 @@ TEST(SparseTraining, ADensityOf1ChangesNothing) {
   testing::expect_same_state(*plain.root, *full.root);
 }
 
-}  // namespace
+}  // namespace sparse_training_test
 }  // namespace sluice::lab

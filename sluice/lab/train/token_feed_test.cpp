@@ -12,7 +12,7 @@
 #include "sluice/lab/train/train_testing.h"
 
 namespace sluice::lab {
-namespace {
+namespace token_feed_test {
 
 constexpr int64_t kVocabulary = 50;
 
@@ -220,5 +220,5 @@ TEST(TextTraining, StopsAtNanNamingStepAndTensorAndKeepsTheGoodCheckpoint) {
   expect_error(Code::numeric, "at step 5 of 20; parameter embed", [&] { stops.run(); });
 }
 
-}  // namespace
+}  // namespace token_feed_test
 }  // namespace sluice::lab

@@ -14,7 +14,7 @@
 #include "sluice/lab/train/train_testing.h"
 
 namespace sluice::lab {
-namespace {
+namespace trainer_test {
 
 using testing::expect_same_state;
 
@@ -320,5 +320,5 @@ TEST(Evaluate, CountsAndRestoresTheMode) {
               1e-12);
 }
 
-}  // namespace
+}  // namespace trainer_test
 }  // namespace sluice::lab

@@ -9,9 +9,6 @@
 namespace sluice::bundle::onnx {
 namespace {
 
-const std::string& out(const Writer& to) { return to.current().output; }
-const std::string& in(const Writer& to, size_t i = 0) { return to.current().inputs[i]; }
-
 std::vector<int64_t> ints(const Writer& to, const char* name) {
   const bundle::Attribute& value = to.current().attrs.at(name);
   if (const auto* list = std::get_if<std::vector<int64_t>>(&value)) return *list;

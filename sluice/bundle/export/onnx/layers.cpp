@@ -15,8 +15,6 @@ std::vector<int64_t> doubled(const std::vector<int64_t>& padding) {
   return {padding[0], padding[1], padding[0], padding[1]};
 }
 std::string kind(const Writer& to) { return attr_string(to.current().attrs, "kind", ""); }
-const std::string& out(const Writer& to) { return to.current().output; }
-const std::string& in(const Writer& to, size_t i = 0) { return to.current().inputs[i]; }
 
 void conv2d(Writer& to) {
   const std::vector<float> weight = to.tensor("weight");  // refuses packed ones

@@ -6,7 +6,7 @@
 namespace sluice::bundle::onnx {
 namespace {
 
-enum Wire : uint32_t { kVarint = 0, kBytes = 2, kFixed32 = 5 };
+enum WireType : uint32_t { kVarint = 0, kBytes = 2, kFixed32 = 5 };
 
 template <class T>
 Message raw_tensor(const std::string& name, const Shape& dims, std::span<const T> values,

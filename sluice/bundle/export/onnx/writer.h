@@ -73,4 +73,8 @@ struct ExportEntry {
 std::vector<ExportEntry> layer_exports();
 std::vector<ExportEntry> array_exports();
 
+/// Of the node that is being written.
+inline const std::string& out(const Writer& to) { return to.current().output; }
+inline const std::string& in(const Writer& to, size_t i = 0) { return to.current().inputs[i]; }
+
 }  // namespace sluice::bundle::onnx

@@ -29,9 +29,9 @@ std::string dims_text(const ValueSource& value) {
   return text.empty() ? "scalar" : text;
 }
 
-class Reader {
+class OnnxReader {
  public:
-  Reader(const onnx::ModelSource& model, const OnnxOptions& options)
+  OnnxReader(const onnx::ModelSource& model, const OnnxOptions& options)
       : model_(model),
         options_(options),
         what_(model.file->what),
@@ -300,7 +300,7 @@ class Reader {
 
 OnnxResult build_onnx(const onnx::ModelSource& model, const OnnxOptions& options,
                       Builder& builder) {
-  return Reader(model, options).run(builder);
+  return OnnxReader(model, options).run(builder);
 }
 
 OnnxResult import_onnx(const std::string& source, const std::string& output,
