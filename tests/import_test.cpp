@@ -134,6 +134,21 @@ TEST_F(ImportVerb, TransformAndTuneTakeImportedModels) {
 #if SLUICE_WITH_ENGINE
   EXPECT_EQ(json_of(sluice({"run", tuned, "--text", "a b", "--json"}))["results"].size(), 1u);
 #endif
+  // Side paths in place of whole layers: only they learn, and fold into the layers.
+  const std::string adapted = directory / "adapted.safetensors",
+                    folded = directory / "folded.safetensors";
+  ASSERT_EQ(sluice({"transform", small, "-o", adapted, "--pass", "add-lora:rank=2"}).exit_code, 0);
+  const Json side =
+      json_of(sluice({"tune", adapted, "--teacher", model, "--text", corpus, "-o", tuned, "--steps",
+                      "20", "--batch", "8", "--rate", "0.01", "--only", "**.lora_*", "--json"}));
+  EXPECT_LT(side["loss"]["output"]["after"], side["loss"]["output"]["before"]);
+  ASSERT_EQ(sluice({"transform", tuned, "-o", folded, "--pass", "fold-lora"}).exit_code, 0);
+  EXPECT_EQ(json_of(sluice({"inspect", folded, "--json"}))["macs"],
+            json_of(sluice({"inspect", small, "--json"}))["macs"]);
+  EXPECT_EQ(sluice({"tune", adapted, "--teacher", model, "--text", corpus, "-o", tuned, "--only",
+                    "**.lora_c"})
+                .exit_code,
+            2);
   const Finished pictures =
       sluice({"tune", small, "--teacher", model, "--text", directory / "none.txt", "-o", tuned});
   EXPECT_EQ(pictures.exit_code, 1);

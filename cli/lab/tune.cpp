@@ -1,5 +1,8 @@
 // sluice tune: a network that surgery has hurt learns from the one it came from.
+#include <fmt/ranges.h>  // fmt::join, from fmt 11 on
+
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cmath>
 
 #include "cli/lab/lab_verb.h"
@@ -8,6 +11,7 @@
 #include "cli/output.h"
 #include "sluice/base/error.h"
 #include "sluice/base/json.h"
+#include "sluice/base/path_pattern.h"
 #include "sluice/base/random.h"
 #include "sluice/base/table.h"
 #include "sluice/lab/model/graph_model.h"
@@ -22,6 +26,7 @@ namespace tune_verb {
 struct Options {
   std::string input, output, teacher, text, pictures, device = "cpu";
   std::vector<std::string> features;  ///< as given; none: depends on the student
+  std::vector<std::string> only;      ///< parameters that learn; none: all
   int64_t steps = 500, batch = 16, tokens = 64, lines = 100000;
   double rate = 1e-4, temperature = 1;
   uint64_t seed = 1;
@@ -39,16 +44,36 @@ lab::DistillBatch pick(const TextSamples& samples, const at::Tensor& rows, c10::
   return batch;
 }
 
-/// Weights that pruning has made zero stay zero: layers with more than a twentieth of zeros.
+/// Weights that pruning has made zero stay zero: layers with more than a twentieth of zeros, but
+/// not of nothing else: a fresh side path is no pruned one.
 lab::MaskSet zeros_of(const lab::Model& model) {
   lab::MaskSet masks;
   for (const auto& item : model.root->named_parameters()) {
     const at::Tensor weight = item.value().detach();
     if (weight.dim() < 2) continue;
     const at::Tensor mask = (weight != 0).to(weight.scalar_type());
-    if (mask.mean().item<double>() < 0.95) masks.set(item.key(), mask);
+    const auto kept = mask.mean().item<double>();
+    if (kept > 0 && kept < 0.95) masks.set(item.key(), mask);
   }
   return masks;
+}
+
+/// Parameters whose path matches none of the patterns do not learn; those a brick keeps from
+/// learning anyway (the layer beside a side path) do not either.
+int64_t train_only(const lab::Model& model, const std::vector<std::string>& patterns) {
+  int64_t weights = 0;
+  for (const auto& item : model.root->named_parameters()) {
+    const bool matches = std::ranges::any_of(
+        patterns, [&](const std::string& pattern) { return path_matches(pattern, item.key()); });
+    at::Tensor parameter = item.value();
+    if (!matches) parameter.set_requires_grad(false);
+    if (parameter.requires_grad()) weights += parameter.numel();
+  }
+  if (weights == 0) {
+    fail(Code::usage, "--only {}: no parameter that learns has such a path (sluice inspect)",
+         fmt::join(patterns, ", "));
+  }
+  return weights;
 }
 
 /// Means over the samples, in evaluation mode; `size` as Context::size.
@@ -118,6 +143,7 @@ int tune(Options options, const Globals& globals) {
          pictures ? "--pictures" : "--text", pictures ? options.pictures : options.text, count,
          kept, options.batch);
   }
+  if (!options.only.empty()) train_only(student, options.only);
   student.root->to(device);
   teacher.root->to(device);
   lab::DistillOptions distill;
@@ -168,6 +194,7 @@ int tune(Options options, const Globals& globals) {
                     {"samples", trained},
                     {"seed", options.seed},
                     {"features", options.features},
+                    {"only", options.only},
                     {"report", losses}});
   lab::save_bundle(student, options.output);
   if (globals.json) {
@@ -228,6 +255,9 @@ Action setup(CLI::App& app) {
   app.add_option("--features", options->features,
                  "Slots whose outputs are drawn to the teacher's, too; '' for none. Without it "
                  "blocks.*, for a nested network none")
+      ->type_name("PATTERN");
+  app.add_option("--only", options->only,
+                 "Parameters that learn, the others stay: '**.lora_*' after pass add-lora")
       ->type_name("PATTERN");
   app.add_option("--temperature", options->temperature, "Of a decoder's distributions")
       ->check(CLI::PositiveNumber)

@@ -60,6 +60,7 @@ struct Registry {
       {"fading_activation", make_fading_activation},
       {"choice", make_choice},
       {"stitch", make_stitch},
+      {"lora_linear", make_lora_linear},
       {"stitched", make_stitched},
       {"channel_norm", make_channel_norm},
       {"channel_attention", make_channel_attention},

@@ -172,6 +172,16 @@ std::vector<PassEntry> builtin_passes() {
         "force=false           add it to a network that it was not made from",
         false, false, true},
        apply_delta},
+      {{"add-lora", "side paths of low rank beside linear layers, which learn in their place",
+        "rank=8                of the side paths\n"
+        "scale=1               by which their output is multiplied\n"
+        "slots=**              layers, by path pattern\n"
+        "seed=0                of their first weights; fresh ones change nothing",
+        false, true},
+       add_lora},
+      {{"fold-lora", "puts what the side paths have learnt into their layers",
+        "slots=**              layers, by path pattern", false, true},
+       fold_lora},
       {{"stitch", "this network and others as one, which also runs at sizes in between",
         "with                  file of another network, or a list: [\"a\",\"b\"]\n"
         "window=2              blocks that a stitch may lead over\n"

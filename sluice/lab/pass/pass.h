@@ -71,6 +71,13 @@ Json fold_norm(Model& model, const PassInput& input);
 /// refuses the result. Products in double. Report: folded (layers that went), activations, left
 /// {path: why}.
 Json fold_linear(Model& model, const PassInput& input);
+/// add-lora {rank=8, scale=1, slots="**", seed=0}: LoraLinear (adapt/lora.h) in place of the
+/// matching linear layers, which are not trained from then on. Equal outputs: B starts at 0. Throws
+/// Error{usage} for layers whose inputs are masked (slice-channels first).
+Json add_lora(Model& model, const PassInput& input);
+/// fold-lora {slots="**"}: each LoraLinear becomes the one linear layer it stands for. Equal
+/// outputs to rounding, products in double.
+Json fold_lora(Model& model, const PassInput& input);
 /// prune {rate=0.5, score="magnitude"|"random"|"activation", scope="layer"|"global",
 /// granularity="weight"|"channel"|"neuron"|"head", slots="**", seed=0}: weights: zeroes the lowest
 /// `rate` of surviving weights of matching layers; else: constant masks over channel groups of that
