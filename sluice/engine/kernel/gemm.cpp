@@ -55,7 +55,10 @@ bool whole_product(const PackedLinear& layer, int64_t rows) {
 int64_t unpacked_from(const PackedLinear& layer) {
   const Format format = layer.weight.format;
   const bool floats = format == Format::f32 || format == Format::bf16;
-  if (layer.kind == DotKind::i8 && !floats) return std::numeric_limits<int64_t>::max();
+  if (layer.kind == DotKind::i8 && !floats) {
+    // Products of int8 beat those of floats where one instruction does four of them.
+    return dot_vnni_usable() ? std::numeric_limits<int64_t>::max() : kUnpackedRowsEarly;
+  }
   return format == Format::f32 || format == Format::binary2 ? kUnpackedRowsEarly : kUnpackedRows;
 }
 
