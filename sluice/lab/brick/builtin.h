@@ -37,6 +37,7 @@ BrickPtr make_nested_conv2d(const Json& attributes);
 BrickPtr make_nested_chain(const Json& attributes);
 BrickPtr make_fading_activation(const Json& attributes);
 BrickPtr make_choice(const Json& attributes);
+BrickPtr make_sized_linear(const Json& attributes);
 BrickPtr make_lora_linear(const Json& attributes);
 BrickPtr make_stitch(const Json& attributes);
 BrickPtr make_stitched(const Json& attributes);

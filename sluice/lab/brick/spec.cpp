@@ -61,6 +61,7 @@ struct Registry {
       {"choice", make_choice},
       {"stitch", make_stitch},
       {"lora_linear", make_lora_linear},
+      {"sized_linear", make_sized_linear},
       {"stitched", make_stitched},
       {"channel_norm", make_channel_norm},
       {"channel_attention", make_channel_attention},

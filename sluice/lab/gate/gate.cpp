@@ -1,8 +1,12 @@
 #include "sluice/lab/gate/gate.h"
 
+#include <cmath>
+
 #include "sluice/base/path_pattern.h"
+#include "sluice/bundle/ops_sparse.h"
 #include "sluice/lab/brick/attributes.h"
 #include "sluice/lab/brick/builtin.h"
+#include "sluice/lab/brick/nested.h"
 #include "sluice/lab/gate/parts.h"
 
 namespace sluice::lab {
@@ -11,12 +15,40 @@ at::Tensor GateBrick::forward(const at::Tensor& x, Context& context) {
   return decide(x, at::ones({units()}, x.options()), context);
 }
 
+at::Tensor price_offset(double price, const at::Tensor& cost) {
+  constexpr double kDecides = 1e6;  // beside every logit
+  return cost.to(at::kFloat) * (std::isinf(price) && price < 0 ? kDecides : -price);
+}
+
+void make_sizes(Score& score, const Json& attributes, std::string_view kind) {
+  if (!attributes.is_object() || !attributes.contains("sizes")) return;
+  const Json& given = attributes.at("sizes");
+  const int64_t sizes =
+      require_range(given.is_number_integer() ? given.get<int64_t>() : int64_t{0}, int64_t{1},
+                    static_cast<int64_t>(bundle::kMaxSizes), "sizes", kind);
+  if (sizes == 1) return;
+  const std::vector<at::Tensor> zeros(static_cast<size_t>(sizes), at::zeros({score.units()}));
+  if (!score.steer(zeros)) {
+    fail(Code::config, "sizes of {}: a score of kind {} has one size", kind, score.kind());
+  }
+}
+
+bool steer_score(Score& score, const std::vector<double>& prices, const at::Tensor& cost) {
+  std::vector<at::Tensor> offsets;
+  for (const double price : prices) offsets.push_back(price_offset(price, cost));
+  return score.steer(offsets);
+}
+
+int64_t score_size(const Score& score, const Context& context, std::string_view kind) {
+  return score.sizes() == 1 ? -1 : chosen_size(context, score.sizes(), kind);
+}
+
 // ---- Gate ----
 
 namespace {
 
 const Json& part(const Json& attributes, std::string_view key) {
-  return AttributeReader(attributes, "gate", {"score", "decision", "estimator", "noise"})
+  return AttributeReader(attributes, "gate", {"score", "decision", "estimator", "noise", "sizes"})
       .object(key);
 }
 
@@ -32,18 +64,27 @@ Gate::Gate(const Json& attributes)
       decision_(make_decision(part_or(attributes, "decision", "threshold"))),
       estimator_(make_estimator(part_or(attributes, "estimator", "ste_sigmoid"))),
       noise_(require_range(
-          AttributeReader(attributes, "gate", {"score", "decision", "estimator", "noise"})
+          AttributeReader(attributes, "gate", {"score", "decision", "estimator", "noise", "sizes"})
               .number("noise", 0.0),
           0.0, 100.0, "noise", "gate")) {
   register_module("score", score_);
   require_units(decision_->attributes(), score_->units());
+  make_sizes(*score_, attributes, "gate");
 }
 
 Json Gate::attributes() const {
-  return {{"score", score_->attributes()},
-          {"decision", decision_->attributes()},
-          {"estimator", estimator_->attributes()},
-          {"noise", noise_}};
+  Json json = {{"score", score_->attributes()},
+               {"decision", decision_->attributes()},
+               {"estimator", estimator_->attributes()},
+               {"noise", noise_}};
+  if (score_->sizes() > 1) json["sizes"] = score_->sizes();
+  return json;
+}
+
+bool Gate::steer(const std::vector<double>& prices) {
+  const Json kind = decision_->attributes().at("kind");
+  if (kind != "threshold" && kind != "sample") return false;
+  return steer_score(*score_, prices, at::ones({units()}));
 }
 
 BrickPtr make_gate(const Json& attributes) { return std::make_shared<Gate>(attributes); }
@@ -52,7 +93,7 @@ int64_t Gate::units() const { return score_->units(); }
 
 at::Tensor Gate::decide(const at::Tensor& x, const at::Tensor& unit_macs, Context& context) {
   if (context.gates_forced_open) return at::ones({x.size(0), units()}, x.options());
-  const at::Tensor logits = score_->logits(x);
+  const at::Tensor logits = score_->logits(x, score_size(*score_, context, "gate"));
   if (context.meter != nullptr) {
     const Cost cost = score_->cost(Shape(x.sizes().begin() + 1, x.sizes().end()));
     context.meter->add(context.path(), cost.macs * x.size(0), cost.weight_bytes);

@@ -14,6 +14,10 @@
 
 namespace sluice::lab {
 
+/// What is added to the logits at a size: -price * cost [units]; for minus infinity so much that
+/// nothing but the costs decides.
+at::Tensor price_offset(double price, const at::Tensor& cost);
+
 /// Base of everything that sits in a gate slot: forward(x) returns g [batch, units] (float).
 class GateBrick : public Brick {
  public:
@@ -32,7 +36,12 @@ class Score : public torch::nn::Module {
   virtual std::string kind() const = 0;
   virtual Json attributes() const = 0;  ///< with "kind"
   virtual int64_t units() const = 0;
-  virtual at::Tensor logits(const at::Tensor& x) = 0;  ///< [batch, units]
+  /// [batch, units], as steer() made them for that size of the network; -1: the last.
+  virtual at::Tensor logits(const at::Tensor& x, int64_t size = -1) = 0;
+  /// As many sizes as offsets: at size s, offset s [units] is added to the logits. false where the
+  /// score cannot (a learned constant).
+  virtual bool steer(const std::vector<at::Tensor>& /*offsets*/) { return false; }
+  virtual int64_t sizes() const { return 1; }
   virtual Cost cost(const Shape& input) const = 0;
   virtual bundle::Value lower(bundle::Builder& builder, const bundle::Value& x,
                               const std::string& path) const = 0;
@@ -91,6 +100,10 @@ class Gate final : public GateBrick {
   Cost cost(const Shape& input) const override;
   bundle::Value lower(bundle::Builder& builder, const bundle::Value& x,
                       const std::string& path) const override;
+  /// As many sizes (Context::size) as prices: at a size, the logit of every unit is lower by its
+  /// price; minus infinity opens all. false, and nothing changed, where the logits are a constant
+  /// or the decision does not compare them with a number.
+  bool steer(const std::vector<double>& prices);
 
  private:
   std::shared_ptr<Score> score_;

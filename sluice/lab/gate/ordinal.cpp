@@ -7,6 +7,7 @@
 #include "sluice/base/path_pattern.h"
 #include "sluice/lab/brick/attributes.h"
 #include "sluice/lab/brick/builtin.h"
+#include "sluice/lab/gate/parts.h"
 
 namespace sluice::lab {
 namespace {
@@ -58,13 +59,14 @@ Shape ChoiceGate::output_shape(const Shape& input) const {
 
 OrdinalGate::OrdinalGate(const Json& attributes) {
   const AttributeReader read(attributes, "ordinal_gate",
-                             {"score", "temperature", "noise", "least"});
+                             {"score", "temperature", "noise", "least", "sizes"});
   score_ = make_score(read.object("score"));
   temperature_ =
       require_range(read.number("temperature", 0.8), 1e-3, 1e3, "temperature", "ordinal_gate");
   set_noise(read.number("noise", 1.0));
   least_ = require_range(read.integer("least", 0), 0, score_->units() - 1, "least", "ordinal_gate");
   register_module("score", score_);
+  make_sizes(*score_, attributes, "ordinal_gate");
 }
 
 BrickPtr make_ordinal_gate(const Json& attributes) {
@@ -72,18 +74,25 @@ BrickPtr make_ordinal_gate(const Json& attributes) {
 }
 
 Json OrdinalGate::attributes() const {
-  return {{"score", score_->attributes()},
-          {"temperature", temperature_},
-          {"noise", noise_},
-          {"least", least_}};
+  Json json = {{"score", score_->attributes()},
+               {"temperature", temperature_},
+               {"noise", noise_},
+               {"least", least_}};
+  if (score_->sizes() > 1) json["sizes"] = score_->sizes();
+  return json;
+}
+
+bool OrdinalGate::steer(const std::vector<double>& prices) {
+  const double most = std::max<double>(1, static_cast<double>(choices() - 1));
+  return steer_score(*score_, prices, at::arange(choices(), at::kFloat) / most);
 }
 
 void OrdinalGate::set_noise(double noise) {
   noise_ = require_range(noise, 0.0, 100.0, "noise", "ordinal_gate");
 }
 
-at::Tensor OrdinalGate::logits(const at::Tensor& x) {
-  const at::Tensor z = score_->logits(x);
+at::Tensor OrdinalGate::logits(const at::Tensor& x, int64_t size) {
+  const at::Tensor z = score_->logits(x, size);
   if (least_ == 0) return z;
   const at::Tensor low =
       at::full_like(z.slice(-1, 0, least_), -std::numeric_limits<float>::infinity());
@@ -101,7 +110,7 @@ at::Tensor OrdinalGate::choose(const at::Tensor& x, const at::Tensor& choice_mac
   if (context.meter != nullptr) {
     context.meter->add(context.path(), price.macs * x.size(0), price.weight_bytes);
   }
-  const at::Tensor z = logits(x);
+  const at::Tensor z = logits(x, score_size(*score_, context, "ordinal_gate"));
   at::Tensor noisy = z;
   if (is_training() && noise_ > 0) {
     constexpr double kEdge = 1e-6;

@@ -30,8 +30,11 @@ class OrdinalGate final : public ChoiceGate {
   Json attributes() const override;
   int64_t choices() const override { return score_->units(); }
   at::Tensor choose(const at::Tensor& x, const at::Tensor& choice_macs, Context& context) override;
-  /// [.., choices], those below `least` at -infinity.
-  at::Tensor logits(const at::Tensor& x);
+  /// [.., choices], those below `least` at -infinity; `size` as Score::logits().
+  at::Tensor logits(const at::Tensor& x, int64_t size = -1);
+  /// As many sizes (Context::size) as prices: at a size, the logit of choice n of N is lower by
+  /// price * n / N; minus infinity takes choice N always. false where the logits are a constant.
+  bool steer(const std::vector<double>& prices);
   Cost cost(const Shape& input) const override { return score_->cost(input); }
   bundle::Value lower(bundle::Builder& builder, const bundle::Value& x,
                       const std::string& path) const override;

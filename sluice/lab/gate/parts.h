@@ -39,6 +39,13 @@ T make_part(const PartTable<T>& table, const Json& attributes, std::string_view 
   return found->second(attributes);
 }
 
+/// Gives the score the number of sizes that a gate's attributes say.
+void make_sizes(Score& score, const Json& attributes, std::string_view kind);
+/// Score::steer() with the offsets of these prices (price_offset()).
+bool steer_score(Score& score, const std::vector<double>& prices, const at::Tensor& cost);
+/// What Score::logits() takes: the size chosen, or -1 for a score of one size.
+int64_t score_size(const Score& score, const Context& context, std::string_view kind);
+
 /// Throws Error{config} when a decision's k exceeds `units`.
 void require_units(const Json& decision, int64_t units);
 

@@ -5,6 +5,7 @@
 
 #include "sluice/lab/brick/attributes.h"
 #include "sluice/lab/brick/layers.h"
+#include "sluice/lab/brick/sized_linear.h"
 
 namespace sluice::lab {
 namespace {
@@ -13,7 +14,7 @@ class PooledMlp final : public Score {
  public:
   PooledMlp(int64_t inputs, int64_t units, int64_t hidden, double open)
       : hidden_(std::make_shared<Linear>(inputs, hidden)),
-        output_(std::make_shared<Linear>(hidden, units)),
+        output_(std::make_shared<SizedLinear>(hidden, units)),
         open_(open) {
     register_module("hidden", hidden_);
     register_module("output", output_);
@@ -29,11 +30,16 @@ class PooledMlp final : public Score {
             {"bias", open_}};
   }
   int64_t units() const override { return output_->outputs(); }
-  at::Tensor logits(const at::Tensor& x) override {
+  at::Tensor logits(const at::Tensor& x, int64_t size) override {
     const at::Tensor pooled = x.dim() == 4 ? x.mean({2, 3}) : x;
     const at::Tensor h = at::relu(at::linear(pooled, hidden_->weight, hidden_->bias));
-    return at::linear(h, output_->weight, output_->bias);
+    return output_->at_size(h, size);
   }
+  bool steer(const std::vector<at::Tensor>& offsets) override {
+    output_ = replace_module("output", output_->with_offsets(offsets));
+    return true;
+  }
+  int64_t sizes() const override { return output_->sizes(); }
   Cost cost(const Shape& input) const override {
     if (input.empty() || input[0] != hidden_->inputs()) {
       fail(Code::shape, "gate: expected [{}, ..], found {}", hidden_->inputs(), to_string(input));
@@ -50,7 +56,8 @@ class PooledMlp final : public Score {
   }
 
  private:
-  std::shared_ptr<Linear> hidden_, output_;
+  std::shared_ptr<Linear> hidden_;
+  std::shared_ptr<SizedLinear> output_;
   double open_;
 };
 
@@ -64,7 +71,7 @@ class Learned final : public Score {
     return {{"kind", kind()}, {"units", units()}, {"init", init_}};
   }
   int64_t units() const override { return logits_.numel(); }
-  at::Tensor logits(const at::Tensor& x) override {
+  at::Tensor logits(const at::Tensor& x, int64_t) override {
     return logits_.expand({x.size(0), logits_.numel()});
   }
   Cost cost(const Shape&) const override { return {0, units(), 4 * units()}; }
@@ -83,7 +90,8 @@ class Learned final : public Score {
 
 class LinearScore final : public Score {
  public:
-  LinearScore(int64_t inputs, int64_t units) : linear_(std::make_shared<Linear>(inputs, units)) {
+  LinearScore(int64_t inputs, int64_t units)
+      : linear_(std::make_shared<SizedLinear>(inputs, units)) {
     register_module("linear", linear_);
   }
   std::string kind() const override { return "linear"; }
@@ -91,9 +99,14 @@ class LinearScore final : public Score {
     return {{"kind", kind()}, {"inputs", linear_->inputs()}, {"units", units()}};
   }
   int64_t units() const override { return linear_->outputs(); }
-  at::Tensor logits(const at::Tensor& x) override {
-    return at::linear(x, linear_->weight, linear_->bias);
+  at::Tensor logits(const at::Tensor& x, int64_t size) override {
+    return linear_->at_size(x, size);
   }
+  bool steer(const std::vector<at::Tensor>& offsets) override {
+    linear_ = replace_module("linear", linear_->with_offsets(offsets));
+    return true;
+  }
+  int64_t sizes() const override { return linear_->sizes(); }
   Cost cost(const Shape& input) const override { return linear_->cost(input); }
   bundle::Value lower(bundle::Builder& builder, const bundle::Value& x,
                       const std::string& path) const override {
@@ -101,7 +114,7 @@ class LinearScore final : public Score {
   }
 
  private:
-  std::shared_ptr<Linear> linear_;
+  std::shared_ptr<SizedLinear> linear_;
 };
 
 /// The layer's own activity, averaged over places, says which units will be active (Elkerdawy et
@@ -115,8 +128,8 @@ class PooledLinear final : public Score {
   };
   explicit PooledLinear(const Options& options)
       : options_(options),
-        linear_(
-            std::make_shared<Linear>(options.inputs * options.grid * options.grid, options.units)) {
+        linear_(std::make_shared<SizedLinear>(options.inputs * options.grid * options.grid,
+                                              options.units)) {
     register_module("linear", linear_);
     const at::NoGradGuard no_grad;
     linear_->bias.fill_(options.bias);
@@ -128,7 +141,7 @@ class PooledLinear final : public Score {
             {"bias", options_.bias}};
   }
   int64_t units() const override { return linear_->outputs(); }
-  at::Tensor logits(const at::Tensor& x) override {
+  at::Tensor logits(const at::Tensor& x, int64_t size) override {
     const at::Tensor input = options_.detach ? x.detach() : x;
     at::Tensor pooled;
     if (options_.grid == 1) {
@@ -138,8 +151,13 @@ class PooledLinear final : public Score {
       pooled = at::avg_pool2d(input, {height, width}, {height, width}).flatten(1);
     }
     if (options_.softmax) pooled = at::softmax(pooled, -1);
-    return at::linear(pooled, linear_->weight, linear_->bias);
+    return linear_->at_size(pooled, size);
   }
+  bool steer(const std::vector<at::Tensor>& offsets) override {
+    linear_ = replace_module("linear", linear_->with_offsets(offsets));
+    return true;
+  }
+  int64_t sizes() const override { return linear_->sizes(); }
   Cost cost(const Shape& input) const override {
     window(input);
     return linear_->cost({linear_->inputs()});
@@ -171,7 +189,7 @@ class PooledLinear final : public Score {
   }
 
   Options options_;
-  std::shared_ptr<Linear> linear_;
+  std::shared_ptr<SizedLinear> linear_;
 };
 
 /// Linear layers over the last dimension, gelu between them.
@@ -180,26 +198,28 @@ class Mlp final : public Score {
   Mlp(int64_t inputs, std::vector<int64_t> hidden, int64_t units)
       : inputs_(inputs), hidden_(std::move(hidden)) {
     int64_t from = inputs;
-    for (size_t i = 0; i <= hidden_.size(); ++i) {
-      const int64_t to = i < hidden_.size() ? hidden_[i] : units;
+    for (const int64_t to : hidden_) {
       layers_.push_back(std::make_shared<Linear>(from, to));
-      register_module(fmt::format("layer{}", i), layers_.back());
+      register_module(fmt::format("layer{}", layers_.size() - 1), layers_.back());
       from = to;
     }
+    last_ = register_module(last_name(), std::make_shared<SizedLinear>(from, units));
   }
   std::string kind() const override { return "mlp"; }
   Json attributes() const override {
     return {{"kind", kind()}, {"inputs", inputs_}, {"units", units()}, {"hidden", hidden_}};
   }
-  int64_t units() const override { return layers_.back()->outputs(); }
-  at::Tensor logits(const at::Tensor& x) override {
+  int64_t units() const override { return last_->outputs(); }
+  at::Tensor logits(const at::Tensor& x, int64_t size) override {
     at::Tensor h = x;
-    for (size_t i = 0; i < layers_.size(); ++i) {
-      if (i > 0) h = at::gelu(h);
-      h = at::linear(h, layers_[i]->weight, layers_[i]->bias);
-    }
-    return h;
+    for (const auto& layer : layers_) h = at::gelu(at::linear(h, layer->weight, layer->bias));
+    return last_->at_size(h, size);
   }
+  bool steer(const std::vector<at::Tensor>& offsets) override {
+    last_ = replace_module(last_name(), last_->with_offsets(offsets));
+    return true;
+  }
+  int64_t sizes() const override { return last_->sizes(); }
   Cost cost(const Shape& input) const override {
     Cost total;
     Shape shape = input;
@@ -207,25 +227,26 @@ class Mlp final : public Score {
       total += layer->cost(shape);
       shape = layer->output_shape(shape);
     }
-    return total;
+    return total + last_->cost(shape);
   }
   bundle::Value lower(bundle::Builder& builder, const bundle::Value& x,
                       const std::string& path) const override {
     bundle::Value h = x;
     for (size_t i = 0; i < layers_.size(); ++i) {
-      if (i > 0) {
-        h = builder.node("activation", fmt::format("{}.gelu{}", path, i), {h},
-                         {{"kind", std::string("gelu")}});
-      }
       h = layers_[i]->lower(builder, h, fmt::format("{}.layer{}", path, i));
+      h = builder.node("activation", fmt::format("{}.gelu{}", path, i + 1), {h},
+                       {{"kind", std::string("gelu")}});
     }
-    return h;
+    return last_->lower(builder, h, path + "." + last_name());
   }
 
  private:
+  std::string last_name() const { return fmt::format("layer{}", hidden_.size()); }
+
   int64_t inputs_;
   std::vector<int64_t> hidden_;
   std::vector<std::shared_ptr<Linear>> layers_;
+  std::shared_ptr<SizedLinear> last_;
 };
 
 int64_t units_of(const AttributeReader& read, std::string_view kind) {

@@ -8,6 +8,7 @@
 #include "sluice/bundle/size_choice.h"
 #include "sluice/lab/brick/exit_network.h"
 #include "sluice/lab/pass/exits.h"
+#include "sluice/lab/pass/size_meter.h"
 #include "sluice/lab/pass/steps.h"
 
 namespace sluice::lab {
@@ -28,42 +29,6 @@ ExitNetwork& exits_of(Model& model, const std::string& what) {
   if (exits->exit_count() > kMostSearched)
     fail(Code::limit, "{}: {} exits; at most {}", what, exits->exit_count(), kMostSearched);
   return *exits;
-}
-
-PassInput part_of(const PassInput& input, int64_t first, int64_t count) {
-  PassInput part = input;
-  part.calibration = input.calibration.narrow(0, first, count);
-  return part;
-}
-
-struct Metered {
-  double macs = 0, agreement = 0;  ///< of a row
-  int64_t rows = 0;
-};
-
-at::Tensor choices(const at::Tensor& logits) { return logits.argmax(-1).flatten(); }
-
-/// What the network spends and says at a size; `dense`: first choices to compare with, batch by
-/// batch, or empty to fill them.
-Metered meter_size(Model& model, const PassInput& data, const std::string& what, int64_t size,
-                   std::vector<at::Tensor>& dense) {
-  Metered result;
-  const bool fills = dense.empty();
-  double same = 0;
-  size_t batch = 0;
-  Meter meter;
-  for_each_calibration_batch(model, data, what, [&](const at::Tensor& x) {
-    Context context;
-    context.meter = &meter;
-    context.size = size;
-    const at::Tensor found = choices(model.root->forward(x, context));
-    if (fills) dense.push_back(found);
-    same += (found == dense[batch++]).sum().item<double>();
-    result.rows += found.numel();
-  });
-  result.macs = static_cast<double>(meter.macs()) / static_cast<double>(result.rows);
-  result.agreement = same / static_cast<double>(result.rows);
-  return result;
 }
 
 /// Scores and choices of all rows with nobody leaving.
@@ -166,28 +131,6 @@ ExitChoice choose(const DepthTable& table, const ExitNetwork& exits, const Shape
   return best;
 }
 
-struct ExitTarget {
-  std::string name;
-  double share = 0;
-};
-
-std::vector<ExitTarget> read_targets(const Json& options, const std::string& what) {
-  auto shares = json_get_or<std::vector<double>>(options, "shares", {0.5, 0.7, 0.85}, what);
-  std::sort(shares.begin(), shares.end());
-  std::vector<ExitTarget> targets;
-  for (const double share : shares) {
-    if (!(share > 0 && share < 1))
-      fail(Code::config, "{}: shares: expected shares of the dense cost between 0 and 1, found {}",
-           what, share);
-    targets.push_back({fmt::format("exit{:.4g}", 100 * share), share});
-    if (targets.size() > 1 && targets[targets.size() - 2].name == targets.back().name)
-      fail(Code::config, "{}: shares: {} is there twice", what, share);
-  }
-  if (targets.empty() || targets.size() > 255)
-    fail(Code::config, "{}: shares: expected 1 to 255, found {}", what, targets.size());
-  return targets;
-}
-
 /// The choice on the network as it runs: tokens that left early are seen with what they had then,
 /// which moves the scores of later ones.
 ExitChoice refine(Model& model, ExitNetwork& exits, const PassInput& data, const std::string& what,
@@ -256,7 +199,7 @@ Json calibrate_exits(Model& model, const PassInput& input, const std::string& wh
 
   const auto count = static_cast<size_t>(exits.exit_count());
   std::vector<ExitThresholds> sizes;
-  std::vector<ExitTarget> targets;
+  std::vector<ShareTarget> targets;
   if (given) {
     const auto threshold = json_get<double>(input.options, "threshold", what);
     if (!std::isfinite(threshold))
@@ -264,14 +207,14 @@ Json calibrate_exits(Model& model, const PassInput& input, const std::string& wh
     targets = {{"exits", 0}};
     sizes.push_back(ExitThresholds(count, threshold));
   } else {
-    targets = read_targets(input.options, what);
+    targets = read_shares(input.options, "exit", what);
     exits.set_exit_sizes({ExitThresholds(count), ExitThresholds(count)});  // nobody leaves
     const DepthTable table = table_of(model, exits, choosing, what);
     std::vector<at::Tensor> said;
     const double dense = meter_size(model, choosing, what, -1, said).macs;
     Shape shape = model.input_shape;
     if (model.root->vocabulary() > 0) shape = {input.calibration.size(1)};
-    for (const ExitTarget& target : targets) {
+    for (const ShareTarget& target : targets) {
       const ExitChoice chosen = choose(table, exits, shape, target.share * dense);
       if (chosen.agreement < 0)
         fail(Code::limit,
@@ -285,7 +228,7 @@ Json calibrate_exits(Model& model, const PassInput& input, const std::string& wh
   sizes.emplace_back(count);
   exits.set_exit_sizes(sizes);
   model.sizes.clear();
-  for (const ExitTarget& target : targets) model.sizes.push_back({target.name, 0, {}});
+  for (const ShareTarget& target : targets) model.sizes.push_back({target.name, 0, {}});
   model.sizes.push_back({"dense", 0, {}});
 
   Json rows = Json::array();

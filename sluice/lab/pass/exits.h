@@ -1,4 +1,4 @@
-// Exits for networks that were trained without them, and thresholds for those that have some.
+// Exits for networks that were trained without them; settings of exits and gates for a budget.
 #pragma once
 #include "sluice/lab/pass/pass.h"
 
@@ -22,5 +22,11 @@ Json add_exits(Model& model, const PassInput& input);
 Json calibrate_exits(Model& model, const PassInput& input);
 /// The same with options that the caller has checked; errors begin with `what`.
 Json calibrate_exits(Model& model, const PassInput& input, const std::string& what);
+/// calibrate-gates {shares=[0.5,0.7,0.85]}: sizes for a network with gates (threshold and ordinal
+/// gates, choices with a router), each a price by which every score is lowered, times what the
+/// decision costs of its gate's dearest: for every share of the dense cost the price with which
+/// half of the calibration inputs spend that; "trained", the price 0; and "dense", the last, where
+/// every gate is open. Table and report as of calibrate-exits, with prices.
+Json calibrate_gates(Model& model, const PassInput& input);
 
 }  // namespace sluice::lab

@@ -156,6 +156,12 @@ std::vector<PassEntry> builtin_passes() {
         "threshold=            in their place one size with that threshold for all exits",
         false, false},
        calibrate_exits},
+      {{"calibrate-gates", "sizes for a network with gates, each with a price for what they open",
+        "shares=[0.5,0.7,0.85] sizes that spend that share of the dense cost; beside them "
+        "\"trained\"\n"
+        "                      and, the last, \"dense\": every gate open (run --budget)",
+        true, false},
+       calibrate_gates},
       {{"acmize", "feed-forward networks of which each row runs as much as it needs",
         "learners=4            small networks, summed, in place of each\n"
         "factor=1              their cost together, as a share of what they replace\n"

@@ -339,9 +339,10 @@ TEST(Passes, AreListedWithTheirPromises) {
               ElementsAre("insert-gates", "freeze-gates", "slice-channels", "fold-norm",
                           "fold-linear", "prune", "quantize", "dequantize", "rotate-residual",
                           "nest", "set-sizes", "pick-size", "sparsify-activations", "add-exits",
-                          "calibrate-exits", "acmize", "apply-delta", "stitch", "reestimate-norm"));
+                          "calibrate-exits", "calibrate-gates", "acmize", "apply-delta", "add-lora",
+                          "fold-lora", "stitch", "reestimate-norm"));
   EXPECT_THAT(equal, ElementsAre("slice-channels", "fold-norm", "fold-linear", "rotate-residual",
-                                 "nest", "add-exits"));
+                                 "nest", "add-exits", "add-lora", "fold-lora"));
 }
 
 }  // namespace pass_test
