@@ -326,4 +326,5 @@ def main():
         race.write(os.path.join(options.out, "peer-onnxruntime.json"), document)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,7 @@
 #include "sluice/base/path_pattern.h"
 #include "sluice/lab/brick/containers.h"
 #include "sluice/lab/brick/stitch.h"
+#include "sluice/lab/brick/transformer.h"
 #include "sluice/lab/brick/vision_transformer.h"
 
 namespace sluice::lab {
@@ -27,6 +28,12 @@ BlockChain::BlockChain(const Brick& network, const std::string& name) {
     if (blocks.kind() == "sequential") {
       for (const auto& slot : blocks.slots()) blocks_.push_back({"blocks", slot.get()});
     }
+  } else if (network.kind() == "decoder" || network.kind() == "text_encoder") {
+    text_ = dynamic_cast<const TextRoot*>(&network);
+    const Brick& blocks = *text_->slot("blocks");
+    if (blocks.kind() == "sequential") {
+      for (const auto& slot : blocks.slots()) blocks_.push_back({"blocks", slot.get()});
+    }
   } else if (network.kind() == "sequential") {
     std::vector<Step> steps;
     collect(network, "", steps);
@@ -41,8 +48,8 @@ BlockChain::BlockChain(const Brick& network, const std::string& name) {
   }
   if (blocks_.empty()) {
     fail(Code::unsupported,
-         "{}: a {} without a chain of blocks; a network that is stitched is a vision transformer, "
-         "or a sequential whose residual blocks follow each other",
+         "{}: a {} without a chain of blocks; a network that is stitched is a transformer for "
+         "pictures or text, or a sequential whose residual blocks follow each other",
          name, network.kind());
   }
 }
@@ -61,6 +68,7 @@ void BlockChain::collect(const Brick& owner, const std::string& prefix,
 
 at::Tensor BlockChain::front(const at::Tensor& x, Context& context) const {
   if (vision_ != nullptr) return vision_->embed(x, context);
+  if (text_ != nullptr) return text_->embedded(x, context);
   at::Tensor y = x;
   for (const Step& step : front_) {
     const Within within(context, step.prefix);
@@ -77,6 +85,7 @@ at::Tensor BlockChain::block(int64_t index, const at::Tensor& x, Context& contex
 
 at::Tensor BlockChain::tail(const at::Tensor& x, Context& context) const {
   if (vision_ != nullptr) return vision_->classify(x, context);
+  if (text_ != nullptr) return text_->finish(x, context);
   at::Tensor y = x;
   for (const Step& step : tail_) {
     const Within within(context, step.prefix);
@@ -87,6 +96,7 @@ at::Tensor BlockChain::tail(const at::Tensor& x, Context& context) const {
 
 Shape BlockChain::front_shape(const Shape& input) const {
   if (vision_ != nullptr) return vision_->embed_shape(input);
+  if (text_ != nullptr) return text_->embedded_shape(input);
   Shape shape = input;
   for (const Step& step : front_) shape = step.slot->output_shape(shape);
   return shape;
@@ -98,6 +108,7 @@ Shape BlockChain::block_shape(int64_t index, const Shape& input) const {
 
 Shape BlockChain::tail_shape(const Shape& input) const {
   if (vision_ != nullptr) return vision_->classify_shape(input);
+  if (text_ != nullptr) return text_->finish_shape(input);
   Shape shape = input;
   for (const Step& step : tail_) shape = step.slot->output_shape(shape);
   return shape;
@@ -105,6 +116,7 @@ Shape BlockChain::tail_shape(const Shape& input) const {
 
 Cost BlockChain::front_cost(const Shape& input) const {
   if (vision_ != nullptr) return vision_->embed_cost(input);
+  if (text_ != nullptr) return text_->embedded_cost(input);
   Cost total;
   Shape shape = input;
   for (const Step& step : front_) {
@@ -120,6 +132,7 @@ Cost BlockChain::block_cost(int64_t index, const Shape& input) const {
 
 Cost BlockChain::tail_cost(const Shape& input) const {
   if (vision_ != nullptr) return vision_->classify_cost(input);
+  if (text_ != nullptr) return text_->finish_cost(input);
   Cost total;
   Shape shape = input;
   for (const Step& step : tail_) {
@@ -132,6 +145,7 @@ Cost BlockChain::tail_cost(const Shape& input) const {
 bundle::Value BlockChain::lower_front(bundle::Builder& builder, const bundle::Value& x,
                                       const std::string& path) const {
   if (vision_ != nullptr) return vision_->lower_embed(builder, x, path);
+  if (text_ != nullptr) return text_->lower_embedded(builder, x, path);
   bundle::Value y = x;
   for (const Step& step : front_) y = step.slot->lower(builder, y, join_path(path, step.prefix));
   return y;
@@ -146,6 +160,7 @@ bundle::Value BlockChain::lower_block(int64_t index, bundle::Builder& builder,
 bundle::Value BlockChain::lower_tail(bundle::Builder& builder, const bundle::Value& x,
                                      const std::string& path) const {
   if (vision_ != nullptr) return vision_->lower_classify(builder, x, path);
+  if (text_ != nullptr) return text_->lower_finish(builder, x, path);
   bundle::Value y = x;
   for (const Step& step : tail_) y = step.slot->lower(builder, y, join_path(path, step.prefix));
   return y;

@@ -161,9 +161,20 @@ BlockChain StitchedModel::anchor(int64_t index) const {
 
 Stitch& StitchedModel::stitch(int64_t index) const { return slot(stitch_name(index)).as<Stitch>(); }
 
+int64_t StitchedModel::vocabulary() const {
+  return has_slot(anchor_name(0)) ? slot(anchor_name(0))->vocabulary() : 0;
+}
+
 void StitchedModel::check_slots() const {
   for (const auto& slot : slots()) {
     if (slot->empty()) fail(Code::config, "{}: must be filled", slot->name());
+  }
+  for (int64_t a = 1; a < anchors(); ++a) {
+    const int64_t tokens = slot(anchor_name(a))->vocabulary();
+    if (tokens != vocabulary()) {
+      fail(Code::config, "{}: has a vocabulary of {}, {} one of {}; expected the same",
+           anchor_name(a), tokens, anchor_name(0), vocabulary());
+    }
   }
   for (const StitchPath& path : paths_) {
     for (const int64_t index : {path.from, path.to}) {

@@ -32,8 +32,9 @@ class Stitch final : public Brick {
 };
 
 /// A network as a chain: what comes before its blocks, the blocks, what comes after them. A vision
-/// transformer (patches and positions; blocks; norm, pooling, head), or a sequential whose residual
-/// blocks follow each other, in nested sequentials ("stage0") or not.
+/// transformer (patches and positions; blocks; norm, pooling, head), a transformer for text (table
+/// and positions; blocks; norm, head or pooling), or a sequential whose residual blocks follow each
+/// other, in nested sequentials ("stage0") or not.
 class BlockChain {
  public:
   /// Throws Error{unsupported} naming `name` and the kind for a network without such a chain.
@@ -66,6 +67,7 @@ class BlockChain {
   };
   void collect(const Brick& owner, const std::string& prefix, std::vector<Step>& steps) const;
   const class VisionTransformer* vision_ = nullptr;
+  const class TextRoot* text_ = nullptr;
   std::vector<Step> front_, blocks_, tail_;
 };
 
@@ -88,6 +90,8 @@ class StitchedModel final : public Brick {
   /// before its own).
   explicit StitchedModel(std::vector<StitchPath> paths);
   std::string kind() const override { return "stitched"; }
+  /// That of every anchor.
+  int64_t vocabulary() const override;
   Json attributes() const override;
   at::Tensor forward(const at::Tensor& x, Context& context) override;
   Shape output_shape(const Shape& input) const override;

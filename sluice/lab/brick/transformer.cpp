@@ -215,7 +215,7 @@ at::Tensor TextRoot::rows(const at::Tensor& ids, Context& context) const {
   return through(*norm_, blocks_->forward(embedded(ids, context), context), context);
 }
 
-Shape TextRoot::rows_shape(const Shape& input) const {
+Shape TextRoot::embedded_shape(const Shape& input) const {
   const Shape x = embed_->output_shape(input);
   if (input[0] > context_) {
     fail(Code::shape, "{}: runs of {} tokens in a context of {}", kind(), input[0], context_);
@@ -224,13 +224,50 @@ Shape TextRoot::rows_shape(const Shape& input) const {
     fail(Code::shape, "{}: positions give {}, embed {}", kind(),
          to_string(positions_->output_shape(input)), to_string(x));
   }
-  return shape_through(*norm_, blocks_->output_shape(shape_through(*embed_norm_, x)));
+  return shape_through(*embed_norm_, x);
+}
+
+Shape TextRoot::rows_shape(const Shape& input) const {
+  return shape_through(*norm_, blocks_->output_shape(embedded_shape(input)));
+}
+
+Cost TextRoot::embedded_cost(const Shape& input) const {
+  return embed_->cost(input) + cost_through(*positions_, input) +
+         cost_through(*embed_norm_, embed_->output_shape(input));
 }
 
 Cost TextRoot::rows_cost(const Shape& input) const {
-  const Shape x = embed_->output_shape(input);
-  return embed_->cost(input) + cost_through(*positions_, input) + cost_through(*embed_norm_, x) +
-         blocks_->cost(x) + cost_through(*norm_, blocks_->output_shape(x));
+  const Shape x = embedded_shape(input);
+  return embedded_cost(input) + blocks_->cost(x) + cost_through(*norm_, blocks_->output_shape(x));
+}
+
+at::Tensor TextRoot::finish(const at::Tensor& x, Context& context) const {
+  return through(*norm_, x, context);
+}
+Shape TextRoot::finish_shape(const Shape& x) const { return shape_through(*norm_, x); }
+Cost TextRoot::finish_cost(const Shape& x) const { return cost_through(*norm_, x); }
+bundle::Value TextRoot::lower_finish(bundle::Builder& builder, const bundle::Value& x,
+                                     const std::string& path) const {
+  return lower_through(*norm_, builder, x, path);
+}
+
+at::Tensor TextRoot::forward(const at::Tensor& ids, Context& context) {
+  return finish(blocks_->forward(embedded(ids, context), context), context);
+}
+
+Shape TextRoot::output_shape(const Shape& input) const {
+  return finish_shape(blocks_->output_shape(embedded_shape(input)));
+}
+
+Cost TextRoot::cost(const Shape& input) const {
+  const Shape x = embedded_shape(input);
+  return embedded_cost(input) + blocks_->cost(x) + finish_cost(blocks_->output_shape(x));
+}
+
+bundle::Value TextRoot::lower(bundle::Builder& builder, const bundle::Value& ids,
+                              const std::string& path) const {
+  return lower_finish(builder, blocks_->lower(builder, lower_embedded(builder, ids, path), path),
+                      path);
 }
 
 bundle::Value TextRoot::lower_embedded(bundle::Builder& builder, const bundle::Value& ids,
@@ -244,12 +281,6 @@ bundle::Value TextRoot::lower_embedded(bundle::Builder& builder, const bundle::V
   return lower_through(*embed_norm_, builder, x, path);
 }
 
-bundle::Value TextRoot::lower_rows(bundle::Builder& builder, const bundle::Value& ids,
-                                   const std::string& path) const {
-  const bundle::Value x = blocks_->lower(builder, lower_embedded(builder, ids, path), path);
-  return lower_through(*norm_, builder, x, path);
-}
-
 // ---- Decoder ----
 
 Decoder::Decoder(int64_t context) : TextRoot(context) { head_ = &add_slot("head", nullptr); }
@@ -261,8 +292,8 @@ BrickPtr make_decoder(const Json& attributes) {
   return std::make_shared<Decoder>(read.integer("context"));
 }
 
-at::Tensor Decoder::forward(const at::Tensor& ids, Context& context) {
-  return logits(rows(ids, context), context);
+at::Tensor Decoder::finish(const at::Tensor& x, Context& context) const {
+  return logits(TextRoot::finish(x, context), context);
 }
 
 at::Tensor Decoder::logits(const at::Tensor& rows, Context& context) const {
@@ -276,8 +307,8 @@ at::Tensor Decoder::logits(const at::Tensor& rows, Context& context) const {
   return y;
 }
 
-Shape Decoder::output_shape(const Shape& input) const {
-  const Shape rows = rows_shape(input);
+Shape Decoder::finish_shape(const Shape& x) const {
+  const Shape rows = TextRoot::finish_shape(x);
   if (!head_->empty()) return head_->output_shape(rows);
   const auto& table = embed_->as<TokenTable>();
   if (rows.back() != table.width()) {
@@ -286,12 +317,12 @@ Shape Decoder::output_shape(const Shape& input) const {
   return {rows[0], table.rows()};
 }
 
-Cost Decoder::cost(const Shape& input) const {
-  Cost total = rows_cost(input);
-  if (!head_->empty()) return total + head_->cost(rows_shape(input));
+Cost Decoder::finish_cost(const Shape& x) const {
+  Cost total = TextRoot::finish_cost(x);
+  if (!head_->empty()) return total + head_->cost(TextRoot::finish_shape(x));
   const auto& table = embed_->as<TokenTable>();
-  total.macs += checked_mul(input[0], checked_mul(table.rows(), table.width(), "MACs of head"),
-                            "MACs of head");
+  total.macs +=
+      checked_mul(x[0], checked_mul(table.rows(), table.width(), "MACs of head"), "MACs of head");
   return total;
 }
 
@@ -300,9 +331,9 @@ std::vector<NormReaders> Decoder::norm_readers() const {
   return {{norm_->name(), {head_->name()}}};
 }
 
-bundle::Value Decoder::lower(bundle::Builder& builder, const bundle::Value& x,
-                             const std::string& path) const {
-  return lower_logits(builder, lower_rows(builder, x, path), path);
+bundle::Value Decoder::lower_finish(bundle::Builder& builder, const bundle::Value& x,
+                                    const std::string& path) const {
+  return lower_logits(builder, TextRoot::lower_finish(builder, x, path), path);
 }
 
 bundle::Value Decoder::lower_logits(bundle::Builder& builder, const bundle::Value& rows,
@@ -333,8 +364,8 @@ BrickPtr make_text_encoder(const Json& attributes) {
                                        read.boolean("normalize", false));
 }
 
-at::Tensor TextEncoder::forward(const at::Tensor& ids, Context& context) {
-  const at::Tensor x = rows(ids, context);
+at::Tensor TextEncoder::finish(const at::Tensor& given, Context& context) const {
+  const at::Tensor x = TextRoot::finish(given, context);
   const int64_t tokens = x.size(1);
   at::Tensor y;
   if (pooling_ == "first") {
@@ -353,14 +384,12 @@ at::Tensor TextEncoder::forward(const at::Tensor& ids, Context& context) {
   return y / y.norm(2, -1, /*keepdim=*/true).clamp_min(1e-12);
 }
 
-Shape TextEncoder::output_shape(const Shape& input) const { return {rows_shape(input).back()}; }
+Shape TextEncoder::finish_shape(const Shape& x) const { return {TextRoot::finish_shape(x).back()}; }
 
-Cost TextEncoder::cost(const Shape& input) const { return rows_cost(input); }
-
-bundle::Value TextEncoder::lower(bundle::Builder& builder, const bundle::Value& x,
-                                 const std::string& path) const {
+bundle::Value TextEncoder::lower_finish(bundle::Builder& builder, const bundle::Value& x,
+                                        const std::string& path) const {
   bundle::Value y = builder.node("pool_rows", join_path(path, "pooling"),
-                                 {lower_rows(builder, x, path)}, {{"kind", pooling_}});
+                                 {TextRoot::lower_finish(builder, x, path)}, {{"kind", pooling_}});
   if (normalize_) y = builder.node("l2_normalize", join_path(path, "normalize"), {y});
   return y;
 }

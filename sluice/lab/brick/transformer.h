@@ -64,15 +64,26 @@ class TextRoot : public Brick {
   at::Tensor rows(const at::Tensor& ids, Context& context) const;
   /// What goes into the first block [B, T, D]. Throws as rows().
   at::Tensor embedded(const at::Tensor& ids, Context& context) const;
+  Shape embedded_shape(const Shape& input) const;
+  Cost embedded_cost(const Shape& input) const;
+  bundle::Value lower_embedded(bundle::Builder& builder, const bundle::Value& x,
+                               const std::string& path) const;
+  /// From what the last block gives [B, T, D] to the output: here the last norm alone.
+  virtual at::Tensor finish(const at::Tensor& x, Context& context) const;
+  virtual Shape finish_shape(const Shape& x) const;
+  virtual Cost finish_cost(const Shape& x) const;
+  virtual bundle::Value lower_finish(bundle::Builder& builder, const bundle::Value& x,
+                                     const std::string& path) const;
+  at::Tensor forward(const at::Tensor& ids, Context& context) override;
+  Shape output_shape(const Shape& input) const override;
+  Cost cost(const Shape& input) const override;
+  bundle::Value lower(bundle::Builder& builder, const bundle::Value& x,
+                      const std::string& path) const override;
   void check_slots() const override;
 
  protected:
   Shape rows_shape(const Shape& input) const;
   Cost rows_cost(const Shape& input) const;
-  bundle::Value lower_rows(bundle::Builder& builder, const bundle::Value& x,
-                           const std::string& path) const;
-  bundle::Value lower_embedded(bundle::Builder& builder, const bundle::Value& x,
-                               const std::string& path) const;
 
   Slot *embed_, *positions_, *embed_norm_, *blocks_, *norm_;
 
@@ -88,13 +99,13 @@ class Decoder : public TextRoot {
   explicit Decoder(int64_t context);
   std::string kind() const override { return "decoder"; }
   Json attributes() const override;
-  at::Tensor forward(const at::Tensor& ids, Context& context) override;
   /// Logits of rows() [.., D].
   at::Tensor logits(const at::Tensor& rows, Context& context) const;
-  Shape output_shape(const Shape& input) const override;
-  Cost cost(const Shape& input) const override;
-  bundle::Value lower(bundle::Builder& builder, const bundle::Value& x,
-                      const std::string& path) const override;
+  at::Tensor finish(const at::Tensor& x, Context& context) const override;
+  Shape finish_shape(const Shape& x) const override;
+  Cost finish_cost(const Shape& x) const override;
+  bundle::Value lower_finish(bundle::Builder& builder, const bundle::Value& x,
+                             const std::string& path) const override;
   std::vector<NormReaders> norm_readers() const override;
   bool tied() const { return head_->empty(); }
 
@@ -114,11 +125,10 @@ class TextEncoder final : public TextRoot {
   TextEncoder(int64_t context, const std::string& pooling, bool normalize);
   std::string kind() const override { return "text_encoder"; }
   Json attributes() const override;
-  at::Tensor forward(const at::Tensor& ids, Context& context) override;
-  Shape output_shape(const Shape& input) const override;
-  Cost cost(const Shape& input) const override;
-  bundle::Value lower(bundle::Builder& builder, const bundle::Value& x,
-                      const std::string& path) const override;
+  at::Tensor finish(const at::Tensor& x, Context& context) const override;
+  Shape finish_shape(const Shape& x) const override;
+  bundle::Value lower_finish(bundle::Builder& builder, const bundle::Value& x,
+                             const std::string& path) const override;
 
  private:
   std::string pooling_;

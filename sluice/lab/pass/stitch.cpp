@@ -49,6 +49,11 @@ void require_alike(const Model& first, const Model& second, size_t index) {
     fail(Code::shape, "{} gives {}, {} gives {}; expected the same classes", named(index - 1),
          to_string(a), named(index), to_string(b));
   }
+  if (first.root->vocabulary() != second.root->vocabulary() ||
+      first.tokenizer != second.tokenizer) {
+    fail(Code::shape, "{} and {} have tokens of their own; only networks of one tokenizer fit",
+         named(index - 1), named(index));
+  }
   if (first.task.mean != second.task.mean || first.task.std != second.task.std) {
     fail(Code::shape, "{} and {} were trained on inputs of another mean or deviation",
          named(index - 1), named(index));
@@ -191,6 +196,7 @@ Model stitch(const std::vector<Model>& anchors, const StitchOptions& options) {
   Model model;
   model.input_shape = anchors[0].input_shape;
   model.task = anchors[0].task;
+  model.tokenizer = anchors[0].tokenizer;
   std::vector<std::pair<int64_t, StitchPath>> by_cost;
   {
     const auto root = assemble(plan.paths);

@@ -27,7 +27,7 @@ struct StitchPosition {
 std::vector<StitchPosition> stitch_positions(int64_t front, int64_t end,
                                              const StitchOptions& options);
 
-/// Anchors in order of their cost, all of one task, input and kind; copies of them go into a
+/// Anchors in order of their cost, all of one task, input, tokenizer and kind; copies of them go into a
 /// StitchedModel with fresh stitches, each leading into the next (small to large). Stages are runs
 /// of blocks over the same places (rows of a transformer, height and width of a picture), and only
 /// blocks of the same stage are stitched, where the places that a block gives are those that the

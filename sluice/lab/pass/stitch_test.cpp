@@ -35,6 +35,28 @@ std::vector<Model> residual_networks() {
   return models;
 }
 
+std::vector<Model> text_models(const std::string& name) {
+  std::vector<Model> models;
+  for (const int64_t ffn : {16, 24}) {
+    models.push_back(
+        make_model(name,
+                   {{"vocab", 30},
+                    {"layers", 3},
+                    {"width", name == "decoder" ? ffn / 2 : 12},  // texts get vectors of one width
+                    {"heads", 2},
+                    {"ffn", ffn},
+                    {"context", 9},
+                    {"init_std", 0.3}},
+                   static_cast<uint64_t>(ffn)));
+    models.back().root->eval();
+  }
+  return models;
+}
+
+std::vector<std::vector<Model>> all_families() {
+  return {transformers(), residual_networks(), text_models("decoder"), text_models("encoder")};
+}
+
 at::Tensor run_path(Model& model, const at::Tensor& x, int64_t size, Meter* meter = nullptr) {
   const at::NoGradGuard no_grad;
   const EvaluationMode evaluation(*model.root);
@@ -105,10 +127,7 @@ TEST(Stitch, PathsAreCompositionsOfTheAnchorsParts) {
 }
 
 TEST(Stitch, CostsOfPathsAreThoseMeteredAndOfTheGraph) {
-  std::vector<std::vector<Model>> families;
-  families.push_back(transformers());
-  families.push_back(residual_networks());
-  for (const std::vector<Model>& anchors : families) {
+  for (const std::vector<Model>& anchors : all_families()) {
     Model model = stitch(anchors);
     bundle::Builder builder;
     lower(model, builder);
@@ -221,10 +240,7 @@ TEST(Stitch, GradientsAreThoseOfFiniteDifferences) {
 
 TEST(Stitch, ReloadsWithItsPaths) {
   const TempDirectory folder;
-  std::vector<std::vector<Model>> families;
-  families.push_back(transformers());
-  families.push_back(residual_networks());
-  for (const std::vector<Model>& anchors : families) {
+  for (const std::vector<Model>& anchors : all_families()) {
     Model model = stitch(anchors);
     model.sizes[1].quality["accuracy"] = 0.5;
     save_bundle(model, folder / "m.safetensors");
@@ -263,6 +279,12 @@ TEST(Stitch, RefusesNetworksThatDoNotFit) {
   other = clone(three[1]);
   other.task.mean += 1;
   expect_error(Code::shape, "another mean or deviation", [&] { stitch({three[0], other}); });
+  std::vector<Model> texts = text_models("decoder");
+  texts[1].tokenizer = "{}";
+  expect_error(Code::shape, "have tokens of their own", [&] { stitch(texts); });
+  expect_error(Code::shape, "anchor 0 gives", [&] {
+    stitch({text_models("encoder")[0], text_models("decoder")[1]});
+  });
   Model model = stitch(three);
   expect_error(Code::usage, "needs calibration data", [&] { fit_stitches(model, {}); });
   expect_error(Code::unsupported, "expected one that was stitched", [&] {
@@ -348,10 +370,7 @@ TEST(StitchedModel, RefusesDescriptionsThatAreNone) {
 
 #if SLUICE_HAS_ENGINE
 TEST(EngineParity, HoldsForEveryPathOfAStitchedModel) {
-  std::vector<std::vector<Model>> families;
-  families.push_back(transformers());
-  families.push_back(residual_networks());
-  for (const std::vector<Model>& anchors : families) {
+  for (const std::vector<Model>& anchors : all_families()) {
     Model model = stitch(anchors);
     fit_stitches(model, calibrated(model));
     bundle::Builder builder;
@@ -365,7 +384,9 @@ TEST(EngineParity, HoldsForEveryPathOfAStitchedModel) {
       const at::Tensor expected = run_path(model, x, size);
       at::Tensor found = at::empty_like(expected);
       Meter meter;
-      session.run({x.data_ptr<float>(), static_cast<size_t>(x.numel())},
+      const at::Tensor floats = x.to(at::kFloat);  // ids, too
+      session.reset();  // of a decoder: a text of its own
+      session.run({floats.data_ptr<float>(), static_cast<size_t>(floats.numel())},
                   {found.data_ptr<float>(), static_cast<size_t>(found.numel())},
                   {.meter = &meter, .size = size});
       EXPECT_LE(relative_error(found, expected), 1e-5) << model.sizes[i].name;
