@@ -8,7 +8,7 @@
 set -euo pipefail
 [ $# -eq 3 ] || { sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 model=$(realpath "$1") text=$(realpath "$2") output=$(realpath -m "$3")
-sluice=${SLUICE:-$(cd "$(dirname "$0")/.." && pwd)/build/release/bin/sluice}
+sluice=${SLUICE:-$(cd "$(dirname "$0")/.." && pwd)/build/release/sluice}
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 head -c 50000 "$text" | iconv -c -t UTF-8 >"$folder/calibrate.txt"
