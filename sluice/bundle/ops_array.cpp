@@ -186,6 +186,11 @@ Shape reduce_shape(const OpInput& in) {
   return shape;
 }
 
+/// Along later dimensions each row by itself.
+Rows reduce_rows(const OpInput& in) {
+  return input(in, 0).size() > 1 && int_list(in, "axes").front() > 0 ? Rows::apart : Rows::mixed;
+}
+
 Shape conv_transpose2d_shape(const OpInput& in) {
   require_rank(in, 3, "[C,H,W]");
   const Shape& x = input(in, 0);
@@ -255,7 +260,7 @@ std::vector<Operator> array_operators() {
       {"binary", 1, 2, {}, {"other"}, {"kind", "reversed"}, binary_shape, no_macs},
       {"unary", 1, 1, {}, {}, {"kind", "alpha", "beta"}, unary_shape, no_macs, elementwise_rows},
       {"where", 3, 3, {}, {}, {}, where_shape, no_macs},
-      {"reduce", 1, 1, {}, {}, {"kind", "axes"}, reduce_shape, no_macs},
+      {"reduce", 1, 1, {}, {}, {"kind", "axes"}, reduce_shape, no_macs, reduce_rows},
       {"conv_transpose2d",
        1,
        1,

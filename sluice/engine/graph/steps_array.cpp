@@ -312,8 +312,7 @@ void plan_reduce(Planner& planner, size_t index, Step step) {
   const Group& group = planner.group(index);
   const Node& node = planner.node(index);
   step.inputs = {planner.fetch(group.inputs[0], Layout::plain)};
-  const Shape in = planner.shape_of(step.inputs[0]),
-              out = planner.bundle().info().shapes.at(group.output);
+  const Shape in = planner.shape_of(step.inputs[0]);
   const auto kind = *bundle::reduce_from_name(bundle::attr_string(node.attrs, "kind", ""));
   // Reduced dimensions that do not lie one after another are brought behind the others first.
   std::vector<size_t> kept, reduced;
@@ -332,7 +331,7 @@ void plan_reduce(Planner& planner, size_t index, Step step) {
   const size_t first = reduced.empty() ? in.size() : reduced.front(),
                last = reduced.empty() ? in.size() : reduced.back() + 1;
   const size_t count = product(reduced, 0, in.size()), total = elements(in),
-               results = elements(out);
+               results = product(kept, 0, in.size());
   const bool joined = product(kept, first, last) == 1;
   if (joined) {
     const size_t outer = product(kept, 0, first), inner = product(kept, last, in.size());

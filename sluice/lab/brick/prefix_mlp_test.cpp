@@ -3,6 +3,7 @@
 #include "sluice/base/path_pattern.h"
 #include "sluice/lab/brick/ffn.h"
 #include "sluice/lab/gate/ordinal.h"
+#include "sluice/lab/pass/steps.h"
 #include "sluice/lab/train/layerwise.h"
 #include "sluice/lab/train/token_feed.h"
 #if SLUICE_HAS_ENGINE
@@ -278,6 +279,36 @@ TEST(PrefixMlp, EngineRunsTheRowsThatWereChosenAndNoMore) {
 TEST(PrefixMlp, EngineRunsAcmizedDecoders) {
   Model acm = run_pass(small_decoder(), "acmize", with({{"projections", true}}));
   EXPECT_LE(engine_error(acm, random_input(acm, 3, 2)), 1e-4);
+}
+
+TEST(PrefixMlp, EngineGeneratesWithAcmizedDecodersTokenByToken) {
+  Model acm = run_pass(small_decoder(), "acmize", with({{"projections", true}}));
+  bundle::Builder builder;
+  lower(acm, builder);
+  const std::vector<std::byte> bytes = builder.bytes();
+  const engine::Network network(bundle::Bundle::parse(bytes, "test", {}));
+  const at::Tensor ids = random_input(acm, 2, 9);
+  const at::Tensor expected = run(acm, ids);
+  Meter counted, executed;
+  {
+    const at::NoGradGuard no_grad;
+    const EvaluationMode evaluation(*acm.root);
+    Context context;
+    context.meter = &counted;
+    acm.forward(ids, context);
+  }
+  engine::Session session(network, {.batch = 2, .threads = 1, .sequences = true});
+  int64_t done = 0;
+  for (const int64_t count : {4, 1, 1, 2}) {
+    const at::Tensor part = ids.narrow(1, done, count).to(at::kFloat).contiguous();
+    at::Tensor found = at::empty({2, count, expected.size(2)});
+    session.run_tokens({part.data_ptr<float>(), static_cast<size_t>(part.numel())},
+                       {found.data_ptr<float>(), static_cast<size_t>(found.numel())},
+                       std::vector<int64_t>(2, count), {.meter = &executed});
+    expect_near(found, expected.narrow(1, done, count), 1e-4);
+    done += count;
+  }
+  EXPECT_EQ(executed.macs(), counted.macs());
 }
 #endif
 
