@@ -6,7 +6,7 @@
 #include "recipes/dynamic/jei-dnn/study.h"
 #include "sluice/base/progress.h"
 #include "sluice/base/random.h"
-#include "sluice/lab/train/optimizer.h"
+#include "sluice/lab/train/alternate.h"
 
 namespace sluice::recipes::jei_dnn {
 namespace {
@@ -131,59 +131,52 @@ Joint train_jointly(const Plan& plan, const Features& train, const Features& val
   joint.heads = copy_of(warm);
   joint.gates = fresh_gates(warm.size(), derive_seed(seed, "gates"), train.last.device());
   const auto count = static_cast<int64_t>(joint.gates.size());
-  const auto head_parameters = parameters_of(joint.heads),
-             gate_parameters = parameters_of(joint.gates);
   lab::OptimizerOptions sgd;
   sgd.rate = plan.rate;
   sgd.weight_decay = plan.weight_decay;
-  const auto head_optimizer = lab::build_optimizer(sgd, head_parameters),
-             gate_optimizer = lab::build_optimizer(sgd, gate_parameters);
   Batches batches(train, plan.batch, derive_seed(seed, "joint"));
   const int64_t steps = plan.epochs * batches.per_epoch();
   at::Tensor weights = at::ones({count}, train.last.options());
-  lab::Context context;
+  const auto heads_learn = [&](int64_t step) {
+    const Features batch = batches.at(step);
+    lab::Context context;
+    std::vector<at::Tensor> logits;
+    for (size_t l = 0; l < joint.heads.size(); ++l)
+      logits.push_back(joint.heads[l]->forward(batch.pooled[l], context));
+    logits.push_back(batch.last);
+    const Answers said{at::stack(logits, 1), batch.labels, cost};
+    const at::Tensor losses = exit_losses(said);
+    const at::Tensor loss = losses.sum(1).mean();
+    if (!options.weighted) return loss;
+    const at::Tensor mass =
+        lab::exit_mass(gate_values({said.logits.detach(), batch.labels, cost}, joint.gates));
+    const at::Tensor answered = (mass * losses).sum(1).mean();
+    return answered * (loss / answered.clamp_min(1e-12)).detach();
+  };
+  const auto gates_learn = [&](int64_t step) {
+    const Answers said = answers(batches.at(step), joint.heads, cost);
+    at::Tensor best = cheapest_exit(exit_losses(said), cost, options.lambda);
+    if (options.permuted) {
+      auto generator = at::make_generator<at::CPUGeneratorImpl>(
+          derive_seed(seed, "permute", static_cast<uint64_t>(step)));
+      best = best.index_select(
+          0, at::randperm(best.size(0), generator, at::TensorOptions().dtype(at::kLong))
+                 .to(best.device()));
+    }
+    lab::Context context;
+    std::vector<at::Tensor> scores;
+    for (size_t l = 0; l < joint.gates.size(); ++l)
+      scores.push_back(joint.gates[l]->forward(said.logits.select(1, int64_t(l)), context));
+    const at::Tensor labels = gate_labels(best, count).to(at::kFloat);
+    return at::binary_cross_entropy_with_logits(at::cat(scores, 1), labels, {}, weights);
+  };
+  lab::AlternatingTrainer trainer({{"heads", parameters_of(joint.heads), sgd, heads_learn},
+                                   {"gates", parameters_of(joint.gates), sgd, gates_learn}},
+                                  plan.phase);
   Progress progress(fmt::format("jei-dnn: lambda {:.3g}", options.lambda), plan.epochs, "epochs");
   for (int64_t step = 0; step < steps; ++step) {
     const double turn = 0.5 * (1 + std::cos(M_PI * double(step) / double(steps)));
-    const double rate = plan.final_rate + (plan.rate - plan.final_rate) * turn;
-    const Features batch = batches.at(step);
-    if (step / plan.phase % 2 == 0) {
-      head_optimizer->set_rate(rate);
-      zero_gradients(head_parameters);
-      std::vector<at::Tensor> logits;
-      for (size_t l = 0; l < joint.heads.size(); ++l)
-        logits.push_back(joint.heads[l]->forward(batch.pooled[l], context));
-      logits.push_back(batch.last);
-      const Answers said{at::stack(logits, 1), batch.labels, cost};
-      const at::Tensor losses = exit_losses(said);
-      at::Tensor loss = losses.sum(1).mean();
-      if (options.weighted) {
-        const at::Tensor mass =
-            lab::exit_mass(gate_values({said.logits.detach(), batch.labels, cost}, joint.gates));
-        const at::Tensor answered = (mass * losses).sum(1).mean();
-        loss = answered * (loss / answered.clamp_min(1e-12)).detach();
-      }
-      loss.backward();
-      head_optimizer->step();
-    } else {
-      gate_optimizer->set_rate(rate);
-      zero_gradients(gate_parameters);
-      const Answers said = answers(batch, joint.heads, cost);
-      at::Tensor best = cheapest_exit(exit_losses(said), cost, options.lambda);
-      if (options.permuted) {
-        auto generator = at::make_generator<at::CPUGeneratorImpl>(
-            derive_seed(seed, "permute", static_cast<uint64_t>(step)));
-        best = best.index_select(
-            0, at::randperm(best.size(0), generator, at::TensorOptions().dtype(at::kLong))
-                   .to(best.device()));
-      }
-      std::vector<at::Tensor> scores;
-      for (size_t l = 0; l < joint.gates.size(); ++l)
-        scores.push_back(joint.gates[l]->forward(said.logits.select(1, int64_t(l)), context));
-      const at::Tensor labels = gate_labels(best, count).to(at::kFloat);
-      at::binary_cross_entropy_with_logits(at::cat(scores, 1), labels, {}, weights).backward();
-      gate_optimizer->step();
-    }
+    trainer.run_step(step, plan.final_rate + (plan.rate - plan.final_rate) * turn);
     if ((step + 1) % batches.per_epoch() != 0) continue;
     const Answers held_out = answers(validation, joint.heads, cost);
     weights = positive_weights(
