@@ -27,15 +27,14 @@ struct StitchPosition {
 std::vector<StitchPosition> stitch_positions(int64_t front, int64_t end,
                                              const StitchOptions& options);
 
-/// Anchors in order of their cost, all of one task, input, tokenizer and kind; copies of them go into a
-/// StitchedModel with fresh stitches, each leading into the next (small to large). Stages are runs
-/// of blocks over the same places (rows of a transformer, height and width of a picture), and only
-/// blocks of the same stage are stitched, where the places that a block gives are those that the
-/// other takes. Model::sizes has a path each: by MACs, the largest anchor alone last. Throws
-/// Error{usage} for fewer than two anchors or another order, Error{shape} naming both where inputs,
-/// classes, stages or places differ, Error{config} for a window or stride that no stage has room
-/// for, Error{unsupported} for networks that have no chain of blocks
-/// (BlockChain).
+/// Anchors in order of their cost, all of one task, input, tokenizer and kind; copies of them go
+/// into a StitchedModel with fresh stitches, each leading into the next (small to large). Stages
+/// are runs of blocks over the same places (rows of a transformer, height and width of a picture),
+/// and only blocks of the same stage are stitched, where the places that a block gives are those
+/// that the other takes. Model::sizes has a path each: by MACs, the largest anchor alone last.
+/// Throws Error{usage} for fewer than two anchors or another order, Error{shape} naming both where
+/// inputs, classes, stages or places differ, Error{config} for a window or stride that no stage has
+/// room for, Error{unsupported} for networks that have no chain of blocks (BlockChain).
 Model stitch(const std::vector<Model>& anchors, const StitchOptions& options = {});
 
 /// Sets every stitch to the least-squares map from what its block gives to what the other network's

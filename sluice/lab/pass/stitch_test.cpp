@@ -385,7 +385,7 @@ TEST(EngineParity, HoldsForEveryPathOfAStitchedModel) {
       at::Tensor found = at::empty_like(expected);
       Meter meter;
       const at::Tensor floats = x.to(at::kFloat);  // ids, too
-      session.reset();  // of a decoder: a text of its own
+      session.reset();                             // of a decoder: a text of its own
       session.run({floats.data_ptr<float>(), static_cast<size_t>(floats.numel())},
                   {found.data_ptr<float>(), static_cast<size_t>(found.numel())},
                   {.meter = &meter, .size = size});
