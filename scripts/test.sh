@@ -102,7 +102,7 @@ fi
 
 if wants fuzz; then
   begin "build fuzzers"
-  scripts/build.sh fuzz
+  scripts/build.sh fuzz fuzzers
   finish
   begin "fuzz"
   found=$(mktemp -d)
