@@ -22,7 +22,7 @@ namespace consensus = recipes::consensus_subnetwork;
 
 struct Options {
   std::string out = "runs/quickstart", data = "fashion-mnist", device = "cpu";
-  int64_t steps = 600, width = 24, blocks = 2;
+  int64_t steps = 320, width = 24, blocks = 2;
   double kept = 0.48;
   uint64_t seed = 1;
 };
