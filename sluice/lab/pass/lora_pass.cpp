@@ -31,7 +31,10 @@ void require_unmasked(const Model& model, const std::string& pattern) {
       if (!ref.brick->channel_mask(group).defined()) continue;
       for (const std::string& consumer : group.consumers) {
         const std::string path = join_path(ref.path, consumer);
-        if (!path_matches(pattern, path)) continue;
+        if (!path_matches(pattern, path) ||
+            dynamic_cast<const Linear*>(ref.brick->slot(consumer).get().get()) == nullptr) {
+          continue;
+        }
         fail(Code::usage, "{}: inputs of {} are masked; slice-channels first", kAddLora, path);
       }
     }
