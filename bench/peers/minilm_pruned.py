@@ -114,7 +114,7 @@ def main():
         (f" --steps {tuned['steps']}" if tuned["steps"] != 1500 else "") + (" --tiny" if options.tiny else ""),
         [f"{samples} texts to prune and learn on; the retrieval test set"], arms, bars,
         {"seconds_of_tuning": tuned["seconds"], "load_average": os.getloadavg()[0]},
-        ["half of the neurons and heads of every layer; embeddings, two thirds of the parameters, stay"], options.threads)
+        ["half of the neurons and heads of every layer; the embeddings stay whole"], options.threads)
     race.print_bars(document)
     if options.out:
         race.write(os.path.join(options.out, "minilm-pruned.json"), document)

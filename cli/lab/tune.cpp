@@ -60,7 +60,7 @@ lab::MaskSet zeros_of(const lab::Model& model) {
 
 /// Parameters whose path matches none of the patterns do not learn; those a brick keeps from
 /// learning anyway (the layer beside a side path) do not either.
-int64_t train_only(const lab::Model& model, const std::vector<std::string>& patterns) {
+void train_only(const lab::Model& model, const std::vector<std::string>& patterns) {
   int64_t weights = 0;
   for (const auto& item : model.root->named_parameters()) {
     const bool matches = std::ranges::any_of(
@@ -73,7 +73,6 @@ int64_t train_only(const lab::Model& model, const std::vector<std::string>& patt
     fail(Code::usage, "--only {}: no parameter that learns has such a path (sluice inspect)",
          fmt::join(patterns, ", "));
   }
-  return weights;
 }
 
 /// Means over the samples, in evaluation mode; `size` as Context::size.

@@ -69,6 +69,16 @@ inline at::Tensor run(Model& model, const at::Tensor& x) {
   return model.forward(x, context);
 }
 
+/// At a size of the network, as Context::size.
+inline at::Tensor run_size(Model& model, const at::Tensor& x, int64_t size,
+                           Meter* meter = nullptr) {
+  const at::NoGradGuard no_grad;
+  const EvaluationMode evaluation(*model.root);
+  Context context;
+  context.size = size;
+  context.meter = meter;
+  return model.forward(x, context);
+}
 inline at::Tensor run(Brick& brick, const at::Tensor& x) {
   Context context;
   return brick.forward(x, context);

@@ -91,15 +91,6 @@ Model with_filters() {
   return model;
 }
 
-at::Tensor run_size(Model& model, const at::Tensor& x, int64_t size, Meter* meter = nullptr) {
-  const at::NoGradGuard no_grad;
-  const EvaluationMode evaluation(*model.root);
-  Context context;
-  context.size = size;
-  context.meter = meter;
-  return model.forward(x, context);
-}
-
 int64_t index_of(const Model& model, const std::string& name) {
   return bundle::find_size(model.sizes, name, "model");
 }
@@ -132,26 +123,24 @@ TEST(CalibrateGates, SizesSpendTheirSharesAndTheTrainedOneIsAsItWas) {
     ASSERT_EQ(model.sizes.size(), 4u);
     EXPECT_EQ(model.sizes.back().name, "dense");
     const at::Tensor x = random_input(model, 12, 3);
-    Meter trained, as_before, dense, open;
+    Meter trained, as_before, dense;
     EXPECT_TRUE(at::equal(run_size(model, x, index_of(model, "trained"), &trained),
                           run_size(before, x, -1, &as_before)));
     EXPECT_EQ(trained.macs(), as_before.macs());
     run_size(model, x, -1, &dense);
+    EXPECT_LT(trained.macs(), dense.macs());
     for (const char* size : {"gate80", "gate90"}) {
       const auto& quality = model.sizes[size_t(index_of(model, size))].quality;
       const double share = std::stod(std::string(size).substr(4)) / 100;
       // Chosen on one half of 64 samples, measured on the other.
       EXPECT_NEAR(quality.at("cost_share"), share, 0.12) << size;
-      EXPECT_LE(quality.at("agreement"), 1);
     }
     EXPECT_LT(model.sizes[0].quality.at("cost_share"), model.sizes[1].quality.at("cost_share"));
-    if (name != "filters") {  // gates forced open are not metered
+    if (name == "learners") {
       Context context;
       context.gates_forced_open = true;
       const at::NoGradGuard no_grad;
-      if (name == "learners") {
-        expect_near(run_size(model, x, -1), before.forward(x, context), 1e-5);
-      }
+      expect_near(run_size(model, x, -1), before.forward(x, context), 1e-5);
     }
     // Again, with other shares, and from a file.
     const TempDirectory folder;

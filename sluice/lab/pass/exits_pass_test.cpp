@@ -46,15 +46,6 @@ at::Tensor tokens(int64_t batch, int64_t count, uint64_t seed) {
   return (random_tensor({batch, count}, seed).abs() * 1000).to(at::kLong).remainder(kVocabulary);
 }
 
-at::Tensor run_size(Model& model, const at::Tensor& x, int64_t size, Meter* meter = nullptr) {
-  const at::NoGradGuard no_grad;
-  const EvaluationMode evaluation(*model.root);
-  Context context;
-  context.size = size;
-  context.meter = meter;
-  return model.forward(x, context);
-}
-
 const EarlyExitDecoder& root_of(const Model& model) {
   return dynamic_cast<const EarlyExitDecoder&>(*model.root);
 }

@@ -15,15 +15,6 @@ using ::testing::ElementsAre;
 
 const Json kResnet = {{"widths", {4, 8, 8}}, {"blocks", 2}};
 
-at::Tensor run_size(Model& model, const at::Tensor& x, int64_t size, Meter* meter = nullptr) {
-  const at::NoGradGuard no_grad;
-  const EvaluationMode evaluation(*model.root);
-  Context context;
-  context.size = size;
-  context.meter = meter;
-  return model.forward(x, context);
-}
-
 Model even_model(const std::string& name) {
   if (name == "resnet") return small_model("resnet", 3, kResnet);
   if (name == "mlp") return small_model("mlp", 3, {{"hidden", {12, 8}}});

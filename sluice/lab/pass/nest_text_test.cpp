@@ -40,15 +40,6 @@ std::vector<std::string> names_of(const Model& model) {
   return names;
 }
 
-at::Tensor run_size(Model& model, const at::Tensor& x, int64_t size, Meter* meter = nullptr) {
-  const at::NoGradGuard no_grad;
-  const EvaluationMode evaluation(*model.root);
-  Context context;
-  context.size = size;
-  context.meter = meter;
-  return model.forward(x, context);
-}
-
 TEST(NestText, MixesWidthsLayerByLayer) {
   const Model model = decoder();
   Model nested =

@@ -57,15 +57,6 @@ std::vector<std::vector<Model>> all_families() {
   return {transformers(), residual_networks(), text_models("decoder"), text_models("encoder")};
 }
 
-at::Tensor run_path(Model& model, const at::Tensor& x, int64_t size, Meter* meter = nullptr) {
-  const at::NoGradGuard no_grad;
-  const EvaluationMode evaluation(*model.root);
-  Context context;
-  context.size = size;
-  context.meter = meter;
-  return model.forward(x, context);
-}
-
 TEST(StitchPositions, AreThoseOfSlidingWindows) {
   for (const auto& [blocks, positions, groups] : {std::tuple{12, 34, 11}, {6, 16, 5}, {2, 4, 1}}) {
     const auto found = stitch_positions(blocks, blocks, {});
@@ -121,7 +112,7 @@ TEST(Stitch, PathsAreCompositionsOfTheAnchorsParts) {
     for (; block < 3; ++block) {
       y = part(path.to).slot("blocks")->slots()[static_cast<size_t>(block)]->forward(y, context);
     }
-    expect_near(run_path(model, x, static_cast<int64_t>(i)), part(path.to).classify(y, context),
+    expect_near(run_size(model, x, static_cast<int64_t>(i)), part(path.to).classify(y, context),
                 1e-5);
   }
 }
@@ -136,7 +127,7 @@ TEST(Stitch, CostsOfPathsAreThoseMeteredAndOfTheGraph) {
     ASSERT_EQ(sizes.macs.size(), model.sizes.size());
     for (size_t i = 0; i < sizes.macs.size(); ++i) {
       Meter meter;
-      run_path(model, random_input(model, 2, 1), static_cast<int64_t>(i), &meter);
+      run_size(model, random_input(model, 2, 1), static_cast<int64_t>(i), &meter);
       EXPECT_EQ(meter.macs(), 2 * model.sizes[i].macs) << model.sizes[i].name;
       EXPECT_EQ(sizes.macs[i], model.sizes[i].macs) << model.sizes[i].name;
     }
@@ -252,7 +243,7 @@ TEST(Stitch, ReloadsWithItsPaths) {
     const at::Tensor x = random_input(model, 2, 7);
     for (size_t i = 0; i < model.sizes.size(); ++i) {
       const auto size = static_cast<int64_t>(i);
-      EXPECT_TRUE(at::equal(run_path(loaded, x, size), run_path(model, x, size)));
+      EXPECT_TRUE(at::equal(run_size(loaded, x, size), run_size(model, x, size)));
     }
   }
 }
@@ -292,7 +283,7 @@ TEST(Stitch, RefusesNetworksThatDoNotFit) {
     fit_stitches(plain, calibrated(plain));
   });
   expect_error(Code::usage, "the network has 17, from 0",
-               [&] { run_path(model, random_input(model, 1, 1), 17); });
+               [&] { run_size(model, random_input(model, 1, 1), 17); });
 }
 
 TEST(PassStitch, MakesOneNetworkOfFilesInTheOrderOfTheirCost) {
@@ -311,7 +302,7 @@ TEST(PassStitch, MakesOneNetworkOfFilesInTheOrderOfTheirCost) {
     EXPECT_EQ(made.sizes[i].name, expected.sizes[i].name);
     EXPECT_EQ(made.sizes[i].macs, expected.sizes[i].macs);
     const auto size = static_cast<int64_t>(i);
-    EXPECT_TRUE(at::equal(run_path(there, x, size), run_path(expected, x, size)));
+    EXPECT_TRUE(at::equal(run_size(there, x, size), run_size(expected, x, size)));
   }
   const Json report = made.provenance.back()["report"];
   EXPECT_EQ(report["anchors"], Json({folder / "0", "the network itself", folder / "2"}));
@@ -381,7 +372,7 @@ TEST(EngineParity, HoldsForEveryPathOfAStitchedModel) {
     const at::Tensor x = random_input(model, 1, 50);
     for (size_t i = 0; i < model.sizes.size(); ++i) {
       const auto size = static_cast<int64_t>(i);
-      const at::Tensor expected = run_path(model, x, size);
+      const at::Tensor expected = run_size(model, x, size);
       at::Tensor found = at::empty_like(expected);
       Meter meter;
       const at::Tensor floats = x.to(at::kFloat);  // ids, too
