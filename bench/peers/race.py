@@ -89,6 +89,7 @@ def report(slug, command, data, arms, bars, limits, notes, threads, family="peer
 
 
 def write(path, document):
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     part = path + ".part"
     with open(part, "w") as file:
         json.dump(document, file, indent=1)
