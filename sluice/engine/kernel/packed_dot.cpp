@@ -22,9 +22,13 @@ bool cpu_has_vnni() {
 #endif
 }
 
-enum PathIndex : uint8_t { kPortable, kVnni };
-const DotPath& path_of(uint8_t index) { return index == kVnni ? vnni_dot() : portable_dot(); }
-uint8_t best_path() { return dot_vnni_usable() ? kVnni : kPortable; }
+enum PathIndex : uint8_t { kPortable, kAvx2, kVnni };
+const DotPath& path_of(uint8_t index) {
+  return index == kVnni ? vnni_dot() : index == kAvx2 ? avx2_dot() : portable_dot();
+}
+uint8_t best_path() {
+  return dot_vnni_usable() ? kVnni : chosen_target_has_avx2() ? kAvx2 : kPortable;
+}
 
 }  // namespace
 
@@ -40,8 +44,9 @@ DotKind dot_kind_from_name(std::string_view name) {
 int64_t dot_scratch_bytes(bundle::Format format, DotKind kind, int64_t columns, int64_t batch) {
   SLUICE_CHECK(columns >= 1 && batch >= 0);
   // Whichever path is chosen later: tests change the vector target.
-  int64_t each = portable_dot().stride(format, kind, columns);
-  if (cpu_has_vnni()) each = std::max(each, vnni_dot().stride(format, kind, columns));
+  const int64_t each = std::max({portable_dot().stride(format, kind, columns),
+                                 avx2_dot().stride(format, kind, columns),
+                                 vnni_dot().stride(format, kind, columns)});
   return checked_mul(each, batch, "activations");
 }
 
@@ -90,7 +95,14 @@ void packed_dot(const PackedMatrix& weights, const DotInput& x, float* y, int64_
 }
 
 std::string_view dot_name() {
-  return dot_vnni_usable() ? "sluice gemv avx512-vnni" : "sluice gemv";
+  switch (best_path()) {
+    case kVnni:
+      return "sluice gemv avx512-vnni";
+    case kAvx2:
+      return "sluice gemv avx2";
+    default:
+      return "sluice gemv";
+  }
 }
 
 }  // namespace sluice::engine

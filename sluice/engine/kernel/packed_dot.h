@@ -55,7 +55,7 @@ void packed_dot_rows(const bundle::PackedMatrix& weights, const DotInput& x,
 void packed_dot(const bundle::PackedMatrix& weights, const DotInput& x, float* y, int64_t y_stride,
                 int threads);
 
-/// "sluice gemv avx512-vnni", for plans and tables.
+/// "sluice gemv avx512-vnni", "sluice gemv avx2" or "sluice gemv", for plans and tables.
 std::string_view dot_name();
 
 }  // namespace sluice::engine

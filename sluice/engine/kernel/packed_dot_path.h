@@ -26,11 +26,15 @@ struct DotPath {
 };
 
 const DotPath& portable_dot();
-/// Only where dot_vnni_usable().
+/// Runs only where chosen_target_has_avx2().
+const DotPath& avx2_dot();
+/// Runs only where dot_vnni_usable().
 const DotPath& vnni_dot();
 /// The CPU has AVX-512 F, BW, VL, DQ and VNNI, and the chosen vector target is AVX-512.
 bool dot_vnni_usable();
 bool chosen_target_is_avx512();
+/// The chosen vector target is AVX2, which comes with FMA and F16C, or better.
+bool chosen_target_has_avx2();
 
 /// Bytes of one bit plane of a row.
 inline int64_t bit_plane_bytes(int64_t columns) { return (columns + 63) / 64 * 8; }

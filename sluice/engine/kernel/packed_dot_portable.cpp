@@ -1,4 +1,4 @@
-// Products with packed weights through Highway, for every vector width: codes unpack to int8 (or
+// Products with packed weights through Highway, for processors that have no path of their own: codes unpack to int8 (or
 // floats) in strips that stay in the first-level cache, and these meet the activations.
 #include <algorithm>
 #include <cstring>
@@ -330,6 +330,7 @@ struct Row {
 };
 
 bool IsAvx512() { return HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL; }
+bool HasAvx2() { return HWY_TARGET == HWY_AVX2 || IsAvx512(); }
 
 void RunRows(const PackedMatrix& w, const DotInput& x, const DotRows& rows, float* y,
              int64_t y_stride) {
@@ -354,6 +355,7 @@ namespace {
 
 HWY_EXPORT(RunRows);
 HWY_EXPORT(IsAvx512);
+HWY_EXPORT(HasAvx2);
 
 int64_t stride(bundle::Format format, DotKind kind, int64_t columns) {
   return portable_places(format, kind, columns).end;
@@ -403,6 +405,7 @@ void run(const bundle::PackedMatrix& w, const DotInput& x, const DotRows& rows, 
 // (hwy::SupportedTargets() would ask the CPU each time, which in a virtual machine takes longer
 // than a small product.)
 bool chosen_target_is_avx512() { return HWY_DYNAMIC_DISPATCH(IsAvx512)(); }
+bool chosen_target_has_avx2() { return HWY_DYNAMIC_DISPATCH(HasAvx2)(); }
 
 const DotPath& portable_dot() {
   static constexpr DotPath path{stride, prepare, run};

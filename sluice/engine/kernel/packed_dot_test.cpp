@@ -110,27 +110,29 @@ TEST(PackedDot, EveryFormatAndKindMatchesTheReference) {
 }
 
 TEST(PackedDot, EveryBatchGivesTheNumbersOfOneRowAtATime) {
-  std::mt19937_64 random(6);
-  for (const Format format : bundle::all_formats()) {
-    for (const DotKind kind : kKinds) {
-      const Weights w(format, 9, 300, 1);
-      const auto x = random_floats(random, 8 * 300);
-      for (int64_t batch = 0; batch <= kMaxDotBatch; ++batch) {
-        std::vector<float> together(8 * 9, -1.0f), alone(9);
-        const Buffer scratch = scratch_for(w.matrix, kind, 8);
-        packed_dot(w.matrix, prepare_dot(w.matrix, kind, x.data(), 300, batch, scratch.data()),
-                   together.data(), 9, 1);
-        for (int64_t b = 0; b < batch; ++b) {
-          packed_dot(w.matrix,
-                     prepare_dot(w.matrix, kind, x.data() + 300 * b, 300, 1, scratch.data()),
-                     alone.data(), 9, 1);
-          for (size_t o = 0; o < 9; ++o)
-            ASSERT_EQ(together[static_cast<size_t>(b) * 9 + o], alone[o])
-                << bundle::format_name(format);
+  for_each_target([] {
+    std::mt19937_64 random(6);
+    for (const Format format : bundle::all_formats()) {
+      for (const DotKind kind : kKinds) {
+        const Weights w(format, 9, 300, 1);
+        const auto x = random_floats(random, 8 * 300);
+        for (int64_t batch = 0; batch <= kMaxDotBatch; ++batch) {
+          std::vector<float> together(8 * 9, -1.0f), alone(9);
+          const Buffer scratch = scratch_for(w.matrix, kind, 8);
+          packed_dot(w.matrix, prepare_dot(w.matrix, kind, x.data(), 300, batch, scratch.data()),
+                     together.data(), 9, 1);
+          for (int64_t b = 0; b < batch; ++b) {
+            packed_dot(w.matrix,
+                       prepare_dot(w.matrix, kind, x.data() + 300 * b, 300, 1, scratch.data()),
+                       alone.data(), 9, 1);
+            for (size_t o = 0; o < 9; ++o)
+              ASSERT_EQ(together[static_cast<size_t>(b) * 9 + o], alone[o])
+                  << bundle::format_name(format);
+          }
         }
       }
     }
-  }
+  });
 }
 
 TEST(PackedDot, ListsOfRowsMayRepeatAndJump) {
@@ -152,25 +154,27 @@ TEST(PackedDot, ListsOfRowsMayRepeatAndJump) {
 }
 
 TEST(PackedDot, ThreadsAndRangesChangeNoBit) {
-  std::mt19937_64 random(8);
-  for (const Format format : bundle::all_formats()) {
-    for (const DotKind kind : kKinds) {
-      const Weights w(format, 37, 200, 3);
-      const auto x = random_floats(random, 5 * 200);
-      const Buffer scratch = scratch_for(w.matrix, kind, 5);
-      const DotInput input = prepare_dot(w.matrix, kind, x.data(), 200, 5, scratch.data());
-      std::vector<float> one(5 * 37), other(5 * 37);
-      packed_dot(w.matrix, input, one.data(), 37, 1);
-      for (const int threads : {2, 3, 64}) {
-        packed_dot(w.matrix, input, other.data(), 37, threads);
+  for_each_target([] {
+    std::mt19937_64 random(8);
+    for (const Format format : bundle::all_formats()) {
+      for (const DotKind kind : kKinds) {
+        const Weights w(format, 37, 200, 3);
+        const auto x = random_floats(random, 5 * 200);
+        const Buffer scratch = scratch_for(w.matrix, kind, 5);
+        const DotInput input = prepare_dot(w.matrix, kind, x.data(), 200, 5, scratch.data());
+        std::vector<float> one(5 * 37), other(5 * 37);
+        packed_dot(w.matrix, input, one.data(), 37, 1);
+        for (const int threads : {2, 3, 64}) {
+          packed_dot(w.matrix, input, other.data(), 37, threads);
+          EXPECT_EQ(one, other);
+        }
+        packed_dot_range(w.matrix, input, 0, 20, other.data(), 37);
+        packed_dot_range(w.matrix, input, 20, 20, nullptr, 37);
+        packed_dot_range(w.matrix, input, 20, 37, other.data() + 20, 37);
         EXPECT_EQ(one, other);
       }
-      packed_dot_range(w.matrix, input, 0, 20, other.data(), 37);
-      packed_dot_range(w.matrix, input, 20, 20, nullptr, 37);
-      packed_dot_range(w.matrix, input, 20, 37, other.data() + 20, 37);
-      EXPECT_EQ(one, other);
     }
-  }
+  });
 }
 
 TEST(PackedDot, OneInputServesTheHeadAndOtherMatrices) {
@@ -220,11 +224,40 @@ TEST(PackedDot, LongRowsOfExtremeCodesDoNotOverflow) {
        {Format::i8, Format::i8_group, Format::ternary, Format::binary, Format::mixed}) {
     const auto bytes = bundle::pack(format, ones, 1, kColumns);
     const PackedMatrix w = bundle::view_packed(format, 1, kColumns, bytes, "w");
-    const Buffer scratch = scratch_for(w, DotKind::i8, 1);
-    float y = 0;
-    packed_dot(w, prepare_dot(w, DotKind::i8, ones.data(), kColumns, 1, scratch.data()), &y, 1, 1);
-    EXPECT_NEAR(y, kColumns, 1e-3 * kColumns) << bundle::format_name(format);
+    for_each_target([&] {
+      const Buffer scratch = scratch_for(w, DotKind::i8, 1);
+      float y = 0;
+      packed_dot(w, prepare_dot(w, DotKind::i8, ones.data(), kColumns, 1, scratch.data()), &y, 1,
+                 1);
+      EXPECT_NEAR(y, kColumns, 1e-3 * kColumns) << bundle::format_name(format);
+    });
   }
+}
+
+// Sums of neighbours in 16 bits, which saturate, hold the largest codes of either sign.
+TEST(PackedDot, NeighboursOfExtremeCodesDoNotSaturate) {
+  constexpr int64_t kColumns = 5000;
+  for_each_target([] {
+    for (const Format format : bundle::all_formats()) {
+      for (const float weight : {-1.0f, 1.0f}) {
+        for (const float value : {-1.0f, 1.0f}) {
+          const std::vector<float> weights(kColumns, weight);
+          const auto bytes = bundle::pack(format, weights, 1, kColumns);
+          const PackedMatrix w = bundle::view_packed(format, 1, kColumns, bytes, "w");
+          for (const int64_t batch : {1, 2, 4}) {
+            const std::vector<float> x(static_cast<size_t>(batch * kColumns), value);
+            const Buffer scratch = scratch_for(w, DotKind::i8, batch);
+            std::vector<float> y(static_cast<size_t>(batch));
+            packed_dot(w, prepare_dot(w, DotKind::i8, x.data(), kColumns, batch, scratch.data()),
+                       y.data(), 1, 1);
+            for (const float sum : y)
+              EXPECT_NEAR(sum, weight * value * kColumns, 1e-3 * kColumns)
+                  << bundle::format_name(format) << ", batch " << batch;
+          }
+        }
+      }
+    }
+  });
 }
 
 TEST(PackedDot, BadActivationsStayInTheirRow) {

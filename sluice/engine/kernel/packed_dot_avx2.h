@@ -1,0 +1,212 @@
+// What the files of the AVX2 products share (packed_dot_avx2*.cpp); internal.
+#pragma once
+#include "sluice/engine/kernel/packed_dot_path.h"
+
+#if defined(__x86_64__) && defined(__GNUC__)
+
+// gcc 12 takes the undefined operands inside its own intrinsics for mistakes once they are inlined.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+
+#include <cstring>
+
+#define SLUICE_AVX2 __attribute__((target("avx2,fma,f16c")))
+#define SLUICE_AVX2_INLINE SLUICE_AVX2 __attribute__((always_inline)) static inline
+
+namespace sluice::engine::avx2 {
+
+using bundle::Format;
+using bundle::PackedMatrix;
+
+// Columns after which 32-bit sums are added to 64-bit ones. A multiple of every step below.
+constexpr int64_t kBlock = int64_t{1} << 16;
+
+constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+constexpr bool is_float(Format f) { return f == Format::f32 || f == Format::bf16; }
+
+// A prepared row: header, then `values` (floats, or int8 codes, zeros up to `padded`), then what
+// the format adds.
+struct Places {
+  int64_t padded;  ///< columns
+  int64_t values = sizeof(DotHeader), extra = 0, end = 0;
+};
+
+// extra: i4-32 codes: 16-bit starting sums (16 per vector of codes); i4-32-min: sums of the groups
+// as floats; mixed: activations of the salient columns.
+inline Places places(Format format, DotKind kind, int64_t columns) {
+  Places p;
+  p.padded = round_up(columns, 512);
+  const bool codes = kind == DotKind::i8 && !is_float(format);
+  p.extra = p.values + p.padded * (codes ? 1 : 4);
+  int64_t bytes = 0;
+  if (codes && format == Format::i4_group) bytes = p.padded / 2;  // 32 bytes per 64 columns
+  if (format == Format::i4_group_min) bytes = p.padded / 32 * 4;
+  if (format == Format::mixed)
+    bytes = round_up(bundle::salient_columns(columns), 64) * (codes ? 1 : 4);
+  p.end = p.extra + round_up(bytes, 64);
+  return p;
+}
+
+template <class T>
+const T* at(const std::byte* row, int64_t offset) {
+  return reinterpret_cast<const T*>(row + offset);
+}
+template <class T>
+T* at(std::byte* row, int64_t offset) {
+  return reinterpret_cast<T*>(row + offset);
+}
+
+/// One row of x into its prepared form.
+void prepare(const PackedMatrix& w, DotKind kind, const float* x, std::byte* out);
+/// All rows of x at once with int8 codes of x, or with floats.
+void run_codes(const PackedMatrix& w, const DotInput& x, const DotRows& rows, float* y,
+               int64_t y_stride);
+void run_floats(const PackedMatrix& w, const DotInput& x, const DotRows& rows, float* y,
+                int64_t y_stride);
+/// Rows of x that one pass over the weights serves: as many as there are registers for.
+constexpr int64_t kMostCodes = 4, kMostFloats = 2;
+
+template <int B>
+struct Inputs {
+  const std::byte* row[B];
+  Places p;
+  int64_t distance;  ///< bytes of codes that are asked for ahead, in consecutive rows
+  SLUICE_AVX2 __attribute__((always_inline)) inline void ahead(const std::byte* now) const {
+    _mm_prefetch(reinterpret_cast<const char*>(now + distance), _MM_HINT_T0);
+  }
+  const DotHeader& header(int b) const { return *at<DotHeader>(row[b], 0); }
+  const int8_t* codes(int b) const { return at<int8_t>(row[b], p.values); }
+  const float* floats(int b) const { return at<float>(row[b], p.values); }
+  template <class T>
+  const T* extra(int b) const {
+    return at<T>(row[b], p.extra);
+  }
+};
+
+SLUICE_AVX2_INLINE __m256i load(const void* from) {
+  return _mm256_loadu_si256(static_cast<const __m256i*>(from));
+}
+/// The first n of 32 bytes, behind them zeros; nothing behind is read.
+SLUICE_AVX2_INLINE __m256i load_some(const std::byte* from, int64_t n) {
+  if (n >= 32) return load(from);
+  alignas(32) std::byte part[32] = {};
+  std::memcpy(part, from, static_cast<size_t>(n < 0 ? 0 : n));
+  return load(part);
+}
+
+SLUICE_AVX2_INLINE int64_t total(__m256i sums) {
+  __m128i sum =
+      _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+  sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4E));
+  return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xB1)));
+}
+SLUICE_AVX2_INLINE float total(__m256 sums) {
+  __m128 sum = _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1));
+  sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+  return _mm_cvtss_f32(_mm_add_ss(sum, _mm_shuffle_ps(sum, sum, 1)));
+}
+
+SLUICE_AVX2_INLINE float load_f32(const std::byte* from) {
+  float value;
+  std::memcpy(&value, from, 4);
+  return value;
+}
+
+/// Eight scales as floats, zeros behind the last group.
+SLUICE_AVX2_INLINE __m256 scales8(const std::byte* from, int64_t left) {
+  if (left >= 8)
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  return _mm256_cvtph_ps(_mm256_castsi256_si128(load_some(from, 2 * left)));
+}
+
+/// Of eight groups' scales those of the two groups that a vector of 4-bit codes holds.
+SLUICE_AVX2_INLINE __m256 scales_of_two(__m256 scales, int vector) {
+  const __m256i upper = _mm256_set_epi32(1, 1, 1, 1, 0, 0, 0, 0);
+  return _mm256_permutevar8x32_ps(scales, _mm256_add_epi32(upper, _mm256_set1_epi32(2 * vector)));
+}
+
+constexpr int64_t kAhead = 8192;  // bytes of codes, in consecutive rows
+constexpr int64_t kStart = 1024;  // where a list jumps: of the next row
+constexpr int64_t kScaleRows = 4;
+
+SLUICE_AVX2_INLINE void prefetch(const std::byte* from, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64)
+    _mm_prefetch(reinterpret_cast<const char*>(from + i), _MM_HINT_T0);
+}
+
+// Scales of groups are a second stream, too thin for the hardware to follow.
+SLUICE_AVX2_INLINE void prefetch_rows(const PackedMatrix& w, const DotRows& rows, int64_t k) {
+  const int64_t after = k + (rows.list ? 1 : kScaleRows);
+  if (after >= rows.count) return;
+  const int64_t o = rows.at(after);
+  if (w.scale_stride >= 64) prefetch(w.scales + o * w.scale_stride, w.scale_stride);
+  if (rows.list) prefetch(w.codes + o * w.code_stride, least(w.code_stride, kStart));
+}
+
+/// RowProduct: template <int B> static void row(codes, scales, columns, inputs, y).
+template <class RowProduct, int B>
+SLUICE_AVX2 void run_rows(const PackedMatrix& w, const DotInput& x, int64_t first_input,
+                          const DotRows& rows, float* y, int64_t y_stride) {
+  Inputs<B> in;
+  in.p = places(w.format, x.kind, w.columns);
+  for (int b = 0; b < B; ++b) in.row[b] = x.data + (first_input + b) * x.stride;
+  in.distance = rows.list ? 0 : kAhead;
+  float result[B];
+  for (int64_t k = 0; k < rows.count; ++k) {
+    const int64_t o = rows.at(k);
+    prefetch_rows(w, rows, k);
+    RowProduct::template row<B>(w.codes + o * w.code_stride, w.scales + o * w.scale_stride,
+                                w.columns, in, result);
+    for (int b = 0; b < B; ++b) y[b * y_stride + k] = in.header(b).scale * result[b];
+  }
+}
+
+template <class RowProduct>
+void run_batch(const PackedMatrix& w, const DotInput& x, const DotRows& rows, float* y,
+               int64_t y_stride) {
+  int64_t b = 0;
+  if constexpr (RowProduct::kMost >= 4) {
+    for (; x.batch - b >= 4; b += 4)
+      run_rows<RowProduct, 4>(w, x, b, rows, y + b * y_stride, y_stride);
+  }
+  for (; x.batch - b >= 2; b += 2)
+    run_rows<RowProduct, 2>(w, x, b, rows, y + b * y_stride, y_stride);
+  if (x.batch - b >= 1) run_rows<RowProduct, 1>(w, x, b, rows, y + b * y_stride, y_stride);
+}
+
+/// kFloats: f32 and bf16 weights, too; else they are not given.
+template <template <Format> class RowProduct, bool kFloats>
+void run_format(const PackedMatrix& w, const DotInput& x, const DotRows& rows, float* y,
+                int64_t y_stride) {
+  switch (w.format) {
+    case Format::f32:
+      if constexpr (kFloats) run_batch<RowProduct<Format::f32>>(w, x, rows, y, y_stride);
+      return;
+    case Format::bf16:
+      if constexpr (kFloats) run_batch<RowProduct<Format::bf16>>(w, x, rows, y, y_stride);
+      return;
+    case Format::i8:
+      return run_batch<RowProduct<Format::i8>>(w, x, rows, y, y_stride);
+    case Format::i8_group:
+      return run_batch<RowProduct<Format::i8_group>>(w, x, rows, y, y_stride);
+    case Format::i4_group:
+      return run_batch<RowProduct<Format::i4_group>>(w, x, rows, y, y_stride);
+    case Format::i4_group_min:
+      return run_batch<RowProduct<Format::i4_group_min>>(w, x, rows, y, y_stride);
+    case Format::ternary:
+      return run_batch<RowProduct<Format::ternary>>(w, x, rows, y, y_stride);
+    case Format::binary:
+      return run_batch<RowProduct<Format::binary>>(w, x, rows, y, y_stride);
+    case Format::binary2:
+      return run_batch<RowProduct<Format::binary2>>(w, x, rows, y, y_stride);
+    case Format::mixed:
+      return run_batch<RowProduct<Format::mixed>>(w, x, rows, y, y_stride);
+  }
+}
+
+}  // namespace sluice::engine::avx2
+
+#endif
