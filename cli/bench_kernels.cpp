@@ -18,6 +18,7 @@
 #include "sluice/base/file.h"
 #include "sluice/base/json.h"
 #include "sluice/base/progress.h"
+#include "sluice/engine/kernel/instruction_set.h"
 
 namespace sluice::cli {
 namespace {
@@ -25,7 +26,7 @@ namespace {
 namespace measure = engine::measure;
 
 struct Options {
-  std::string only, out;
+  std::string only, out, isa;
   std::vector<int> threads;
   int rounds = 9;
   bool quick = false, keep = false, list = false, require_met = false;
@@ -147,7 +148,18 @@ void write_results(KernelRun& run, const Options& options, Json& document) {
   write_text_file(options.out + "/kernels.json", kernels_file(document));
 }
 
+/// LibTorch reads its limits from the environment, when it is first used.
+void limit_instructions() {
+  engine::limit_to_avx2();
+  ::setenv("ATEN_CPU_CAPABILITY", "avx2", 1);
+  ::setenv("ONEDNN_MAX_CPU_ISA", "AVX2", 1);
+  ::setenv("MKL_ENABLE_INSTRUCTIONS", "AVX2", 1);
+}
+
 int bench_kernels(const Options& options, const Globals& globals) {
+  if (!options.isa.empty()) {
+    limit_instructions();
+  }
   measure::CaseOptions how;
   how.quick = options.quick;
   how.threads = options.threads;
@@ -214,6 +226,10 @@ CLI::App* add_bench_kernels(CLI::App& bench, Action& action) {
       ->check(CLI::Range(1, 1000))
       ->type_name("N")
       ->capture_default_str();
+  app->add_option("--isa", options->isa,
+                  "Compute and judge as on a processor with these vector instructions alone")
+      ->check(CLI::IsMember({"avx2"}))
+      ->type_name("avx2");
   app->add_option("--out", options->out, "Writes kernels.json and pictures there")
       ->type_name("DIR");
   app->add_flag("--keep", options->keep,
@@ -225,6 +241,7 @@ CLI::App* add_bench_kernels(CLI::App& bench, Action& action) {
       "Example:\n"
       "  sluice bench kernels\n"
       "  sluice bench kernels --only 'gemv i4,sparse-ffn' --threads 1,2\n"
+      "  sluice bench kernels --isa avx2 --only 'gemv *'\n"
       "  sluice bench kernels --out docs/results");
   action = [options](const Globals& globals) { return bench_kernels(*options, globals); };
   return app;

@@ -32,6 +32,17 @@ TEST(BenchKernels, PrintsContendersBarsAndNotes) {
   EXPECT_THAT(finished.err, HasSubstr("rounds"));
 }
 
+TEST(BenchKernels, MeasuresAsOnAProcessorWithAvx2Alone) {
+  const Finished finished = sluice(quick({"--only", "gemm i8,gemv i8", "--isa", "avx2", "--json"}));
+  if (finished.exit_code != 0 && finished.err.find("limiting to avx2") != std::string::npos) {
+    GTEST_SKIP() << finished.err;  // a processor without AVX2
+  }
+  const Json report = json_of(finished);
+  EXPECT_EQ(report["machine"]["isa"], "avx2");
+  EXPECT_EQ(report["limits"]["int8_gops_threads_1"], 0);
+  EXPECT_NE(sluice(quick({"--isa", "avx9"})).exit_code, 0);
+}
+
 TEST(BenchKernels, ReportFollowsTheSchemaOfAllReports) {
   const Json report = json_of(sluice(quick({"--only", "gemm f32", "--json"})));
   for (const char* key :

@@ -1,5 +1,7 @@
 #include "sluice/base/amx.h"
 
+#include "sluice/base/machine.h"
+
 #if defined(__x86_64__) && defined(__GNUC__) && defined(__linux__)
 #include <cpuid.h>
 #include <sys/syscall.h>
@@ -20,7 +22,7 @@ bool ask() {
 
 bool amx_int8_usable() {
   static const bool usable = ask();
-  return usable;
+  return usable && !machine_limited_to_avx2();
 }
 
 }  // namespace sluice

@@ -3,7 +3,8 @@
 
 namespace sluice {
 
-/// The CPU multiplies int8 tiles and the system lets this process use them (asked once).
+/// The CPU multiplies int8 tiles and the system lets this process use them (asked once),
+/// and it is not limited to AVX2.
 bool amx_int8_usable();
 
 }  // namespace sluice

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <fstream>
@@ -38,9 +39,11 @@ std::string cpuinfo(std::string_view name) {
   return "";
 }
 
+std::atomic<bool> limited_to_avx2{false};
+
 std::string widest_isa() {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+  if (!limited_to_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl")) {
     // The kernel lists amx_tile only when it lets processes use it.
     if ((" " + cpuinfo("flags") + " ").find(" amx_tile ") != std::string::npos) {
@@ -128,6 +131,9 @@ Machine describe_machine() {
                          static_cast<int64_t>(::sysconf(_SC_PAGESIZE));
   return machine;
 }
+
+void limit_machine_to_avx2() { limited_to_avx2 = true; }
+bool machine_limited_to_avx2() { return limited_to_avx2; }
 
 double median(std::vector<double> values) {
   if (values.empty()) {

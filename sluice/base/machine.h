@@ -16,6 +16,12 @@ struct Machine {
 };
 Machine describe_machine();
 
+/// From now on this process takes the CPU for one with AVX2 alone, in what describe_machine() says
+/// and in what the limits below are measured with. Before any of them are measured. (The engine's
+/// own limit, engine/kernel/instruction_set.h, calls this.)
+void limit_machine_to_avx2();
+bool machine_limited_to_avx2();
+
 double median(std::vector<double> values);  ///< Error{shape} when empty
 double mean(std::span<const double> values);
 double stddev(std::span<const double> values);  ///< sample standard deviation, 0 for fewer than two

@@ -4,6 +4,7 @@
 
 #include "sluice/base/amx.h"
 #include "sluice/base/error.h"
+#include "sluice/base/machine.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -187,7 +188,7 @@ SLUICE_AMX int32_t int8_dot_amx(int64_t rounds) {
 
 bool has_avx512_vnni() {
   static const bool has = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni");
-  return has;
+  return has && !machine_limited_to_avx2();
 }
 
 bool has_avx2() {
@@ -196,7 +197,7 @@ bool has_avx2() {
 }
 bool has_avx512() {
   static const bool has = __builtin_cpu_supports("avx512f");
-  return has;
+  return has && !machine_limited_to_avx2();
 }
 
 #endif

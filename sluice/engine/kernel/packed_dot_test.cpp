@@ -1,10 +1,15 @@
 #include "sluice/engine/kernel/packed_dot.h"
 
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 
+#include "sluice/base/machine.h"
 #include "sluice/base/test_error.h"
 #include "sluice/engine/kernel/buffer.h"
+#include "sluice/engine/kernel/instruction_set.h"
+#include "sluice/engine/kernel/onednn.h"
+#include "sluice/engine/kernel/packed_tiles.h"
 #include "sluice/engine/kernel/test_targets.h"
 
 namespace sluice::engine {
@@ -281,6 +286,18 @@ TEST(PackedDot, BadActivationsStayInTheirRow) {
       }
     }
   });
+}
+
+// In a process of its own: the limit is for good.
+TEST(LimitToAvx2, LeavesNothingBetterInUse) {
+  if (describe_machine().isa == "generic") GTEST_SKIP() << "no AVX2";
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  const auto limited = [] {
+    limit_to_avx2();
+    return dot_name() == "sluice gemv avx2" && !tiles_usable() &&
+           !onednn::product_usable(onednn::ProductType::i8) && describe_machine().isa == "avx2";
+  };
+  EXPECT_EXIT(std::exit(limited() ? 0 : 1), ::testing::ExitedWithCode(0), "");
 }
 
 TEST(PackedDot, RefusesUnknownKinds) {

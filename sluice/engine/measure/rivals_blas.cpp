@@ -30,6 +30,8 @@ OpenBlas load() {
   // contender.
   if (describe_machine().isa.starts_with("avx512")) {
     ::setenv("OPENBLAS_CORETYPE", "SKYLAKEX", 0);
+  } else if (machine_limited_to_avx2()) {
+    ::setenv("OPENBLAS_CORETYPE", "HASWELL", 1);
   }
   ::setenv("OPENBLAS_THREAD_TIMEOUT", "4", 0);
   OpenBlas blas;
