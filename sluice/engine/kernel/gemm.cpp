@@ -63,8 +63,8 @@ int64_t unpacked_from(const PackedLinear& layer) {
     if (!chosen_target_has_avx2()) return kUnpackedRowsEarly;
     return format == Format::binary2 ? kUnpackedRows : kNever;
   }
-  // With AVX2, packed_dot takes two rows of floats at a time: 0.9 to 1.3 of the time at 16 rows, 1.6
-  // to 2.4 at 64.
+  // With AVX2, packed_dot takes two rows of floats at a time: 0.9 to 1.3 of the time at 16 rows,
+  // 1.6 to 2.4 at 64.
   if (!dot_vnni_usable()) return kUnpackedRowsEarly;
   return format == Format::f32 || format == Format::binary2 ? kUnpackedRowsEarly : kUnpackedRows;
 }

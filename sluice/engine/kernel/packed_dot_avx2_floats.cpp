@@ -1,6 +1,6 @@
 // Products of packed weights and float activations with AVX2: codes become floats in registers.
-// Codes of less than a byte are taken as 32-bit words, field by field: what one shift brings up lies
-// in eight words, and the activations are permuted once into the order that this gives.
+// Codes of less than a byte are taken as 32-bit words, field by field: what one shift brings up
+// lies in eight words, and the activations are permuted once into the order that this gives.
 #include "sluice/engine/kernel/packed_dot_avx2.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)

@@ -1,5 +1,6 @@
-// Products with packed weights through Highway, for processors that have no path of their own: codes unpack to int8 (or
-// floats) in strips that stay in the first-level cache, and these meet the activations.
+// Products with packed weights through Highway, for processors without a path of their own: codes
+// unpack to int8 (or floats) in strips that stay in the first-level cache, and these meet the
+// activations.
 #include <algorithm>
 #include <cstring>
 #include <utility>

@@ -15,12 +15,14 @@
 #include "sluice/engine/kernel/gemm_rows.h"
 #include "sluice/engine/kernel/packed_accumulate.h"
 #include "sluice/engine/kernel/packed_tiles.h"
+#include "sluice/engine/kernel/test_targets.h"
 
 namespace sluice::engine {
 namespace property_test {
 
 using bundle::Format;
 using bundle::PackedMatrix;
+using testing::for_each_target;
 
 Format any_format() {
   const auto formats = bundle::all_formats();
@@ -82,69 +84,81 @@ std::vector<float> product(const Weights& w, DotKind kind, std::span<const float
 }
 
 TEST(Properties, PackedLinearIsTheProductOfWhatTheCodesStandFor) {
-  rc::check([] {
-    const Format format = any_format();
-    const DotKind kind = *rc::gen::element(DotKind::f32, DotKind::bf16, DotKind::i8);
-    const int64_t rows = *rc::gen::inRange<int64_t>(1, 40),
-                  columns = *rc::gen::inRange<int64_t>(1, 300),
-                  outputs = *rc::gen::inRange<int64_t>(1, 70);
-    const int threads = *rc::gen::inRange(1, 4);
-    const size_t shift = 4 * *rc::gen::inRange<size_t>(0, 3) +
-                         (format == Format::mixed ? 0 : *rc::gen::inRange<size_t>(0, 4));
-    const Weights w(format, outputs, columns, shift);
-    const std::vector<float> x = any_values(static_cast<size_t>(rows * columns), false);
-    std::vector<GemmPath> paths{GemmPath::automatic, GemmPath::dot};
-    if (kind == DotKind::i8 && tiles_usable() && tiles_apply(w.matrix))
-      paths.push_back(GemmPath::tiles);
-    std::vector<float> rounded(static_cast<size_t>(columns));
-    for (const GemmPath path : paths) {
-      const std::vector<float> y = product(w, kind, x, rows, threads, path);
-      for (int64_t r = 0; r < rows; ++r) {
-        const double scale = round_row(kind, x.data() + r * columns, columns, rounded.data());
-        for (int64_t o = 0; o < outputs; ++o) {
-          double sum = 0, size = 1e-30;
-          for (int64_t i = 0; i < columns; ++i) {
-            const double term = scale * static_cast<double>(rounded[static_cast<size_t>(i)]) *
-                                static_cast<double>(w.values[static_cast<size_t>(o * columns + i)]);
-            sum += term;
-            size += std::fabs(term);
-          }
-          const double got = y[static_cast<size_t>(r * outputs + o)];
-          if (std::isfinite(sum)) {
-            // Sums of bits are taken apart as 2 (sum of the set ones) - (sum of all).
-            RC_ASSERT(std::fabs(got - sum) <= 1e-5 * size);
-          } else {
-            RC_ASSERT(!std::isfinite(got));
+  for_each_target([] {
+    EXPECT_TRUE(rc::check([] {
+      const Format format = any_format();
+      const DotKind kind = *rc::gen::element(DotKind::f32, DotKind::bf16, DotKind::i8);
+      const int64_t rows = *rc::gen::inRange<int64_t>(1, 40),
+                    columns = *rc::gen::inRange<int64_t>(1, 300),
+                    outputs = *rc::gen::inRange<int64_t>(1, 70);
+      const int threads = *rc::gen::inRange(1, 4);
+      const size_t shift = 4 * *rc::gen::inRange<size_t>(0, 3) +
+                           (format == Format::mixed ? 0 : *rc::gen::inRange<size_t>(0, 4));
+      const Weights w(format, outputs, columns, shift);
+      const std::vector<float> x = any_values(static_cast<size_t>(rows * columns), false);
+      std::vector<GemmPath> paths{GemmPath::automatic, GemmPath::dot};
+      if (kind == DotKind::i8 && tiles_usable() && tiles_apply(w.matrix))
+        paths.push_back(GemmPath::tiles);
+      std::vector<float> rounded(static_cast<size_t>(columns));
+      for (const GemmPath path : paths) {
+        const std::vector<float> y = product(w, kind, x, rows, threads, path);
+        for (int64_t r = 0; r < rows; ++r) {
+          const double scale = round_row(kind, x.data() + r * columns, columns, rounded.data());
+          for (int64_t o = 0; o < outputs; ++o) {
+            // A small weight that is a sum of two large parts is as inexact as these.
+            double sum = 0, size = 1e-30, apart = 0;
+            if (format == Format::i4_group_min || format == Format::binary2) {
+              for (int64_t i = 0; i < columns; ++i)
+                apart = std::max<double>(
+                    apart, std::fabs(scale * w.values[static_cast<size_t>(o * columns + i)]));
+            }
+            for (int64_t i = 0; i < columns; ++i) {
+              const double weight = w.values[static_cast<size_t>(o * columns + i)];
+              const double term =
+                  scale * static_cast<double>(rounded[static_cast<size_t>(i)]) * weight;
+              sum += term;
+              size += std::fabs(term) + std::fabs(apart * rounded[static_cast<size_t>(i)]);
+            }
+            const double got = y[static_cast<size_t>(r * outputs + o)];
+            if (std::isfinite(sum)) {
+              // Sums of bits are taken apart as 2 (sum of the set ones) - (sum of all).
+              RC_ASSERT(std::fabs(got - sum) <= 1e-5 * size);
+            } else {
+              RC_ASSERT(!std::isfinite(got));
+            }
           }
         }
       }
-    }
+    }));
   });
 }
 
 TEST(Properties, ARowOfIntegersKnowsNeitherItsNeighboursNorTheThreads) {
-  rc::check([] {
-    const Format format =
-        *rc::gen::element(Format::i8, Format::i8_group, Format::i4_group, Format::i4_group_min,
-                          Format::ternary, Format::binary, Format::binary2, Format::mixed);
-    const int64_t rows = *rc::gen::inRange<int64_t>(9, 40),
-                  columns = *rc::gen::inRange<int64_t>(1, 300),
-                  outputs = *rc::gen::inRange<int64_t>(1, 70);
-    const Weights w(format, outputs, columns, 0);
-    const std::vector<float> x = any_values(static_cast<size_t>(rows * columns), true);
-    const std::vector<float> all =
-        product(w, DotKind::i8, x, rows, *rc::gen::inRange(1, 4), GemmPath::automatic);
-    const int64_t first = *rc::gen::inRange<int64_t>(0, rows - 8);
-    const std::vector<float> some =
-        product(w, DotKind::i8, std::span(x).subspan(static_cast<size_t>(first * columns)),
-                rows - first, 1, GemmPath::automatic);
-    for (size_t i = 0; i < some.size(); ++i)
-      RC_ASSERT(some[i] == all[static_cast<size_t>(first * outputs) + i]);
+  for_each_target([] {
+    if (dot_name() == "sluice gemv") return;  // without AVX2, many rows are unpacked to floats
+    EXPECT_TRUE(rc::check([] {
+      const Format format =
+          *rc::gen::element(Format::i8, Format::i8_group, Format::i4_group, Format::i4_group_min,
+                            Format::ternary, Format::binary, Format::binary2, Format::mixed);
+      const int64_t rows = *rc::gen::inRange<int64_t>(9, 40),
+                    columns = *rc::gen::inRange<int64_t>(1, 300),
+                    outputs = *rc::gen::inRange<int64_t>(1, 70);
+      const Weights w(format, outputs, columns, 0);
+      const std::vector<float> x = any_values(static_cast<size_t>(rows * columns), true);
+      const std::vector<float> all =
+          product(w, DotKind::i8, x, rows, *rc::gen::inRange(1, 4), GemmPath::automatic);
+      const int64_t first = *rc::gen::inRange<int64_t>(0, rows - 8);
+      const std::vector<float> some =
+          product(w, DotKind::i8, std::span(x).subspan(static_cast<size_t>(first * columns)),
+                  rows - first, 1, GemmPath::automatic);
+      for (size_t i = 0; i < some.size(); ++i)
+        RC_ASSERT(some[i] == all[static_cast<size_t>(first * outputs) + i]);
+    }));
   });
 }
 
 TEST(Properties, ChosenRowsAddUpInEveryFormat) {
-  rc::check([] {
+  EXPECT_TRUE(rc::check([] {
     const Format format = any_format();
     const int64_t rows = *rc::gen::inRange<int64_t>(1, 60),
                   columns = *rc::gen::inRange<int64_t>(1, 300);
@@ -172,7 +186,7 @@ TEST(Properties, ChosenRowsAddUpInEveryFormat) {
         RC_ASSERT(std::fabs(y[t * width + c] - sum) <= 1e-5 * size);
       }
     }
-  });
+  }));
 }
 
 }  // namespace property_test
