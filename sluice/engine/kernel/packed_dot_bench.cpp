@@ -1,0 +1,95 @@
+// One row times packed weights from memory, by each implementation that this processor has:
+// portable (with AVX2 vectors at most), avx2, avx512-vnni.
+//   sluice_engine_bench --benchmark_filter=PackedDot --benchmark_min_time=0.1
+#include <benchmark/benchmark.h>
+#include <hwy/targets.h>
+
+#include <cstring>
+#include <optional>
+#include <random>
+#include <string>
+
+#include "sluice/engine/kernel/buffer.h"
+#include "sluice/engine/kernel/packed_dot_path.h"
+
+namespace sluice::engine {
+namespace packed_dot_bench {
+
+using bundle::Format;
+
+enum Path { kPortable, kAvx2, kVnni };
+constexpr int64_t kColumns = 4096, kRows = 4096, kCold = int64_t{512} << 20;
+
+/// Copies of one random matrix that do not fit a cache together.
+struct Copies {
+  Format format;
+  Buffer memory;
+  std::vector<bundle::PackedMatrix> matrices;
+
+  explicit Copies(Format format_) : format(format_), memory(kCold) {
+    std::mt19937_64 random(1);
+    std::uniform_real_distribution<float> uniform(-2, 2);
+    std::vector<float> values(kRows * kColumns);
+    for (float& v : values) v = uniform(random);
+    const std::vector<std::byte> packed = bundle::pack(format, values, kRows, kColumns);
+    const int64_t each = (static_cast<int64_t>(packed.size()) + 63) / 64 * 64;
+    for (int64_t at = 0; at + each <= kCold; at += each) {
+      std::memcpy(memory.data() + at, packed.data(), packed.size());
+      matrices.push_back(bundle::view_packed(format, kRows, kColumns,
+                                             {memory.data() + at, packed.size()}, "w", true));
+    }
+  }
+};
+
+/// Packing takes longer than measuring, and benchmarks of one format follow each other.
+const Copies& copies_of(Format format) {
+  static std::optional<Copies> latest;
+  if (!latest || latest->format != format) {
+    latest.reset();
+    latest.emplace(format);
+  }
+  return *latest;
+}
+
+void PackedDot(benchmark::State& state) {
+  const int64_t which = state.range(0);
+  const auto kind = static_cast<DotKind>(state.range(1));
+  const auto format = static_cast<Format>(state.range(2));
+  if ((which == kVnni && !dot_vnni_usable()) || (which == kAvx2 && !chosen_target_has_avx2()))
+    return state.SkipWithError("not on this processor");
+  const Copies& copies = copies_of(format);
+  if (which == kPortable && chosen_target_is_avx512()) hwy::GetChosenTarget().Update(HWY_AVX2);
+  const DotPath& path = which == kPortable ? portable_dot()
+                        : which == kAvx2   ? avx2_dot()
+                                           : vnni_dot();
+  const std::vector<float> x(kColumns, 0.5f);
+  std::vector<float> y(kRows);
+  DotInput input;
+  input.format = format;
+  input.kind = kind;
+  input.batch = 1;
+  input.columns = kColumns;
+  input.stride = path.stride(format, kind, kColumns);
+  const Buffer scratch(input.stride);
+  input.data = scratch.data();
+  size_t next = 0;
+  for (auto _ : state) {
+    const bundle::PackedMatrix& w = copies.matrices[next++ % copies.matrices.size()];
+    path.prepare(w, kind, x.data(), scratch.data());
+    path.run(w, input, {nullptr, 0, kRows}, y.data(), kRows);
+    benchmark::ClobberMemory();
+  }
+  hwy::GetChosenTarget().DeInit();
+  static constexpr const char* kNames[] = {"portable", "avx2", "avx512-vnni"};
+  state.SetLabel(std::string(bundle::format_name(format)) + " " + kNames[which]);
+  state.SetBytesProcessed(state.iterations() * kRows * copies.matrices[0].row_bytes());
+}
+BENCHMARK(PackedDot)
+    ->ArgNames({"path", "activations", "format"})
+    ->ArgsProduct({{kPortable, kAvx2, kVnni},
+                   {int(DotKind::f32), int(DotKind::i8)},
+                   benchmark::CreateDenseRange(0, 9, 1)})
+    ->Unit(benchmark::kMicrosecond);
+
+}  // namespace packed_dot_bench
+}  // namespace sluice::engine
