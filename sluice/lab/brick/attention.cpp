@@ -306,7 +306,7 @@ at::Tensor Attention::forward(const at::Tensor& x, Context& context) {
       Cost all = cost({tokens, x.size(-1)});
       per_unit = static_cast<double>(all.macs) / static_cast<double>(kv_heads);
     }
-    y = apply_unit_gate(*head_gate_, x, y, per_unit, context);
+    y = times_units(y, unit_decision(*head_gate_, x, per_unit, context));
   }
   return o_->forward(y, context);
 }

@@ -19,9 +19,10 @@ namespace sluice::lab {
 /// One decision of one gate for one batch. Gradients flow through both tensors.
 struct GateRecord {
   std::string path;        ///< of the gate's slot
-  at::Tensor probability;  ///< p [batch, units] in (0, 1)
-  at::Tensor decision;     ///< g [batch, units], 0 or 1 forward
-  at::Tensor unit_macs;    ///< [units], MACs per sample that a closed unit saves
+  at::Tensor probability;  ///< p [batch, units] in (0, 1); [batch, rows, units] of each token
+  at::Tensor decision;     ///< g of p's shape, 0 or 1 forward
+  at::Tensor unit_macs;    ///< [units], MACs per sample that a unit saves which is closed for all
+                           ///< of it
 };
 
 class GateLog {

@@ -40,19 +40,35 @@ void Ffn::check_slots() const {
   if (!neuron_gate_->empty()) neuron_gate_->as<GateBrick>();
 }
 
+int64_t Ffn::neuron_macs(int64_t width) const {
+  const Shape row = {1, width}, hidden = up_->output_shape(row);
+  int64_t macs = up_->cost(row).macs + down_->cost(hidden).macs;
+  if (gated()) macs += gate_->cost(row).macs;
+  return macs / hidden.back();
+}
+
 at::Tensor Ffn::forward(const at::Tensor& x, Context& context) {
-  at::Tensor h = gated()
-                     ? activate(activation_, gate_->forward(x, context)) * up_->forward(x, context)
-                     : activate(activation_, up_->forward(x, context));
-  if (!neuron_gate_->empty()) {
-    double per_unit = 0;
-    if (context.gate_log != nullptr) {
-      const Shape shape(x.sizes().begin() + 1, x.sizes().end());
-      per_unit = static_cast<double>(cost(shape).macs) / static_cast<double>(h.size(-1));
-    }
-    h = apply_unit_gate(*neuron_gate_, x, h, per_unit, context);
+  const bool skips = decides_by_input(*neuron_gate_);
+  at::Tensor h, y, decision;
+  {
+    const Unmetered unmetered(context, skips);
+    h = gated() ? activate(activation_, gate_->forward(x, context)) * up_->forward(x, context)
+                : activate(activation_, up_->forward(x, context));
   }
-  return down_->forward(h, context);
+  if (!neuron_gate_->empty()) {
+    const int64_t rows = x.dim() > 2 ? x.size(1) : 1;  // of a sample
+    decision = unit_decision(*neuron_gate_, x, static_cast<double>(rows * neuron_macs(x.size(-1))),
+                             context);
+    h = times_units(h, decision);
+  }
+  if (!skips) return down_->forward(h, context);
+  {
+    const Unmetered unmetered(context, true);
+    y = down_->forward(h, context);
+  }
+  const int64_t macs = neuron_macs(x.size(-1));
+  meter_units(x, decision, macs, macs * static_cast<int64_t>(x.element_size()), context);
+  return y;
 }
 
 Shape Ffn::output_shape(const Shape& input) const {
@@ -69,14 +85,56 @@ Shape Ffn::output_shape(const Shape& input) const {
 }
 
 Cost Ffn::cost(const Shape& input) const {
-  Cost total = up_->cost(input) + down_->cost(up_->output_shape(input));
+  const Shape hidden = up_->output_shape(input);
+  Cost total = up_->cost(input) + down_->cost(hidden);
   if (gated()) total += gate_->cost(input);
+  if (const auto* gate = dynamic_cast<const Gate*>(neuron_gate_->get().get())) {
+    total.macs = total.macs / hidden.back() * gate->most_open();
+  }
   if (!neuron_gate_->empty()) total += neuron_gate_->cost(input);
   return total;
 }
 
+bundle::Value Ffn::lower_sparse(bundle::Builder& builder, const bundle::Value& x,
+                                const std::string& path) const {
+  const std::string gate_path = join_path(path, neuron_gate_->name());
+  const auto* gate = dynamic_cast<const Gate*>(neuron_gate_->get().get());
+  if (gate == nullptr) {
+    fail(Code::unsupported, "{}: a {} of neurons has no node in the engine; it has those of a gate",
+         gate_path, (**neuron_gate_).kind());
+  }
+  std::map<std::string, std::string> tensors;
+  const auto add = [&](const std::string& role, const Slot& slot) {
+    const auto* layer = dynamic_cast<const Linear*>(slot.get().get());
+    const std::string layer_path = join_path(path, slot.name());
+    if (layer == nullptr) {
+      fail(
+          Code::unsupported,
+          "{}: a {} whose neurons a gate closes one by one has no node in the engine; it has those "
+          "of ordinary linear layers (dequantize first)",
+          layer_path, (*slot).kind());
+    }
+    const std::string weight = join_path(layer_path, "weight");
+    const bool by_input = role == "down";  // a row for each neuron, as the others have
+    tensors[role] = by_input ? stored_by_input(weight) : weight;
+    add_tensor(builder, tensors[role], by_input ? layer->weight.detach().t() : layer->weight);
+    if (!layer->bias.defined()) return;
+    tensors[role + "_bias"] = join_path(layer_path, "bias");
+    add_tensor(builder, tensors[role + "_bias"], layer->bias);
+  };
+  add("up", *up_);
+  if (gated()) add("gate", *gate_);
+  add("down", *down_);
+  const Gate::Lowered scores = gate->lower_logits(builder, x, gate_path);
+  bundle::Attributes attributes = {{"activation", activation_}};
+  add_selector(scores.selector, attributes);
+  return builder.node("sparse_ffn", node_path_of(path, *this), {x, scores.logits},
+                      std::move(attributes), std::move(tensors));
+}
+
 bundle::Value Ffn::lower(bundle::Builder& builder, const bundle::Value& x,
                          const std::string& path) const {
+  if (decides_by_input(*neuron_gate_)) return lower_sparse(builder, x, path);
   const auto act = [&](const bundle::Value& value) {
     return builder.node("activation", join_path(path, "act"), {value}, {{"kind", activation_}});
   };

@@ -6,7 +6,11 @@ namespace sluice::lab {
 
 /// y = down(act(up(x))); with a layer in `gate` y = down(act(gate(x)) * up(x)) (Shazeer 2020).
 /// Slots: gate (empty: plain), up, down: linear layers; neuron_gate (empty: all open): one unit per
-/// neuron, multiplied in before down.
+/// neuron, multiplied in before down. A gate that looks at its input decides token by token; what
+/// it closes is counted as not computed, and in the engine is neither computed nor read
+/// (`sparse_ffn`, linear layers only). Several tokens at once then share the neurons that any of a
+/// few asks for, so that the engine may count more than the lab does; for one at a time both are
+/// equal.
 class Ffn final : public Brick {
  public:
   /// Empty slots, filled by adopt(); use make_ffn for a fresh one.
@@ -25,6 +29,9 @@ class Ffn final : public Brick {
   bool gated() const { return !gate_->empty(); }
 
  private:
+  int64_t neuron_macs(int64_t width) const;  ///< of one neuron for one row
+  bundle::Value lower_sparse(bundle::Builder& builder, const bundle::Value& x,
+                             const std::string& path) const;
   std::string activation_;
   Slot *gate_, *up_, *down_, *neuron_gate_;
 };

@@ -6,16 +6,36 @@
 
 namespace sluice::lab {
 
-at::Tensor apply_unit_gate(const Slot& slot, const at::Tensor& x, const at::Tensor& gated,
-                           double macs_per_unit, Context& context) {
+at::Tensor unit_decision(const Slot& slot, const at::Tensor& x, double macs_per_unit,
+                         Context& context) {
   auto& gate = slot.as<GateBrick>();
-  const int64_t units = gate.units();
   at::Tensor unit_macs;
-  if (context.gate_log != nullptr) unit_macs = at::full({units}, macs_per_unit, x.options());
+  if (context.gate_log != nullptr) unit_macs = at::full({gate.units()}, macs_per_unit, x.options());
   const Context::Scope scope(context, slot.name());
   at::Tensor decision = gate.decide(x, unit_macs, context);
-  if (decision.dim() == 2) decision = decision.unsqueeze(1);
+  while (decision.dim() < x.dim()) decision = decision.unsqueeze(1);
+  return decision;
+}
+
+at::Tensor times_units(const at::Tensor& gated, const at::Tensor& decision) {
+  const int64_t units = decision.size(-1);
+  if (gated.size(-1) == units) return gated * decision;
   return (gated.unflatten(-1, {units, -1}) * decision.unsqueeze(-1)).flatten(-2);
+}
+
+void meter_units(const at::Tensor& x, const at::Tensor& decision, int64_t macs_per_unit,
+                 int64_t bytes_per_unit, Context& context) {
+  if (context.meter == nullptr) return;
+  const at::Tensor open = decision.detach() != 0;
+  const int64_t alike = x.dim() > 2 ? x.size(1) / decision.size(1) : 1;
+  const int64_t pairs = open.sum().item<int64_t>() * alike;
+  const int64_t read = open.flatten(0, -2).any(0).sum().item<int64_t>();
+  context.meter->add(context.path(), pairs * macs_per_unit,
+                     2 * tensor_bytes(x) + read * bytes_per_unit);
+}
+
+bool decides_by_input(const Slot& gate) {
+  return !gate.empty() && dynamic_cast<const ConstantMask*>(gate.get().get()) == nullptr;
 }
 
 bundle::Value lower_masked(const Slot& slot, const Slot& gate, bundle::Builder& builder,

@@ -46,6 +46,13 @@ bundle::Value lower_through(const Slot* slot, bundle::Builder& builder, const bu
 
 }  // namespace
 
+const Slot* branch_gate(const Brick& body) {
+  for (const char* name : {"neuron_gate", "head_gate"}) {
+    if (body.has_slot(name) && decides_by_input(body.slot(name))) return &body.slot(name);
+  }
+  return nullptr;
+}
+
 // ---- TransformerBlock ----
 
 TransformerBlock::TransformerBlock(bool post_norm) : post_norm_(post_norm) {
@@ -158,7 +165,8 @@ std::vector<NormReaders> TransformerBlock::norm_readers() const {
   if (post_norm_) return {};  // what comes out goes on along the stream, too
   std::vector<NormReaders> result;
   for (const Branch& branch : branches_) {
-    if (branch.norm->empty() || branch.body->empty()) continue;
+    if (branch.norm->empty() || branch.body->empty() || branch_gate(**branch.body) != nullptr)
+      continue;  // a gate reads it, too, and is no layer to fold into
     NormReaders entry{branch.norm->name(), {}};
     for (const char* name : {"q", "k", "v", "gate", "up"}) {
       const Brick& body = **branch.body;

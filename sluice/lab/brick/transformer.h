@@ -7,6 +7,9 @@ namespace sluice::lab {
 /// What the brick of a slot makes of x; x itself where there is none.
 at::Tensor through(const Slot& slot, const at::Tensor& x, Context& context);
 
+/// The slot of a branch whose gate looks at the branch's input; nullptr: none.
+const Slot* branch_gate(const Brick& body);
+
 /// Norm before the branches: y = x + attn(attn_norm(x)), z = y + ffn(ffn_norm(y)); or after the
 /// additions ("post"): y = attn_norm(x + attn(x)), z = ffn_norm(y + ffn(y)). Slots: attn_norm,
 /// attn, ffn_norm, ffn; an empty branch adds nothing, an empty norm passes its input. A block may

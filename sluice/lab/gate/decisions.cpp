@@ -10,16 +10,20 @@ namespace sluice::lab {
 namespace {
 
 [[noreturn]] void no_node(const std::string& path, const std::string& kind) {
-  fail(
-      Code::unsupported,
-      "{}: the engine has no node for decision '{}'; it has 'threshold'. Freeze the gate, or train "
-      "it with a threshold",
-      path, kind);
+  fail(Code::unsupported,
+       "{}: the engine has no node for decision '{}'; it has 'threshold', and for "
+       "neurons 'top_k' and 'statistical_top_k'. Freeze the gate, or train it with one of them",
+       path, kind);
+}
+
+/// Logits are ranked by value.
+Selector by_value(Selector selector) {
+  selector.magnitude = false;
+  return selector;
 }
 
 /// 1 where the selector keeps a logit, else 0.
-at::Tensor as_numbers(const at::Tensor& logits, Selector selector) {
-  selector.magnitude = false;
+at::Tensor as_numbers(const at::Tensor& logits, const Selector& selector) {
   return select(logits, selector).to(logits.scalar_type());
 }
 
@@ -34,6 +38,9 @@ class Threshold final : public Decision {
                       const std::string& path) const override {
     return builder.node("threshold", path + ".decision", {logits}, {{"value", logit_}});
   }
+  Selector selector(int64_t, const std::string&) const override {
+    return by_value(Selector::above(static_cast<float>(logit_)));
+  }
 
  private:
   double at_, logit_;
@@ -44,7 +51,10 @@ class TopK final : public Decision {
   explicit TopK(int64_t k) : k_(k) {}
   Json attributes() const override { return {{"kind", "top_k"}, {"k", k_}}; }
   at::Tensor decide(const at::Tensor& logits, bool, Context&) const override {
-    return as_numbers(logits, Selector::top(k_));
+    return as_numbers(logits, selector(logits.size(-1), ""));
+  }
+  Selector selector(int64_t, const std::string&) const override {
+    return by_value(Selector::top(k_));
   }
   bundle::Value lower(bundle::Builder&, const bundle::Value&,
                       const std::string& path) const override {
@@ -60,8 +70,11 @@ class StatisticalTopK final : public Decision {
   explicit StatisticalTopK(int64_t k) : k_(k) {}
   Json attributes() const override { return {{"kind", "statistical_top_k"}, {"k", k_}}; }
   at::Tensor decide(const at::Tensor& logits, bool, Context&) const override {
-    const double share = static_cast<double>(k_) / static_cast<double>(logits.size(-1));
-    return as_numbers(logits, Selector::share(std::min(share, 1.0)));
+    return as_numbers(logits, selector(logits.size(-1), ""));
+  }
+  Selector selector(int64_t units, const std::string&) const override {
+    const double share = static_cast<double>(k_) / static_cast<double>(units);
+    return by_value(Selector::share(std::min(share, 1.0)));
   }
   bundle::Value lower(bundle::Builder&, const bundle::Value&,
                       const std::string& path) const override {
@@ -83,6 +96,9 @@ class Sample final : public Decision {
                       const std::string& path) const override {
     return builder.node("threshold", path + ".decision", {logits}, {{"value", 0.0}});
   }
+  Selector selector(int64_t, const std::string&) const override {
+    return by_value(Selector::above(0));
+  }
 };
 
 class Softmax final : public Decision {
@@ -98,6 +114,7 @@ class Softmax final : public Decision {
                       const std::string& path) const override {
     no_node(path, "softmax");
   }
+  Selector selector(int64_t, const std::string& path) const override { no_node(path, "softmax"); }
 };
 
 const PartTable<std::unique_ptr<Decision>>& decisions() {

@@ -6,8 +6,10 @@
 namespace sluice::lab {
 namespace {
 
-// Adds `through` to the graph, not to the value: the difference is exactly 0.
+// Adds `through` to the graph, not to the value: the difference is exactly 0 (of numbers; without a
+// graph what is no number does not enter either, and a unit whose score is none stays closed).
 at::Tensor pass_through(const at::Tensor& hard, const at::Tensor& through) {
+  if (!through.requires_grad()) return hard;
   return hard + (through - through.detach());
 }
 

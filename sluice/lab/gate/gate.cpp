@@ -115,16 +115,32 @@ at::Tensor Gate::decide(const at::Tensor& x, const at::Tensor& unit_macs, Contex
 
 Cost Gate::cost(const Shape& input) const { return score_->cost(input); }
 
+void Gate::require_hard(const std::string& path) const {
+  if (estimator_->attributes().at("kind") != "sigmoid") return;
+  fail(Code::unsupported,
+       "{}: a gate with estimator 'sigmoid' is soft and never skips; the engine runs hard gates. "
+       "Train it on with 'ste_sigmoid', or freeze it",
+       path);
+}
+
 bundle::Value Gate::lower(bundle::Builder& builder, const bundle::Value& x,
                           const std::string& path) const {
-  if (estimator_->attributes().at("kind") == "sigmoid") {
-    fail(Code::unsupported,
-         "{}: a gate with estimator 'sigmoid' is soft and never skips; the engine runs hard gates. "
-         "Train it on with 'ste_sigmoid', or freeze it",
-         path);
-  }
+  require_hard(path);
   const bundle::Value logits = score_->lower(builder, x, join_path(path, "score"));
   return decision_->lower(builder, logits, path);
+}
+
+Gate::Lowered Gate::lower_logits(bundle::Builder& builder, const bundle::Value& x,
+                                 const std::string& path) const {
+  require_hard(path);
+  const Selector selector = decision_->selector(units(), path);
+  return {score_->lower(builder, x, join_path(path, "score")), selector};
+}
+
+int64_t Gate::most_open() const {
+  const Json decision = decision_->attributes();
+  if (decision.at("kind") == "softmax") return 1;
+  return decision.at("kind") == "top_k" ? decision.at("k").get<int64_t>() : units();
 }
 
 // ---- ConstantMask ----

@@ -11,6 +11,7 @@
 //    "estimator": {"kind": "ste_sigmoid"}, "noise": 1.0}
 #pragma once
 #include "sluice/lab/brick/brick.h"
+#include "sluice/lab/gate/selector.h"
 
 namespace sluice::lab {
 
@@ -18,7 +19,8 @@ namespace sluice::lab {
 /// nothing but the costs decides.
 at::Tensor price_offset(double price, const at::Tensor& cost);
 
-/// Base of everything that sits in a gate slot: forward(x) returns g [batch, units] (float).
+/// Base of everything that sits in a gate slot: forward(x) returns g (float), [batch, units], or
+/// [batch, rows, units] of a gate that decides for each row of x [batch, rows, inputs].
 class GateBrick : public Brick {
  public:
   virtual int64_t units() const = 0;
@@ -65,6 +67,9 @@ struct Decision {
   /// Throws Error{unsupported} when the engine has no node for it.
   virtual bundle::Value lower(bundle::Builder& builder, const bundle::Value& logits,
                               const std::string& path) const = 0;
+  /// The same choice among `units` logits, for nodes that choose themselves (`sparse_ffn`). Throws
+  /// Error{unsupported} naming `path` where the engine knows none.
+  virtual Selector selector(int64_t units, const std::string& path) const = 0;
 };
 /// threshold {at = 0.5}: sigmoid(z) > at. top_k {k}: the k largest (ties: lowest index).
 /// statistical_top_k {k}: z above mean + std * quantile(1 - k/units) of the row. sample {}:
@@ -104,8 +109,18 @@ class Gate final : public GateBrick {
   /// price; minus infinity opens all. false, and nothing changed, where the logits are a constant
   /// or the decision does not compare them with a number.
   bool steer(const std::vector<double>& prices);
+  struct Lowered {
+    bundle::Value logits;
+    Selector selector;  ///< of the open ones, by value
+  };
+  /// For a node that reads the logits and chooses itself. Throws as lower().
+  Lowered lower_logits(bundle::Builder& builder, const bundle::Value& x,
+                       const std::string& path) const;
+  /// The most units that are open at once, of any input.
+  int64_t most_open() const;
 
  private:
+  void require_hard(const std::string& path) const;
   std::shared_ptr<Score> score_;
   std::unique_ptr<Decision> decision_;
   std::unique_ptr<Estimator> estimator_;

@@ -12,6 +12,7 @@
 #include "sluice/lab/brick/layers.h"
 #include "sluice/lab/brick/nested.h"
 #include "sluice/lab/brick/sparse_linear.h"
+#include "sluice/lab/brick/steps.h"
 #include "sluice/lab/brick/stitch.h"
 #include "sluice/lab/gate/gate.h"
 #include "sluice/lab/quant/packed_weight.h"
@@ -35,6 +36,20 @@ void load_packed(const bundle::Bundle& bundle, const std::string& path,
   if (!view.bytes.empty()) {
     std::memcpy(target.data_ptr(), view.bytes.data(), view.bytes.size());
   }
+}
+
+// A matrix that the graph reads by its columns.
+void load_turned(const bundle::Bundle& bundle, const std::string& path,
+                 const bundle::TensorView& view, const at::Tensor& target) {
+  if (target.dim() != 2 || view.shape != Shape{target.size(1), target.size(0)}) {
+    fail(Code::shape, "{}: tensor '{}': the model description says {}, transposed, the file {}",
+         bundle.path(), stored_by_input(path), to_string(target.sizes()), to_string(view.shape));
+  }
+  const at::NoGradGuard no_grad;
+  const std::span<const float> values = view.f32();
+  const at::Tensor stored = at::from_blob(const_cast<float*>(values.data()),
+                                          {target.size(1), target.size(0)}, at::kFloat);
+  at::Tensor(target).copy_(stored.t());
 }
 
 void check_packed(const Model& model, const bundle::Bundle& bundle) {
@@ -198,8 +213,10 @@ void lower(const Model& model, bundle::Builder& builder) {
   builder.output(model.root->lower(builder, input, ""));
   // State that no node reads (a gate that is folded away in the graph) still belongs to the model.
   // Packed weights are no floats, and their own bricks have added them.
+  const auto& stored = builder.graph().tensors;
   for (const auto& [path, tensor] : named_state(*model.root)) {
-    if (tensor.is_floating_point()) add_tensor(builder, path, tensor);
+    if (!tensor.is_floating_point() || stored.contains(stored_by_input(path))) continue;
+    add_tensor(builder, path, tensor);
   }
   if (!model.sizes.empty()) {
     const std::string what = "model";
@@ -272,10 +289,16 @@ Model load_model(const bundle::Bundle& bundle) {
     for (const auto& [role, name] : node.tensors) known.insert(name);
   }
   for (const auto& [path, target] : named_state(*model.root)) {
-    const bundle::TensorView& view = bundle.tensor(path);
+    const bool by_input = !bundle.graph().tensors.contains(path) &&
+                          bundle.graph().tensors.contains(stored_by_input(path));
+    const bundle::TensorView& view = bundle.tensor(by_input ? stored_by_input(path) : path);
     if (target.scalar_type() == at::kByte) {
       load_packed(bundle, path, view, target);
       known.insert(path);
+      continue;
+    }
+    if (by_input) {
+      load_turned(bundle, path, view, target);
       continue;
     }
     if (Shape(target.sizes().begin(), target.sizes().end()) != view.shape) {

@@ -38,7 +38,11 @@ std::vector<Frozen> find_gates(Model& model, const std::string& pattern) {
 }
 
 int64_t measure(Model& model, const PassInput& input, std::vector<Frozen>& gates) {
-  std::map<std::string, at::Tensor> sums;
+  struct Sum {
+    at::Tensor open;   ///< [units]
+    int64_t rows = 0;  ///< samples, or tokens of a gate that decides for each
+  };
+  std::map<std::string, Sum> sums;
   int64_t samples = 0;
   const EvaluationMode evaluation(*model.root);
   for_each_calibration_batch(model, input, "freeze-gates", [&](const at::Tensor& x) {
@@ -48,15 +52,18 @@ int64_t measure(Model& model, const PassInput& input, std::vector<Frozen>& gates
     model.root->forward(x, context);
     samples += x.size(0);
     for (const GateRecord& record : log.records()) {
-      const at::Tensor sum = record.decision.sum(0).to(at::kCPU, at::kDouble);
-      at::Tensor& total = sums[record.path];
-      total = total.defined() ? total + sum : sum;
+      const at::Tensor decided = record.decision.flatten(0, -2);
+      const at::Tensor sum = decided.sum(0).to(at::kCPU, at::kDouble);
+      Sum& total = sums[record.path];
+      total.open = total.open.defined() ? total.open + sum : sum;
+      total.rows += decided.size(0);
     }
   });
   for (Frozen& gate : gates) {
     const auto found = sums.find(gate.ref.path);
     SLUICE_CHECK(found != sums.end());
-    gate.mean = found->second / static_cast<double>(samples);
+    // A gate behind closed ones may have seen nothing: what it would say is not known, all close.
+    gate.mean = found->second.open / static_cast<double>(std::max<int64_t>(1, found->second.rows));
   }
   return samples;
 }

@@ -25,13 +25,18 @@ namespace {
 
 std::vector<PassEntry> builtin_passes() {
   return {
-      {{"insert-gates", "puts per-sample gates into empty gate slots of residual blocks",
-        "granularity=channel   one gate unit per hidden channel, or 'block': one per block with an "
-        "identity shortcut\n"
-        "slots=**              blocks, by path pattern\n"
+      {{"insert-gates", "puts gates that look at each input into empty gate slots",
+        "granularity=channel   one unit per hidden channel of a residual block, or 'block': one "
+        "per\n"
+        "                      block with an identity shortcut; of transformers, for each token\n"
+        "                      'neuron': one per neuron of feed-forward networks\n"
+        "slots=**              what gets a gate, by path pattern\n"
         "noise=0               logistic noise on the logits while training\n"
         "bias=2                first bias of the last layer: gates start open\n"
         "hidden=0              hidden width of the gate; 0: max(4, inputs / 4)\n"
+        "score=mlp             of transformers' gates: that hidden layer, or 'linear': none\n"
+        "decision=threshold    of neurons also 'top_k' and 'statistical_top_k', by token\n"
+        "keep=0.5              share of the neurons that these two keep\n"
         "estimator=ste_sigmoid how gradients pass the decision\n"
         "seed=0                of the gates' first weights",
         false, false},
@@ -350,83 +355,7 @@ bool matches_any(const std::string& pattern, const std::string& path,
   return false;
 }
 
-// ---- insert-gates, reestimate-norm ----
-
-namespace {
-
-int64_t branch_inputs(const Brick& block) {
-  return block.slot("conv1").as<Conv2d>().options().inputs;
-}
-
-BrickPtr fresh_gate(const Json& options, int64_t inputs, int64_t units, const std::string& path) {
-  const std::string what = "pass insert-gates";
-  Json score = {{"kind", "pooled_mlp"},
-                {"inputs", inputs},
-                {"units", units},
-                {"bias", json_get_or<double>(options, "bias", 2.0, what)}};
-  if (const auto hidden = json_get_or<int64_t>(options, "hidden", 0, what); hidden != 0) {
-    score["hidden"] = hidden;
-  }
-  auto gate = std::make_shared<Gate>(
-      Json{{"score", score},
-           {"decision", {{"kind", "threshold"}, {"at", 0.5}}},
-           {"estimator",
-            {{"kind", json_get_or<std::string>(options, "estimator", "ste_sigmoid", what)}}},
-           {"noise", json_get_or<double>(options, "noise", 0.0, what)}});
-  const auto seed = static_cast<uint64_t>(json_get_or<int64_t>(options, "seed", 0, what));
-  for (const auto& item : gate->named_parameters()) {
-    at::Tensor parameter = item.value();
-    if (parameter.dim() != 2)
-      continue;  // biases: the hidden one may be 0, the last one says "open"
-    fill_uniform(parameter, 1.0 / std::sqrt(static_cast<double>(parameter.size(1))),
-                 derive_seed(seed, join_path(path, item.key())));
-  }
-  const at::NoGradGuard no_grad;
-  for (const auto& item : gate->named_parameters()) {
-    if (item.key().ends_with("hidden.bias")) at::Tensor(item.value()).zero_();
-  }
-  return gate;
-}
-
-}  // namespace
-
-Json insert_gates(Model& model, const PassInput& input) {
-  const std::string what = "pass insert-gates";
-  json_require_known_keys(input.options,
-                          {"slots", "granularity", "noise", "bias", "hidden", "estimator", "seed"},
-                          what);
-  const auto granularity = json_get_or<std::string>(input.options, "granularity", "channel", what);
-  const auto pattern = json_get_or<std::string>(input.options, "slots", "**", what);
-  if (granularity != "channel" && granularity != "block") {
-    fail(Code::config, "{}: granularity: expected 'channel' or 'block', found '{}'", what,
-         granularity.substr(0, 60));
-  }
-  const std::string slot_name = granularity + "_gate";
-  Json paths = Json::array();
-  int64_t units = 0, params = 0;
-  for (const SlotRef& ref : walk(*model.root, pattern)) {
-    auto* block = dynamic_cast<ResidualBlock*>(ref.slot->get().get());
-    if (block == nullptr || !block->slot(slot_name).empty()) continue;
-    if (granularity == "block" && !block->identity_shortcut()) continue;
-    const std::vector<ChannelGroup> groups = block->channel_groups();
-    if (granularity == "channel" && groups.empty()) continue;
-    const int64_t count = granularity == "block" ? 1 : groups.front().channels;
-    const std::string path = join_path(ref.path, slot_name);
-    BrickPtr gate = fresh_gate(input.options, branch_inputs(*block), count, path);
-    for (const at::Tensor& parameter : gate->parameters()) params += parameter.numel();
-    block->slot(slot_name).exchange(placed_like(std::move(gate), *block));
-    paths.push_back(path);
-    units += count;
-  }
-  if (paths.empty()) {
-    fail(Code::usage, "{}: no residual block under '{}' has an empty {} slot{}", what, pattern,
-         slot_name, granularity == "block" ? " and an identity shortcut" : "");
-  }
-  return {{"granularity", granularity},
-          {"units", units},
-          {"added_params", params},
-          {"gates", std::move(paths)}};
-}
+// ---- reestimate-norm ----
 
 namespace {
 

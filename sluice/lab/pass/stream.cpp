@@ -188,6 +188,10 @@ std::vector<Branch> branches_of(Decoder& decoder) {
         fail(Code::unsupported, "{}: {} is a {}{}", kRotate, path, (*body).kind(),
              block->post_norm() ? " with its norm behind it" : "");
       }
+      if (const Slot* gate = branch_gate(*body)) {
+        fail(Code::unsupported, "{}: {}.{} holds a {} that reads the stream; freeze-gates first",
+             kRotate, path, gate->name(), (**gate).kind());
+      }
       require_plain_norm(block->slot(std::string(name) + "_norm"), path + "_norm");
       result.push_back(branch);
     }

@@ -30,8 +30,10 @@ LabEvaluation evaluate(Model& model, const Feed& feed, bool log_gates, int64_t b
     hits = hits.defined() ? hits + part_hits : part_hits;
     for (const auto& record : log.records()) {
       // A constant mask may log one row for the whole batch, a gate of tokens one for each.
-      const auto each =
+      auto each =
           record.decision.dim() > 2 ? record.decision.flatten(1, -2).mean(1) : record.decision;
+      // Behind a gate of whole tokens there is a row for each that went on, of whichever sample.
+      if (each.size(0) != part.labels.size(0)) each = each.mean(0, /*keepdim=*/true);
       const auto rows = each.expand({part.labels.size(0), each.size(-1)});
       auto& sum = open[record.path];
       const auto part_sum = rows.sum(0).to(torch::kDouble);
