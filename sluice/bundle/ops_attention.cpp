@@ -99,7 +99,9 @@ AttentionShape attention_sizes(const OpInput& in) {
   s.value_width = require_heads(v, "v", s.kv_heads);
   if (in.node.attrs.count("scale")) require_positive(in, "scale", 1);
   if (in.inputs.size() == 4) {
-    if (!s.causal) fail(Code::shape, "keep: fewer queries than keys need mask causal");
+    if (s.tokens != s.keys)
+      fail(Code::shape, "keep: queries are some of the {} rows that k has; q has {}", s.keys,
+           s.tokens);
     const Shape& keep = input(in, 3);
     if (keep != Shape{s.tokens} && keep != Shape{s.tokens, 1})
       fail(Code::shape, "keep: expected {0} or {0} x 1, found {1}", s.tokens, to_string(keep));

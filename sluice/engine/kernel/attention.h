@@ -39,8 +39,8 @@ struct AttentionRows {
   int64_t seen = 0;            ///< with a cache: positions before these
   std::byte* cache = nullptr;  ///< attention_cache_bytes(), any alignment that its type allows
   /// [rows] ascending: which of the keys each query belongs to, where they are fewer (rows that
-  /// left the network keep keys and values for those that go on); null: query r to key r. Causal
-  /// only.
+  /// left the network keep keys and values for those that go on); null: query r to key r. Looked at
+  /// where the mask is causal.
   const int64_t* at = nullptr;
 };
 

@@ -41,7 +41,7 @@ class Attention final : public Brick {
                       const std::string& path) const override;
   /// The output of some rows, [N, D]: `rows` [N] are ascending indices into the B T rows of x [B,
   /// T, D], of which all give keys and values (rows that left a network by an exit are still seen).
-  /// Throws Error{unsupported} without a causal mask or with a head gate.
+  /// Throws Error{unsupported} with a head gate.
   at::Tensor forward_rows(const at::Tensor& x, const at::Tensor& rows, Context& context);
   /// The same as nodes: `kept` are the rows of x that `keep` leaves, `positions` theirs.
   bundle::Value lower_rows(bundle::Builder& builder, const bundle::Value& x,

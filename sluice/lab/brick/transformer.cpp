@@ -1,10 +1,12 @@
 #include "sluice/lab/brick/transformer.h"
 
 #include "sluice/base/path_pattern.h"
+#include "sluice/lab/brick/attention.h"
 #include "sluice/lab/brick/attributes.h"
 #include "sluice/lab/brick/builtin.h"
 #include "sluice/lab/brick/embedding.h"
 #include "sluice/lab/brick/steps.h"
+#include "sluice/lab/gate/gate.h"
 
 namespace sluice::lab {
 
@@ -74,7 +76,13 @@ Slot& TransformerBlock::turn(const std::string& branch) {
        branch.substr(0, 60));
 }
 
+Slot& TransformerBlock::token_gate() {
+  if (token_gate_ == nullptr) token_gate_ = &add_slot("token_gate", nullptr);
+  return *token_gate_;
+}
+
 void TransformerBlock::adopt(const std::string& name, BrickPtr child) {
+  if (name == "token_gate") token_gate();
   for (const char* branch : {"attn", "ffn"}) {
     if (name == std::string(branch) + "_turn") turn(branch);
   }
@@ -88,6 +96,11 @@ void TransformerBlock::check_slots() const {
            branch.turn->name());
     }
   }
+  if (!gated()) return;
+  if (const int64_t units = token_gate_->as<GateBrick>().units(); units != 1) {
+    fail(Code::config, "token_gate: expected 1 unit, found {}", units);
+  }
+  if (decides_by_input(*token_gate_)) require_rows();
 }
 
 Json TransformerBlock::attributes() const { return {{"norm", post_norm_ ? "post" : "pre"}}; }
@@ -103,6 +116,11 @@ BrickPtr make_transformer_block(const Json& attributes) {
 }
 
 at::Tensor TransformerBlock::forward(const at::Tensor& x, Context& context) {
+  return gated() ? forward_gated(x, context) : forward_all(x, {}, context);
+}
+
+at::Tensor TransformerBlock::forward_all(const at::Tensor& x, const at::Tensor& in,
+                                         Context& context) const {
   at::Tensor y = x;
   for (const Branch& branch : branches_) {
     if (post_norm_) {
@@ -110,9 +128,12 @@ at::Tensor TransformerBlock::forward(const at::Tensor& x, Context& context) {
       y = through(*branch.norm, y, context);
     } else {
       const at::Tensor beside = through(branch.turn, y, context);
-      y = branch.body->empty()
-              ? beside
-              : beside + branch.body->forward(through(*branch.norm, y, context), context);
+      if (branch.body->empty()) {
+        y = beside;
+        continue;
+      }
+      const bool known = in.defined() && &branch == &branches_[0];
+      y = beside + branch.body->forward(known ? in : through(*branch.norm, y, context), context);
     }
   }
   return y;
@@ -141,11 +162,26 @@ Cost TransformerBlock::cost(const Shape& input) const {
     total += cost_through(*branch.body, input) + cost_through(branch.turn, input);
     if (post_norm_ || !branch.body->empty()) total += cost_through(*branch.norm, input);
   }
-  return total;
+  return total + cost_through(token_gate_, input);
 }
 
 bundle::Value TransformerBlock::lower(bundle::Builder& builder, const bundle::Value& x,
                                       const std::string& path) const {
+  if (!gated()) return lower_all(builder, x, path);
+  if (const auto* mask = dynamic_cast<const ConstantMask*>(token_gate_->get().get())) {
+    if (mask->mask.item<float>() != 0) return lower_all(builder, x, path);
+    return x;
+  }
+  const bundle::Value in = post_norm_ ? x : lower_through(*branches_[0].norm, builder, x, path);
+  const bundle::Value keep = token_gate_->lower(builder, in, path);
+  const bool turns = branches_[0].body->as<Attention>().options().rope.dims > 0;
+  const bundle::Value positions =
+      turns ? builder.node("positions", join_path(path, "positions"), {x}) : x;
+  return lower_kept(builder, x, in, keep, positions, path).all;
+}
+
+bundle::Value TransformerBlock::lower_all(bundle::Builder& builder, const bundle::Value& x,
+                                          const std::string& path) const {
   bundle::Value y = x;
   for (const Branch& branch : branches_) {
     const bundle::Value beside = lower_through(branch.turn, builder, y, path);
@@ -167,6 +203,7 @@ std::vector<NormReaders> TransformerBlock::norm_readers() const {
   for (const Branch& branch : branches_) {
     if (branch.norm->empty() || branch.body->empty() || branch_gate(**branch.body) != nullptr)
       continue;  // a gate reads it, too, and is no layer to fold into
+    if (&branch == &branches_[0] && gated() && decides_by_input(*token_gate_)) continue;
     NormReaders entry{branch.norm->name(), {}};
     for (const char* name : {"q", "k", "v", "gate", "up"}) {
       const Brick& body = **branch.body;

@@ -15,7 +15,13 @@ const Slot* branch_gate(const Brick& body);
 /// attn, ffn_norm, ffn; an empty branch adds nothing, an empty norm passes its input. A block may
 /// also have slots attn_turn and ffn_turn (turn(); only with the norm before): a layer on the
 /// stream beside the branch, y = attn_turn(x) + attn(attn_norm(x)), where surgery writes the
-/// branches in different bases.
+/// branches in different bases. And a slot token_gate (token_gate()): a gate of one unit that looks
+/// at what attn reads of a token and says whether the token goes through the block
+/// (Mixture-of-Depths: Raposo et al. 2024, arXiv 2404.02258, which counts tokens where this decides
+/// for each); one that does not stays x, but is seen by the others' attention as a key and a value,
+/// so that what a token gets does not depend on later ones. Where no gradient is wanted closed
+/// tokens are not computed (forward_rows()); with one everything is, and weighed. A constant mask
+/// keeps or leaves out the whole block. Not together with turns; attn is then an `attention`.
 class TransformerBlock final : public Brick {
  public:
   explicit TransformerBlock(bool post_norm = false);
@@ -28,8 +34,8 @@ class TransformerBlock final : public Brick {
                       const std::string& path) const override;
   /// x [B, T, D] with the rows `rows` ([N], ascending indices into its B T rows) moved on by the
   /// block; the others stay as they are, but are seen as keys and values: state propagation of rows
-  /// that left by an exit (Sun et al. 2024, arXiv 2401.09964). Only with the norms before and
-  /// without turns, else Error{unsupported}.
+  /// that left by an exit (Sun et al. 2024, arXiv 2401.09964), or did not go through the block's
+  /// gate. Without turns and without a gate of its own, else Error{unsupported}.
   at::Tensor forward_rows(const at::Tensor& x, const at::Tensor& rows, Context& context) const;
   struct LoweredRows {
     bundle::Value all, kept;  ///< all rows; those that moved on
@@ -44,6 +50,8 @@ class TransformerBlock final : public Brick {
   bool post_norm() const { return post_norm_; }
   /// The slot `branch`_turn ("attn", "ffn"), added empty when there is none.
   Slot& turn(const std::string& branch);
+  /// The slot "token_gate", added empty when there is none.
+  Slot& token_gate();
 
  private:
   struct Branch {
@@ -52,8 +60,22 @@ class TransformerBlock final : public Brick {
     const char* add;  ///< path of the addition
   };
   void require_rows() const;
+  void require_no_gate() const;
+  // `in`: what attn reads of x, where it is known already.
+  at::Tensor forward_all(const at::Tensor& x, const at::Tensor& in, Context& context) const;
+  at::Tensor forward_kept(const at::Tensor& x, const at::Tensor& in, const at::Tensor& rows,
+                          Context& context) const;
+  at::Tensor forward_gated(const at::Tensor& x, Context& context) const;
+  bundle::Value lower_all(bundle::Builder& builder, const bundle::Value& x,
+                          const std::string& path) const;
+  LoweredRows lower_kept(bundle::Builder& builder, const bundle::Value& x, const bundle::Value& in,
+                         const bundle::Value& keep, const bundle::Value& positions,
+                         const std::string& path) const;
+  double token_macs(const Shape& input) const;  ///< that all tokens save which stay outside
+  bool gated() const { return token_gate_ != nullptr && !token_gate_->empty(); }
   bool post_norm_;
   Branch branches_[2];
+  Slot* token_gate_ = nullptr;
 };
 
 /// Base of the roots: token ids [B, T], T <= context, to rows [B, T, D]. Slots: embed, positions

@@ -1,20 +1,22 @@
-// Blocks through which only some rows go on, while all are seen: what exits of decoders need.
+// Blocks through which only some rows go on, while all are seen: what exits of decoders and gates
+// of tokens need.
 #include <algorithm>
 
 #include "sluice/base/path_pattern.h"
 #include "sluice/lab/brick/attention.h"
 #include "sluice/lab/brick/steps.h"
 #include "sluice/lab/brick/transformer.h"
+#include "sluice/lab/gate/gate.h"
 
 namespace sluice::lab {
 
 // ---- Attention ----
 
 void Attention::require_rows() const {
-  if (!options_.causal || !head_gate_->empty()) {
+  if (!head_gate_->empty()) {
     fail(Code::unsupported,
-         "attention: queries of some rows need a causal mask and no head gate; freeze and slice "
-         "the gate first");
+         "attention: queries of some rows need a layer without a head gate; freeze and slice the "
+         "gate first");
   }
 }
 
@@ -47,7 +49,8 @@ at::Tensor Attention::forward_rows(const at::Tensor& x, const at::Tensor& rows, 
                            .flatten(0, 1)
                            .index_select(0, rows);
   if (context.meter != nullptr) {
-    at::Tensor seen = at::remainder(rows, tokens) + 1;
+    at::Tensor seen =
+        options_.causal ? at::remainder(rows, tokens) + 1 : at::full_like(rows, tokens);
     if (options_.window > 0) seen = seen.clamp_max(options_.window);
     context.meter->add(context.path(), seen.sum().item<int64_t>() * heads * (dim + value_dim),
                        tensor_bytes(q) + tensor_bytes(k) + tensor_bytes(v) + tensor_bytes(y));
@@ -75,27 +78,28 @@ bundle::Value Attention::lower_rows(bundle::Builder& builder, const bundle::Valu
 
 void TransformerBlock::require_rows() const {
   for (const Branch& branch : branches_) {
-    if (post_norm_ || branch.turn != nullptr || branch.norm->empty() || branch.body->empty()) {
+    if (branch.turn != nullptr || branch.body->empty()) {
       fail(Code::unsupported,
-           "transformer_block: rows go on one by one only where each branch is a norm and a layer "
-           "beside a plain stream");
+           "transformer_block: rows go on one by one only where each branch is a layer beside a "
+           "plain stream; {} is {}",
+           branch.body->name(), branch.body->empty() ? "empty" : "beside a layer that turns it");
     }
   }
+  branches_[0].body->as<Attention>();
+}
+
+void TransformerBlock::require_no_gate() const {
+  if (!gated()) return;
+  fail(Code::unsupported,
+       "transformer_block: rows that left by an exit meet a token_gate; freeze-gates and "
+       "slice-channels first");
 }
 
 at::Tensor TransformerBlock::forward_rows(const at::Tensor& x, const at::Tensor& rows,
                                           Context& context) const {
+  require_no_gate();
   require_rows();
-  const Branch &mixing = branches_[0], &ffn = branches_[1];
-  const at::Tensor normed = mixing.norm->forward(x, context);
-  at::Tensor h = x.flatten(0, 1).index_select(0, rows);
-  {
-    auto& attention = mixing.body->as<Attention>();
-    const Context::Scope scope(context, mixing.body->name());
-    h = h + attention.forward_rows(normed, rows, context);
-  }
-  h = h + ffn.body->forward(ffn.norm->forward(h, context), context);
-  return x.flatten(0, 1).index_copy(0, rows, h).view(x.sizes());
+  return forward_kept(x, post_norm_ ? x : through(*branches_[0].norm, x, context), rows, context);
 }
 
 TransformerBlock::LoweredRows TransformerBlock::lower_rows(bundle::Builder& builder,
@@ -103,22 +107,85 @@ TransformerBlock::LoweredRows TransformerBlock::lower_rows(bundle::Builder& buil
                                                            const bundle::Value& keep,
                                                            const bundle::Value& positions,
                                                            const std::string& path) const {
+  require_no_gate();
+  require_rows();
+  const Slot& norm = *branches_[0].norm;
+  const bundle::Value in = post_norm_ || norm.empty() ? x : norm.lower(builder, x, path);
+  return lower_kept(builder, x, in, keep, positions, path);
+}
+
+at::Tensor TransformerBlock::forward_kept(const at::Tensor& x, const at::Tensor& in,
+                                          const at::Tensor& rows, Context& context) const {
+  require_rows();
+  const Branch &mixing = branches_[0], &ffn = branches_[1];
+  at::Tensor h = x.flatten(0, 1).index_select(0, rows);
+  {
+    auto& attention = mixing.body->as<Attention>();
+    const Context::Scope scope(context, mixing.body->name());
+    h = h + attention.forward_rows(in, rows, context);
+  }
+  if (post_norm_) h = through(*mixing.norm, h, context);
+  h = h + ffn.body->forward(post_norm_ ? h : through(*ffn.norm, h, context), context);
+  if (post_norm_) h = through(*ffn.norm, h, context);
+  return x.flatten(0, 1).index_copy(0, rows, h).view(x.sizes());
+}
+
+TransformerBlock::LoweredRows TransformerBlock::lower_kept(
+    bundle::Builder& builder, const bundle::Value& x, const bundle::Value& in,
+    const bundle::Value& keep, const bundle::Value& positions, const std::string& path) const {
   require_rows();
   const Branch &mixing = branches_[0], &ffn = branches_[1];
   const auto kept = [&](const char* name, const bundle::Value& value) {
     return builder.node("compact_rows", join_path(path, name), {value, keep});
   };
-  const bundle::Value normed = mixing.norm->lower(builder, x, path);
+  const auto normed = [&](const Branch& branch, const bundle::Value& value) {
+    return branch.norm->empty() ? value : branch.norm->lower(builder, value, path);
+  };
   const auto& attention = mixing.body->as<Attention>();
   // Only rotary positions are read; sizes may not leave out a compact_rows, so none is idle.
   const bundle::Value at =
       attention.options().rope.dims > 0 ? kept("kept_positions", positions) : positions;
-  const bundle::Value mixed = attention.lower_rows(builder, normed, kept("kept_normed", normed),
-                                                   keep, at, join_path(path, mixing.body->name()));
-  bundle::Value h = builder.node("add", join_path(path, mixing.add), {kept("kept", x), mixed});
-  const bundle::Value in = ffn.norm->lower(builder, h, path);
-  h = builder.node("add", join_path(path, ffn.add), {h, ffn.body->lower(builder, in, path)});
+  bundle::Value h = kept("kept", x);
+  const bundle::Value queries = in.name == x.name ? h : kept("kept_normed", in);
+  const bundle::Value mixed =
+      attention.lower_rows(builder, in, queries, keep, at, join_path(path, mixing.body->name()));
+  h = builder.node("add", join_path(path, mixing.add), {h, mixed});
+  if (post_norm_) h = normed(mixing, h);
+  const bundle::Value out = ffn.body->lower(builder, post_norm_ ? h : normed(ffn, h), path);
+  h = builder.node("add", join_path(path, ffn.add), {h, out});
+  if (post_norm_) h = normed(ffn, h);
   return {builder.node("scatter_rows", join_path(path, "rejoin"), {x, h, keep}), h};
+}
+
+double TransformerBlock::token_macs(const Shape& input) const {
+  double macs = 0;
+  for (const Branch& branch : branches_) {
+    if (!branch.body->empty()) macs += double(branch.body->cost(input).macs);
+  }
+  if (branches_[0].body->empty()) return macs;
+  // Others look at a token that stayed outside: its key and value are computed.
+  for (const char* name : {"k", "v"})
+    macs -= double((*branches_[0].body)->slot(name).cost(input).macs);
+  return macs;
+}
+
+at::Tensor TransformerBlock::forward_gated(const at::Tensor& x, Context& context) const {
+  const Shape shape(x.sizes().begin() + 1, x.sizes().end());
+  const double macs = context.gate_log != nullptr ? token_macs(shape) : 0;
+  const bool reads = decides_by_input(*token_gate_) && !post_norm_;
+  const at::Tensor in = reads ? through(*branches_[0].norm, x, context) : x;
+  const at::Tensor decision = unit_decision(*token_gate_, in, macs, context);  // [B, T or 1, 1]
+  const at::Tensor open = decision.detach() != 0;
+  if (decides_by_input(*token_gate_)) {
+    const bool soft = (open != (decision.detach() == 1)).any().item<bool>();
+    if (decision.requires_grad() || soft) {
+      return forward_all(x, in, context) * decision + x * (1 - decision);
+    }
+  }
+  if (open.all().item<bool>()) return forward_all(x, reads ? in : at::Tensor(), context);
+  if (!decides_by_input(*token_gate_)) return x;
+  const at::Tensor rows = open.expand({x.size(0), x.size(1), 1}).flatten().nonzero().flatten();
+  return forward_kept(x, in, rows, context);
 }
 
 }  // namespace sluice::lab

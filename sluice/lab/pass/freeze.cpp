@@ -7,6 +7,7 @@
 #include "sluice/base/json.h"
 #include "sluice/base/path_pattern.h"
 #include "sluice/lab/brick/containers.h"
+#include "sluice/lab/brick/transformer.h"
 #include "sluice/lab/gate/gate.h"
 #include "sluice/lab/pass/steps.h"
 
@@ -78,9 +79,24 @@ at::Tensor choose(const at::Tensor& mean, double threshold, int64_t least) {
   return open;
 }
 
-bool skipped(const ResidualBlock& block, const std::vector<Frozen>& gates) {
-  const Slot& slot = block.slot("block_gate");
-  if (slot.empty()) return false;
+/// The slot whose gate leaves out a whole block; nullptr: the brick is no block, or never left out.
+const Slot* skip_slot(const Brick* brick) {
+  if (const auto* block = dynamic_cast<const ResidualBlock*>(brick)) {
+    return &block->slot("block_gate");
+  }
+  const auto* block = dynamic_cast<const TransformerBlock*>(brick);
+  return block != nullptr && block->has_slot("token_gate") ? &block->slot("token_gate") : nullptr;
+}
+
+bool is_block(const Brick* brick) {
+  return dynamic_cast<const ResidualBlock*>(brick) != nullptr ||
+         dynamic_cast<const TransformerBlock*>(brick) != nullptr;
+}
+
+bool skipped(const Brick* block, const std::vector<Frozen>& gates) {
+  const Slot* found = skip_slot(block);
+  if (found == nullptr || found->empty()) return false;
+  const Slot& slot = *found;
   if (const auto* mask = dynamic_cast<const ConstantMask*>(slot.get().get())) {
     return mask->mask.sum().item<double>() == 0;
   }
@@ -93,20 +109,17 @@ bool skipped(const ResidualBlock& block, const std::vector<Frozen>& gates) {
 // A stage whose blocks are all closed would be no stage: its most often open block stays.
 void keep_a_block_per_stage(Model& model, std::vector<Frozen>& gates) {
   for (const BrickRef& stage : all_bricks(model)) {
-    std::vector<const ResidualBlock*> blocks;
+    std::vector<const Brick*> blocks;
     for (const auto& slot : stage.brick->slots()) {
-      if (const auto* block = dynamic_cast<const ResidualBlock*>(slot->get().get())) {
-        blocks.push_back(block);
-      }
+      if (is_block(slot->get().get())) blocks.push_back(slot->get().get());
     }
     const bool closed = std::all_of(blocks.begin(), blocks.end(),
-                                    [&](const ResidualBlock* b) { return skipped(*b, gates); });
+                                    [&](const Brick* b) { return skipped(b, gates); });
     if (blocks.empty() || !closed) continue;
     Frozen* best = nullptr;
     for (Frozen& gate : gates) {
-      const bool here = std::any_of(blocks.begin(), blocks.end(), [&](const ResidualBlock* b) {
-        return gate.ref.slot == &b->slot("block_gate");
-      });
+      const bool here = std::any_of(blocks.begin(), blocks.end(),
+                                    [&](const Brick* b) { return gate.ref.slot == skip_slot(b); });
       if (!here) continue;
       if (best == nullptr || gate.mean.item<double>() > best->mean.item<double>()) best = &gate;
     }
@@ -133,8 +146,7 @@ Json freeze_gates(Model& model, const PassInput& input) {
 
   for (Frozen& gate : gates) {
     const int64_t units = gate.mean.numel();
-    const bool block = dynamic_cast<ResidualBlock*>(gate.ref.owner) != nullptr &&
-                       gate.ref.slot->name() == "block_gate";
+    const bool block = gate.ref.slot == skip_slot(gate.ref.owner);
     // 1e-9: a share such as 0.1 of 10 units must not become 2 by rounding up its last bit.
     const auto least =
         static_cast<int64_t>(std::ceil(min_channels * static_cast<double>(units) - 1e-9));

@@ -7,10 +7,12 @@
 #include "sluice/base/json.h"
 #include "sluice/base/path_pattern.h"
 #include "sluice/base/random.h"
+#include "sluice/lab/brick/attention.h"
 #include "sluice/lab/brick/containers.h"
 #include "sluice/lab/brick/ffn.h"
 #include "sluice/lab/brick/init.h"
 #include "sluice/lab/brick/layers.h"
+#include "sluice/lab/brick/transformer.h"
 #include "sluice/lab/gate/gate.h"
 #include "sluice/lab/pass/steps.h"
 
@@ -62,6 +64,19 @@ std::optional<GateSite> neuron_site(Brick& brick) {
                   groups.front().channels};
 }
 
+std::optional<GateSite> token_site(Brick& brick) {
+  auto* block = dynamic_cast<TransformerBlock*>(&brick);
+  if (block == nullptr || block->slot("ffn").empty() || !block->token_gate().empty()) return {};
+  for (const char* turn : {"attn_turn", "ffn_turn"}) {
+    if (block->has_slot(turn)) return {};
+  }
+  const auto* attention = dynamic_cast<const Attention*>(block->slot("attn").get().get());
+  if (attention == nullptr || !attention->slot("head_gate").empty()) return {};
+  const Json q = attention->slot("q")->attributes();
+  if (!q.contains("inputs")) return {};
+  return GateSite{&block->token_gate(), q.at("inputs").get<int64_t>(), 1};
+}
+
 const std::map<std::string, GateKind>& gate_kinds() {
   static const std::map<std::string, GateKind> kinds = {
       {"channel", {channel_site, false, "residual block with an empty channel_gate slot"}},
@@ -72,6 +87,10 @@ const std::map<std::string, GateKind>& gate_kinds() {
        {neuron_site, true,
         "feed-forward network of ordinary linear layers (dequantize first) with an empty "
         "neuron_gate slot"}},
+      {"token",
+       {token_site, true,
+        "transformer block with an empty token_gate slot, attention without a head gate and a "
+        "stream that is not turned"}},
   };
   return kinds;
 }

@@ -6,6 +6,7 @@
 #include "sluice/lab/brick/containers.h"
 #include "sluice/lab/brick/init.h"
 #include "sluice/lab/brick/layers.h"
+#include "sluice/lab/brick/transformer.h"
 #include "sluice/lab/gate/gate.h"
 #include "sluice/lab/pass/stream.h"
 
@@ -106,6 +107,21 @@ Json drop_blocks(Model& model) {
   // The walk goes on into the slots of a block that was just replaced: all bricks must outlive it.
   const std::vector<BrickRef> alive = all_bricks(model);
   for (const SlotRef& ref : walk(*model.root)) {
+    auto* transformer = dynamic_cast<TransformerBlock*>(ref.slot->get().get());
+    if (transformer != nullptr && transformer->has_slot("token_gate")) {
+      Slot& gate = transformer->token_gate();
+      const auto* mask = dynamic_cast<const ConstantMask*>(gate.get().get());
+      if (mask == nullptr) continue;
+      if (mask->mask.item<float>() != 0) {
+        gate.exchange(nullptr);
+        continue;
+      }
+      BrickPtr rest = std::make_shared<Identity>();
+      rest->train(transformer->is_training());
+      ref.slot->exchange(std::move(rest));
+      dropped.push_back(ref.path);
+      continue;
+    }
     const auto* block = dynamic_cast<const ResidualBlock*>(ref.slot->get().get());
     if (block == nullptr) continue;
     Slot& gate = block->slot("block_gate");

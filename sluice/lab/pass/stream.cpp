@@ -176,6 +176,10 @@ std::vector<Branch> branches_of(Decoder& decoder) {
   for (const SlotRef& ref : walk(decoder)) {
     auto* block = dynamic_cast<TransformerBlock*>(ref.slot->get().get());
     if (block == nullptr) continue;
+    if (block->has_slot("token_gate") && decides_by_input(block->token_gate())) {
+      fail(Code::unsupported, "{}: {}.token_gate reads the stream; freeze-gates first", kRotate,
+           ref.path);
+    }
     for (const char* name : {"attn", "ffn"}) {
       Slot& body = block->slot(name);
       const std::string path = join_path(ref.path, name);

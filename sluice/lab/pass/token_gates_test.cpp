@@ -290,6 +290,218 @@ TEST(NeuronGates, FreezeToAMaskThatIsSlicedAway) {
   }
 }
 
+// ---- tokens ----
+
+std::vector<Model> block_models() {
+  std::vector<Model> models = text_models();
+  models.push_back(text_model("decoder", {{"window", 4}, {"qk_norm", true}}));
+  models.push_back(
+      text_model("encoder", {{"positions", "rope"}, {"order", "pre"}, {"norm", "rms"}}));
+  models.push_back(small_model("vit", 4));
+  return models;
+}
+
+TEST(TokenGates, StartOpenAndTheModelReloads) {
+  for (const Model& model : block_models()) {
+    const Model result = run_pass(model, "insert-gates", with({{"granularity", "token"}}));
+    expect_equal_and_reloadable(model, result, "open");
+    const Json report = result.provenance.back().at("report");
+    EXPECT_EQ(report.at("gates"), Json({"blocks.0.token_gate", "blocks.1.token_gate"}));
+    EXPECT_EQ(report.at("units"), 2);
+    expect_error(Code::usage, "no transformer block", [&] {
+      run_pass(result, "insert-gates", with({{"granularity", "token"}}));
+    });
+  }
+}
+
+TEST(TokenGates, TheEngineComputesTheTokensThatGoThrough) {
+  for (const Model& model : block_models()) {
+    for (const char* score : {"mlp", "linear"}) {
+      Model result = gated(model, {{"granularity", "token"}, {"score", score}});
+      expect_engine_agrees(result, true, model.root->kind() + " " + score);
+      EXPECT_LT(metered(result, random_input(result, 3, 50)), 3 * result.cost().macs);
+      expect_equal_and_reloadable(result, result, score);
+      if (model.root->kind() == "vision_transformer") continue;
+      Model both = gated(result, {{"granularity", "neuron"}});
+      expect_engine_agrees(both, false, model.root->kind() + " and neurons");
+    }
+  }
+}
+
+/// Gates that say the same for every token.
+void set_gate(Model& model, const std::string& path, double logit) {
+  const at::NoGradGuard no_grad;
+  bool found = false;
+  for (const auto& item : model.root->named_parameters()) {
+    if (!path_matches(path + ".score.**", item.key())) continue;
+    // Weights of exactly 0 would be skipped by the engine.
+    at::Tensor(item.value()).fill_(item.key().ends_with("bias") ? logit : 1e-4);
+    found = true;
+  }
+  ASSERT_TRUE(found) << path;
+}
+
+TEST(TokenGates, AClosedTokenStaysAsItIsAndIsSeenByTheOthers) {
+  const Model model = text_model("decoder");
+  const Model result =
+      run_pass(model, "insert-gates", with({{"granularity", "token"}, {"score", "linear"}}));
+  Brick& block = *result.root->slot("blocks")->slot("0");
+  Brick& plain = *model.root->slot("blocks")->slot("0");
+  const at::NoGradGuard no_grad;
+  for (const auto& item : block.named_parameters()) {
+    at::Tensor parameter = item.value();
+    if (!path_matches("token_gate.**", item.key())) continue;
+    parameter.zero_();
+    if (parameter.dim() == 2) parameter[0][0] = 1;  // the first number of a token decides
+  }
+  at::Tensor x = random_tensor({2, 5, 12}, 8);
+  const at::Tensor open =
+      torch::tensor({{1, 0, 1, 1, 0}, {0, 1, 0, 0, 1}}).to(at::kBool).unsqueeze(-1);
+  x.narrow(2, 0, 1).copy_(at::where(open, at::ones({1}), at::full({1}, -1.0f)));
+  expect_near(run(block, x), at::where(open, run(plain, x), x), 1e-5);
+  Meter meter;
+  Context context;
+  context.meter = &meter;
+  block.forward(x, context);
+  int64_t pairs = 0;
+  for (const at::Tensor& place : open.squeeze(-1).nonzero().unbind(0))
+    pairs += place[1].item<int64_t>() + 1;
+  const int64_t went = open.sum().item<int64_t>();
+  // k, v [8, 12] of all; q, o and the network of those that went; two products of 4 heads of 4.
+  EXPECT_EQ(meter.macs(), 10 * (2 * 12 * 8 + 12) + went * (2 * 192 + 3 * 240) + pairs * 4 * 8);
+}
+
+TEST(TokenGates, GradientsAreThoseOfTheFunctionAndReachTheGates) {
+  for (const Model& model : {text_model("decoder"), text_model("encoder")}) {
+    Model soft = gated(model, {{"granularity", "token"}, {"estimator", "sigmoid"}});
+    BrickPtr block = soft.root->slot("blocks")->slot("0").get();
+    block->to(at::kDouble);
+    const at::Tensor weights = random_tensor({2, 4, 12}, 9).to(at::kDouble);
+    const auto f = [&](const at::Tensor& input) { return run(*block, input); };
+    const at::Tensor x = random_tensor({2, 4, 12}, 8).to(at::kDouble);
+    expect_near(autograd_gradient(f, x, weights), numeric_gradient(f, x, weights), 1e-5);
+
+    Model hard = gated(model, {{"granularity", "token"}});
+    hard.root->train();
+    GateLog log;
+    Context context;
+    context.gate_log = &log;
+    const at::Tensor ids = random_input(hard, 2, 5);
+    const at::Tensor y = hard.forward(ids, context);
+    expect_near(y.detach(), run(hard, ids), 1e-5);
+    ASSERT_EQ(log.records().size(), 2u);
+    const GateRecord& record = log.records()[1];
+    EXPECT_EQ(record.path, "blocks.1.token_gate");
+    EXPECT_EQ(to_string(record.decision.sizes()), "2 x 9 x 1");
+    const Shape shape = {9, 12};
+    const Brick& all = *model.root->slot("blocks")->slot("1");
+    const int64_t keys = 2 * all.slot("attn")->slot("k").cost(shape).macs;
+    expect_near(record.unit_macs, at::full({1}, double(all.cost(shape).macs - keys)));
+    (y.square().mean() + budget_loss(batch_means(log, nullptr), 0.2)).backward();
+    for (const auto& item : hard.root->named_parameters()) {
+      if (!path_matches("**.token_gate.score.**", item.key())) continue;
+      ASSERT_TRUE(item.value().grad().defined()) << item.key();
+      EXPECT_GT(item.value().grad().abs().max().item<double>(), 0) << item.key();
+    }
+  }
+}
+
+TEST(TokenGates, CanBePriced) {
+  for (const char* name : {"decoder", "encoder"}) {
+    Model before = gated(text_model(name), {{"granularity", "token"}});
+    Model model = run_pass(before, "calibrate-gates", calibrated(before, {{"shares", {0.7}}}, 64));
+    ASSERT_EQ(model.sizes.size(), 3u);
+    EXPECT_NEAR(model.sizes[0].quality.at("cost_share"), 0.7, 0.1);
+    const TempDirectory folder;
+    save_bundle(model, folder / "m.safetensors");
+#if SLUICE_HAS_ENGINE
+    const engine::Network network = engine::Network::open(folder / "m.safetensors");
+    engine::Session session(network, {.batch = 4, .threads = 1});
+    const at::Tensor x = random_input(model, 4, 3);
+    for (int64_t size = 0; size < 3; ++size) {
+      Meter counted, meter;
+      const at::Tensor expected = run_size(model, x, size, &counted);
+      at::Tensor y = at::empty_like(expected);
+      session.reset();
+      session.run({x.data_ptr<float>(), static_cast<size_t>(x.numel())},
+                  {y.data_ptr<float>(), static_cast<size_t>(y.numel())},
+                  {.meter = &meter, .size = size});
+      EXPECT_LE(relative_error(y, expected), 1e-5) << size;
+      EXPECT_EQ(meter.macs(), counted.macs()) << size;
+    }
+#endif
+  }
+}
+
+TEST(TokenGates, FreezeToBlocksThatStayOrGo) {
+  for (const Model& model : block_models()) {
+    Model result = run_pass(model, "insert-gates", with({{"granularity", "token"}}));
+    set_gate(result, "blocks.0.token_gate", -1);
+    const auto frozen_and_sliced = [&] {
+      Model frozen = run_pass(result, "freeze-gates", calibrated(result));
+      const Model sliced = run_pass(frozen, "slice-channels", {});
+      expect_equal_and_reloadable(frozen, sliced, "sliced");
+#if SLUICE_HAS_ENGINE
+      EXPECT_LE(engine_error(frozen, random_input(frozen, 2, 5)), 1e-5);
+#endif
+      return sliced;
+    };
+    Model sliced = frozen_and_sliced();
+    EXPECT_EQ(sliced.root->slot("blocks")->slot("0")->kind(), "identity");
+    EXPECT_EQ(sliced.root->slot("blocks")->slot("1")->kind(), "transformer_block");
+    Model without = clone(model);
+    without.root->slot("blocks")->slot("0").exchange(std::make_shared<Identity>());
+    const at::Tensor x = random_input(without, 2, 5);
+    expect_near(run(sliced, x), run(without, x), 1e-6);
+    set_gate(result, "blocks.1.token_gate", -2);
+    sliced = frozen_and_sliced();
+    EXPECT_TRUE((sliced.root->slot("blocks")->slot("0")->kind() == "identity") !=
+                (sliced.root->slot("blocks")->slot("1")->kind() == "identity"))
+        << "one block stays";
+  }
+}
+
+TEST(TokenGates, KeepTheirInputWhereNormsAreFolded) {
+  for (const Model& model : block_models()) {
+    const Model result = gated(model, {{"granularity", "token"}});
+    expect_equal_and_reloadable(result, run_pass(result, "fold-norm", {}), "folded");
+  }
+}
+
+TEST(TokenGates, AllClosedIsTheNetworkWithoutBlocks) {
+  Model result = run_pass(text_model("decoder"), "insert-gates", with({{"granularity", "token"}}));
+  set_gate(result, "blocks.0.token_gate", -1);
+  set_gate(result, "blocks.1.token_gate", -1);
+  expect_engine_agrees(result, true, "nothing goes through");
+  Model without = text_model("decoder");
+  for (const char* name : {"0", "1"})
+    without.root->slot("blocks")->slot(name).exchange(std::make_shared<Identity>());
+  const at::Tensor x = random_input(without, 2, 5);
+  expect_near(run(result, x), run(without, x), 1e-6);
+}
+
+TEST(TokenGates, RefuseWhatHasNoMeaning) {
+  const Model model = gated(text_model("decoder"), {{"granularity", "token"}});
+  expect_error(Code::unsupported, "token_gate reads the stream",
+               [&] { run_pass(model, "rotate-residual", {}); });
+  expect_error(Code::unsupported, "meet a token_gate", [&] {
+    run_pass(model, "add-exits", calibrated(model, {{"layers", {1}}, {"threshold", 0.01}}));
+  });
+  expect_error(Code::usage, "no transformer block", [] {
+    run_pass(small_model("resnet", 2), "insert-gates", with({{"granularity", "token"}}));
+  });
+  expect_error(Code::usage, "is one of neurons", [] {
+    run_pass(text_model("decoder"), "insert-gates",
+             with({{"granularity", "token"}, {"decision", "top_k"}}));
+  });
+  expect_error(Code::config, "expected 1 unit, found 2", [] {
+    Json spec = spec_of(*text_model("decoder").root->slot("blocks")->slot("0"));
+    spec["slots"]["token_gate"] = {
+        {"kind", "constant_mask"}, {"attributes", {{"units", 2}}}, {"slots", Json::object()}};
+    make_brick(spec);
+  });
+}
+
 TEST(NeuronGates, KeepTheirInputWhereNormsAreFolded) {
   for (const Model& model : text_models()) {
     const Model result = gated(model, {{"granularity", "neuron"}});
