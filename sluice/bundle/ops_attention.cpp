@@ -98,7 +98,16 @@ AttentionShape attention_sizes(const OpInput& in) {
          s.kv_heads, s.key_width, k[1]);
   s.value_width = require_heads(v, "v", s.kv_heads);
   if (in.node.attrs.count("scale")) require_positive(in, "scale", 1);
-  if (in.inputs.size() == 4) {
+  const bool gated = attr_bool(in.node.attrs, "gated", false);
+  if (gated && (in.inputs.size() != 4 || s.tokens != s.keys))
+    fail(Code::shape,
+         "attribute 'gated': input 4 says which key heads each of the rows of q and k looks at; "
+         "found {} inputs, {} rows of q and {} of k",
+         in.inputs.size(), s.tokens, s.keys);
+  if (gated && input(in, 3) != Shape{s.tokens, s.kv_heads})
+    fail(Code::shape, "open heads: expected {} x {}, found {}", s.tokens, s.kv_heads,
+         to_string(input(in, 3)));
+  if (in.inputs.size() == 4 && !gated) {
     if (s.tokens != s.keys)
       fail(Code::shape, "keep: queries are some of the {} rows that k has; q has {}", s.keys,
            s.tokens);
@@ -238,7 +247,7 @@ std::vector<Operator> attention_operators() {
        4,
        {},
        {},
-       {"heads", "kv_heads", "mask", "window", "scale", "cache", "cache_type"},
+       {"heads", "kv_heads", "mask", "window", "scale", "cache", "cache_type", "gated"},
        attention_shape,
        attention_macs,
        attention_rows},

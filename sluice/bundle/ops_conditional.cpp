@@ -140,6 +140,27 @@ Rows sparse_input_rows(const OpInput& in) {
   return dense_first(in) > 0 ? Rows::ordered : matrix_rows(in);
 }
 
+Shape gathered_linear_shape(const OpInput& in) {
+  const Shape& x = input(in, 0);
+  const Shape& weight = require_weight(in, "weight", 2, "[O,I]");
+  if (weight[1] != x.back())
+    fail(Code::shape, "weight '{}': expected [O,{}], found {}",
+         printable(in.tensors.at("weight").name), x.back(), to_string(weight));
+  require_tensor(in, "bias", {weight[0]});
+  require_activations(in);
+  const Shape& mask = input(in, 1);
+  if (mask.size() != x.size() || mask.back() < 1 || with_last(mask, x.back()) != x ||
+      weight[0] % mask.back() != 0)
+    fail(Code::shape, "mask: expected {} with a number for each unit of {} outputs, found {}",
+         to_string(with_last(x, 1)), weight[0], to_string(mask));
+  return with_last(x, weight[0]);
+}
+
+/// With all units open.
+int64_t gathered_linear_macs(const OpInput& in, const Shape& output) {
+  return checked_mul(numel(output, "output"), input(in, 0).back(), "MACs");
+}
+
 Shape sparse_ffn_shape(const OpInput& in) {
   const Shape& x = input(in, 0);
   const Shape up = require_weight(in, "up", 2, "[F,D]");
@@ -320,6 +341,16 @@ std::vector<Operator> conditional_operators() {
        sparse_input_shape,
        sparse_input_macs,
        sparse_input_rows,
+       {"weight"}},
+      {"gathered_linear",
+       2,
+       2,
+       {"weight"},
+       {"bias"},
+       {"activations"},
+       gathered_linear_shape,
+       gathered_linear_macs,
+       matrix_rows,
        {"weight"}},
       {"sparse_ffn",
        1,

@@ -68,6 +68,11 @@ void add_scatter(const Node& node, const std::string& place, RowSets& rows) {
 
 }  // namespace
 
+bool attends_from_some(const Node& node) {
+  return node.op == "attention" && node.inputs.size() == 4 &&
+         !attr_bool(node.attrs, "gated", false);
+}
+
 Rows rows_rule(const Node& node, const std::map<std::string, Shape>& shapes,
                const std::map<std::string, TensorSpec>& tensors) {
   const Operator* op = find_operator(node.op);
@@ -85,8 +90,7 @@ void add_rows(const Node& node, const std::map<std::string, Shape>& shapes,
   const std::string place = place_of(node, what);
   if (node.op == "compact_rows") return add_compact(node, shapes, place, rows);
   if (node.op == "scatter_rows") return add_scatter(node, place, rows);
-  if (node.op == "attention" && node.inputs.size() == 4)
-    return add_fewer_queries(node, place, rows);
+  if (attends_from_some(node)) return add_fewer_queries(node, place, rows);
   for (size_t i = 1; i < node.inputs.size(); ++i) require_same(node, place, rows, 0, i);
   std::string set = set_of(rows, node.inputs[0]);
   if (set.empty()) return;

@@ -24,6 +24,9 @@ struct RowSets {
   std::map<std::string, std::string> of;  ///< value -> set; values that are not here have all rows
 };
 
+/// `attention` whose queries are some of the keys' rows (input 4 is the `keep` that left them).
+bool attends_from_some(const Node& node);
+
 /// The rule of a node whose shapes and tensors have been checked.
 Rows rows_rule(const Node& node, const std::map<std::string, Shape>& shapes,
                const std::map<std::string, TensorSpec>& tensors);

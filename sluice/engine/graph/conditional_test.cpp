@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 
 #include "sluice/base/error.h"
 #include "sluice/engine/graph/network.h"
@@ -195,6 +196,46 @@ TEST(SparseInputLinear, FirstRowsOfASequenceStayDense) {
     EXPECT_GE(meter.macs(), (whole * 40 + (11 - whole) * 7) * 24);
     EXPECT_EQ(network.cost().macs, (whole * 40 + (11 - whole) * 7) * 24);
   }
+}
+
+/// Outputs in `units` equal parts, the mask behind x.
+Model gathered_layer(Format format, int64_t units, bool rows, bool bias) {
+  Net n(static_cast<uint64_t>(format) + 40);
+  const Value input = n.input(rows ? Shape{11, 45 + units} : Shape{45 + units});
+  const Value x = n.slice(input, 0, 45), mask = n.slice(input, 45, units);
+  n.weight("weight", format, {36, 45});
+  if (bias) n.vector("bias", 36);
+  return n.finish("gathered_linear", {x, mask}, {});
+}
+
+TEST(GatheredLinear, MatchesTheReferenceInEveryFormat) {
+  for_each_target([&] {
+    for (const Format format : bundle::all_formats()) {
+      for (const int64_t units : {1, 4, 36}) {
+        const Model model = gathered_layer(format, units, units != 4, units != 1);
+        for (const int64_t count : {1, 3, 9})
+          expect_parity(model, count,
+                        fmt::format("{} {} units", bundle::format_name(format), units));
+      }
+    }
+  });
+}
+
+TEST(GatheredLinear, ClosedUnitsAreNeitherReadNorCountedAndMayBeAnything) {
+  const Model model = gathered_layer(Format::f32, 4, false, true);
+  const Network network(model.bundle);
+  auto input = random_input(network, 1);
+  for (const auto& [mask, open] : std::map<std::vector<float>, int64_t>{
+           {{1, -1, 0, 2}, 2}, {{0, 0, 0, 0}, 0}, {{NAN, 1, 1, 1}, 3}, {{1, 1, 1, 1}, 4}}) {
+    std::copy(mask.begin(), mask.end(), input.begin() + 45);
+    Meter meter;
+    const auto y = run(network, input, 1, 1, &meter);
+    EXPECT_EQ(meter.macs(), open * 9 * 45);
+    const int64_t slices = 49 + 45 + 49 + 4;
+    EXPECT_EQ(meter.bytes(), (open * 9 * 45 + 45 + 36 + 4 + slices) * 4);
+    for (size_t o = 0; o < 36; ++o) EXPECT_EQ(y[o] != 0, mask[o / 9] > 0) << o;
+  }
+  EXPECT_EQ(network.cost().macs, 36 * 45);
 }
 
 struct FfnCase {

@@ -98,7 +98,7 @@ void Planner::check_rows(size_t index, int rows) const {
   };
   const bool scatters = main.op == "scatter_rows";
   // Its queries are some of the keys' rows, as check_graph has found.
-  if (main.op == "attention" && main.inputs.size() == 4) return;
+  if (bundle::attends_from_some(main)) return;
   for (size_t i = 1; i < groups_[index].inputs.size(); ++i) {
     if (scatters && i == 1) continue;
     if (rows_of(groups_[index].inputs[i]) != rows)

@@ -170,6 +170,22 @@ TEST_P(RandomRows, AttendFromSomeToAll) {
   }
 }
 
+/// Heads that rows leave out: each row looks with those that its mask has above 0.
+TEST_P(RandomRows, LookWithSomeHeads) {
+  NetworkBuilder net(static_cast<uint64_t>(GetParam()) + 200);
+  const int64_t tokens = net.pick(1, 40), width = 8, batch = net.pick(1, 4);
+  const Value x = net.input({tokens, width});
+  const Value open = net.linear("gate", x, 2);
+  bundle::Attributes attrs = {{"heads", int64_t{4}}, {"kv_heads", int64_t{2}}, {"gated", true}};
+  if (GetParam() % 3 == 0) attrs["mask"] = std::string("full");
+  const Value y =
+      net.node("attention", "attention",
+               {net.linear("q", x, 16), net.linear("k", x, 8), net.linear("v", x, 6), open}, attrs);
+  const Model model = net.finish(net.linear("o", y, width));
+  const auto values = net.normal(static_cast<size_t>(batch * tokens * width), 1.0);
+  expect_parity(model, values, batch, "seed " + std::to_string(GetParam()));
+}
+
 /// Samples leave a convolutional network at its first head.
 Model early_exit(uint64_t seed) {
   NetworkBuilder net(seed);

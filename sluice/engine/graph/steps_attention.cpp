@@ -81,7 +81,7 @@ struct AttentionCall {
   AttentionSpec spec;
   int64_t tokens, keys;  // rows of a sample
   int threads;
-  const float *q, *k, *v;
+  const float *q, *k, *v, *open;  ///< open: [rows][kv_heads] or null
   float* out;
   std::byte* scratch;
   std::byte* caches;  // of all samples
@@ -105,6 +105,7 @@ struct AttentionCall {
       sample.k = k + key_first * spec.kv_heads * spec.key_width;
       sample.v = v + key_first * spec.kv_heads * spec.value_width;
       sample.out = out + first * spec.heads * spec.value_width;
+      if (open) sample.open = open + first * spec.kv_heads;
       if (rows != key_rows) {  // a number of `keep` per row: their unit is 1
         sample.at = at.data() + first;
         for (int64_t r = first; r < first + sample.rows; ++r)
@@ -132,7 +133,8 @@ void plan_attention(Planner& planner, size_t index, Step step) {
   const int threads = planner.threads_for(step.info.cost.macs);
   const int64_t samples = planner.all_samples();
   // Which queries there are is known from their rows: `keep` is not read again.
-  for (size_t i = 0; i < 3; ++i)
+  const bool gated = bundle::attr_bool(planner.node(index).attrs, "gated", false);
+  for (size_t i = 0; i < (gated ? 4u : 3u); ++i)
     step.inputs.push_back(planner.fetch(group.inputs[i], Layout::plain));
   const int64_t seen_bytes = align_up(samples * static_cast<int64_t>(sizeof(int64_t)));
   // Otherwise a cache's positions are not those of the sequence.
@@ -164,6 +166,7 @@ void plan_attention(Planner& planner, size_t index, Step step) {
              b.inputs[0],
              b.inputs[1],
              b.inputs[2],
+             gated ? b.inputs[3] : nullptr,
              b.output,
              b.scratch,
              b.state + seen_bytes,

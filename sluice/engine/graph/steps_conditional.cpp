@@ -5,6 +5,7 @@
 #include "sluice/engine/graph/steps.h"
 #include "sluice/engine/kernel/buffer.h"
 #include "sluice/engine/kernel/experts.h"
+#include "sluice/engine/kernel/gathered_linear.h"
 #include "sluice/engine/kernel/lora.h"
 #include "sluice/engine/kernel/sparse_ffn.h"
 #include "sluice/engine/kernel/sparse_input.h"
@@ -197,6 +198,30 @@ void plan_sparse_input(Planner& planner, size_t index, Step step) {
   planner.finish(index, std::move(step), Layout::plain);
 }
 
+void plan_gathered_linear(Planner& planner, size_t index, Step step) {
+  const Node& node = planner.node(index);
+  fetch_inputs(planner, index, step);
+  struct Layer {
+    GatheredLinear kernel;
+    Vectors vectors;
+  };
+  auto layer = std::make_shared<Layer>();
+  GatheredLinear& k = layer->kernel;
+  k.weight = matrices(planner, node, "weight")[0];
+  k.bias = layer->vectors.take(planner, node, "bias");
+  k.units = planner.bundle().info().shapes.at(node.inputs[1]).back();
+  k.kind = dot_kind_of(node);
+  const int threads = planner.threads_for(step.info.cost.macs);
+  step.kernel = metered_kernel(
+      planner, step, fmt::format("sluice gathered_linear {}", bundle::format_name(k.weight.format)),
+      gathered_linear_scratch(k),
+      [layer, threads](float* const* in, float* out, size_t rows, std::byte* scratch, Work* work,
+                       const int64_t*) {
+        run_gathered_linear(layer->kernel, in[0], in[1], out, rows, scratch, threads, work);
+      });
+  planner.finish(index, std::move(step), Layout::plain);
+}
+
 void plan_sparse_ffn(Planner& planner, size_t index, Step step) {
   const Node& node = planner.node(index);
   fetch_inputs(planner, index, step);
@@ -310,6 +335,7 @@ void plan_lora(Planner& planner, size_t index, Step step) {
 
 std::vector<PlanEntry> conditional_steps() {
   return {{"sparse_input_linear", plan_sparse_input},
+          {"gathered_linear", plan_gathered_linear},
           {"sparse_ffn", plan_sparse_ffn},
           {"experts", plan_experts},
           {"lora_add", plan_lora}};

@@ -77,6 +77,8 @@ struct AttentionTile {
   int64_t seen;   // key index of the call's first key
   int64_t first, count;
   const int64_t* at;  // of the sample: AttentionRows::at
+  const float* open;  // of the sample and the key head, or null
+  int64_t open_stride;
   float* scratch;
 };
 }  // namespace sluice::engine
@@ -256,15 +258,26 @@ void Tile(const AttentionTile& t) {
   const AttentionScratch scratch(spec, t.scratch);
   const size_t group = static_cast<size_t>(spec.heads / spec.kv_heads),
                width = static_cast<size_t>(spec.key_width),
-               value_width = static_cast<size_t>(spec.value_width), stride = scratch.value_stride,
-               rows = static_cast<size_t>(t.count) * group;
-  const size_t q_stride = static_cast<size_t>(spec.heads) * width;
+               value_width = static_cast<size_t>(spec.value_width), stride = scratch.value_stride;
+  const size_t q_stride = static_cast<size_t>(spec.heads) * width,
+               out_stride = static_cast<size_t>(spec.heads) * value_width;
+  // The rows that look at anything.
+  int64_t row_of[kTileRows];
+  size_t looking = 0;
+  for (int64_t row = t.first; row < t.first + t.count; ++row) {
+    if (t.open == nullptr || t.open[row * t.open_stride] > 0) {
+      row_of[looking++] = row;
+    } else {
+      std::fill_n(t.out + static_cast<size_t>(row) * out_stride, group * value_width, 0.0f);
+    }
+  }
+  if (looking == 0) return;
+  const size_t rows = looking * group;
   const T* keys = static_cast<const T*>(t.keys);
   const T* values = static_cast<const T*>(t.values);
   // Rows of one query lie side by side: they see the same keys.
   for (size_t r = 0; r < rows; ++r) {
-    const float* from =
-        t.q + (static_cast<size_t>(t.first) + r / group) * q_stride + r % group * width;
+    const float* from = t.q + static_cast<size_t>(row_of[r / group]) * q_stride + r % group * width;
     for (size_t i = 0; i < width; ++i) scratch.q[r * width + i] = from[i] * spec.scale;
     scratch.top[r] = kLowest;
     scratch.sum[r] = 0;
@@ -272,7 +285,7 @@ void Tile(const AttentionTile& t) {
   std::fill(scratch.out, scratch.out + rows * stride, 0.0f);
   const auto end_of = [&](size_t r) {
     if (!spec.causal) return t.total;
-    const int64_t row = t.first + static_cast<int64_t>(r / group);
+    const int64_t row = row_of[r / group];
     return t.seen + (t.at ? t.at[row] : row) + 1;
   };
   const auto begin_of = [&](size_t r) {
@@ -379,12 +392,11 @@ void Tile(const AttentionTile& t) {
       r += many;
     }
   }
-  const size_t out_stride = static_cast<size_t>(spec.heads) * value_width;
   for (size_t r = 0; r < rows; ++r) {
     const float factor = 1.0f / scratch.sum[r];
     const float* from = scratch.out + r * stride;
     float* to =
-        t.out + (static_cast<size_t>(t.first) + r / group) * out_stride + r % group * value_width;
+        t.out + static_cast<size_t>(row_of[r / group]) * out_stride + r % group * value_width;
     for (size_t i = 0; i < value_width; ++i) to[i] = from[i] * factor;
   }
 }
@@ -462,6 +474,8 @@ void run_tile(const AttentionSpec& spec, const AttentionRows& sample, int64_t in
   t.out = sample.out + head * group * spec.value_width;
   t.scratch = scratch;
   t.at = sample.at;
+  t.open = sample.open ? sample.open + head : nullptr;
+  t.open_stride = spec.kv_heads;
   if (spec.cache == 0) {
     t.keys = sample.k + head * spec.key_width;
     t.values = sample.v + head * spec.value_width;
@@ -500,16 +514,43 @@ void append(const AttentionSpec& spec, const AttentionRows& sample, int64_t head
    sample.keys, sample.seen, spec.cache, place.values);
 }
 
+/// Keys that row r sees.
+int64_t keys_of(const AttentionSpec& spec, const AttentionRows& s, int64_t r) {
+  if (!spec.causal) return s.keys;
+  const int64_t sees = (spec.cache > 0 ? s.seen : 0) + (s.at ? s.at[r] : r) + 1;
+  return spec.window > 0 ? std::min(sees, spec.window) : sees;
+}
+
+/// Query-key pairs and what is read, of rows that do not all look at every key head.
+Work gated_work(const AttentionSpec& spec, const AttentionRows& s, int64_t key_bytes) {
+  const int64_t group = spec.heads / spec.kv_heads, width = spec.key_width + spec.value_width;
+  Work work;
+  for (int64_t h = 0; h < spec.kv_heads; ++h) {
+    int64_t first = 0, last = 0;  // keys that any row looks at
+    bool any = false;
+    for (int64_t r = 0; r < s.rows; ++r) {
+      if (!(s.open[r * spec.kv_heads + h] > 0)) continue;
+      const int64_t keys = keys_of(spec, s, r),
+                    end = spec.causal ? (spec.cache > 0 ? s.seen : 0) + (s.at ? s.at[r] : r) + 1
+                                      : s.keys;
+      work.macs += keys * group * width;
+      work.bytes += group * width * 4;
+      if (!any) first = end - keys;
+      any = true;
+      last = end;
+    }
+    work.bytes += (last - first) * width * key_bytes;
+  }
+  return work;
+}
+
 /// Query-key pairs of one head.
 int64_t pairs_of(const AttentionSpec& spec, const AttentionRows& s) {
   if (!spec.causal) return s.rows * s.keys;
   const int64_t seen = spec.cache > 0 ? s.seen : 0;
   if (s.at) {
     int64_t pairs = 0;
-    for (int64_t r = 0; r < s.rows; ++r) {
-      const int64_t sees = seen + s.at[r] + 1;
-      pairs += spec.window > 0 ? std::min(sees, spec.window) : sees;
-    }
+    for (int64_t r = 0; r < s.rows; ++r) pairs += keys_of(spec, s, r);
     return pairs;
   }
   // Row r sees seen + r + 1 keys, or the window.
@@ -544,6 +585,12 @@ Work attention(const AttentionSpec& spec, std::span<const AttentionRows> samples
   for (const AttentionRows& s : samples) {
     if (s.rows == 0) continue;
     items += tiles_of(spec, s);
+    if (s.open) {
+      const Work done = gated_work(spec, s, each);
+      work.macs += done.macs;
+      work.bytes += done.bytes;
+      continue;
+    }
     work.macs += pairs_of(spec, s) * spec.heads * (spec.key_width + spec.value_width);
     int64_t keys = spec.cache > 0 ? s.seen + s.keys : s.keys;
     if (spec.window > 0) keys = std::min(keys, spec.window + s.keys - 1);

@@ -42,6 +42,9 @@ struct AttentionRows {
   /// left the network keep keys and values for those that go on); null: query r to key r. Looked at
   /// where the mask is causal.
   const int64_t* at = nullptr;
+  /// [rows][kv_heads] or null: only where it is above 0 do a row's queries of that key head look at
+  /// anything; the others give zeros, and keys that nobody looks at are not read.
+  const float* open = nullptr;
 };
 
 /// Of one sample; throws Error{limit} on overflow.

@@ -19,6 +19,7 @@ using testing::random_floats;
 struct Sequence {
   std::vector<float> q, k, v;
   int64_t rows, keys;
+  std::vector<float> open = {};  ///< [rows][kv_heads], empty: all
 };
 
 Sequence random_sequence(std::mt19937_64& random, const AttentionSpec& spec, int64_t rows,
@@ -39,6 +40,8 @@ std::vector<double> reference(const AttentionSpec& spec, const Sequence& s) {
     const int64_t end = spec.causal ? r + 1 : s.keys;
     const int64_t begin = spec.window > 0 ? std::max<int64_t>(0, end - spec.window) : 0;
     for (int64_t h = 0; h < spec.heads; ++h) {
+      if (!s.open.empty() && !(s.open[static_cast<size_t>(r * spec.kv_heads + h / group)] > 0))
+        continue;
       std::vector<double> weights;
       double top = -std::numeric_limits<double>::infinity(), sum = 0;
       for (int64_t j = begin; j < end; ++j) {
@@ -78,6 +81,7 @@ std::vector<float> run(const AttentionSpec& spec, const Sequence& s,
     piece.keys = spec.cache > 0 ? rows : s.keys;
     piece.seen = done;
     piece.cache = cache.data();
+    if (!s.open.empty()) piece.open = s.open.data() + done * spec.kv_heads;
     attention(spec, {&piece, 1}, threads, scratch.data());
     done += rows;
   }
@@ -168,6 +172,59 @@ TEST(Attention, Half16CachesHoldWhatTheyCanExactly) {
       expect_close(run(spec, s, {17, 1, 22}), reference(spec, s), 2e-5);
     }
   });
+}
+
+TEST(Attention, ClosedHeadsGiveZerosWhateverIsInThem) {
+  std::mt19937_64 random(8);
+  for_each_target([&] {
+    for (int i = 0; i < 40; ++i) {
+      AttentionSpec spec = random_spec(random);
+      spec.causal = i % 3 != 0;
+      if (spec.causal && i % 2 == 0) spec.window = 1 + int64_t(random() % 40);
+      const int64_t rows = 1 + int64_t(random() % (i % 5 == 0 ? 150 : 12));
+      Sequence s = random_sequence(random, spec, rows, rows);
+      const uint64_t share = random() % 5;  // of four: none, .., all open
+      for (int64_t j = 0; j < rows * spec.kv_heads; ++j) {
+        s.open.push_back(random() % 4 < share ? 0.5f : random() % 2 == 0 ? 0.0f : NAN);
+        if (s.open.back() > 0) continue;
+        const int64_t r = j / spec.kv_heads, group = spec.heads / spec.kv_heads,
+                      h = j % spec.kv_heads * group;
+        for (int64_t c = 0; c < group * spec.key_width; ++c)
+          s.q[static_cast<size_t>((r * spec.heads + h) * spec.key_width + c)] = NAN;
+      }
+      SCOPED_TRACE(i);
+      const auto expected = reference(spec, s);
+      expect_close(run(spec, s, {rows}), expected, 2e-5);
+      if (!spec.causal) continue;
+      spec.cache = rows + 3;
+      std::vector<int64_t> pieces(static_cast<size_t>(rows), 1);
+      expect_close(run(spec, s, pieces), expected, 2e-5);
+      expect_close(run(spec, s, {rows}, 3), expected, 2e-5);
+    }
+  });
+}
+
+TEST(Attention, CountsWhatOpenHeadsLookAt) {
+  std::mt19937_64 random(9);
+  AttentionSpec spec;
+  spec.heads = 4;
+  spec.kv_heads = 2;
+  spec.key_width = 2;
+  spec.value_width = 3;
+  Sequence s = random_sequence(random, spec, 3, 3);
+  s.open = {1, 0, 0, 0, 1, 0};  // of the first key head: rows 0 and 2
+  std::vector<float> out(3 * 12);
+  const Buffer scratch(attention_scratch_bytes(spec, 1));
+  AttentionRows piece;
+  piece.q = s.q.data();
+  piece.k = s.k.data();
+  piece.v = s.v.data();
+  piece.out = out.data();
+  piece.rows = piece.keys = 3;
+  piece.open = s.open.data();
+  const Work work = attention(spec, {&piece, 1}, 1, scratch.data());
+  EXPECT_EQ(work.macs, (1 + 3) * 2 * 5);
+  EXPECT_EQ(work.bytes, (3 * 5 + 2 * 2 * 5) * 4);
 }
 
 TEST(Attention, DoesNotDependOnTheNumberOfThreads) {

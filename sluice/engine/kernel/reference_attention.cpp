@@ -61,7 +61,8 @@ Vec attention(const Call& c) {
                keys = c.inputs[1]->size() / (k.count * k.width);
   std::vector<size_t> at(rows);  // the key of each query's own row
   for (size_t row = 0; row < rows; ++row) at[row] = row;
-  for (size_t key = 0, row = 0; c.inputs.size() > 3 && key < keys; ++key)
+  const bool gated = bundle::attr_bool(attrs, "gated", false);
+  for (size_t key = 0, row = 0; c.inputs.size() > 3 && !gated && key < keys; ++key)
     if ((*c.inputs[3])[key] > 0) at[row++] = key;
   Vec y(rows * count * v.width);
   for (size_t row = 0; row < rows; ++row) {
@@ -69,6 +70,7 @@ Vec attention(const Call& c) {
                  begin = window > 0 && end > window ? end - window : 0;
     for (size_t h = 0; h < count; ++h) {
       const size_t from = h / (count / kv);
+      if (gated && !((*c.inputs[3])[row * kv + from] > 0)) continue;
       Vec weights;
       double top = -std::numeric_limits<double>::infinity(), sum = 0;
       for (size_t j = begin; j < end; ++j) {

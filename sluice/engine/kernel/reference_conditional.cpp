@@ -101,6 +101,22 @@ Vec sparse_input_linear(const Call& c) {
   return y;
 }
 
+Vec gathered_linear(const Call& c) {
+  const Weights weight(c, "weight"), bias(c, "bias");
+  const size_t out = weight.size(0), in = weight.size(1),
+               units = static_cast<size_t>(c.shape(1).back());
+  Vec y;
+  for (size_t row = 0; row < c.x().size() / in; ++row) {
+    for (size_t o = 0; o < out; ++o) {
+      const bool open = (*c.inputs[1])[row * units + o / (out / units)] > 0;
+      y.push_back(!open ? 0.0
+                        : dot(weight.row(o), c.x().data() + row * in, in) +
+                              (bias.empty() ? 0.0 : static_cast<double>(bias.values[o])));
+    }
+  }
+  return y;
+}
+
 Vec sparse_ffn(const Call& c) {
   const Weights up(c, "up"), gate(c, "gate"), down(c, "down"), up_bias(c, "up_bias"),
       gate_bias(c, "gate_bias"), down_bias(c, "down_bias"), a(c, "predictor_a"),
@@ -216,6 +232,7 @@ Vec lora_add(const Call& c) {
 
 std::vector<ReferenceEntry> conditional_references() {
   return {{"sparse_input_linear", sparse_input_linear},
+          {"gathered_linear", gathered_linear},
           {"sparse_ffn", sparse_ffn},
           {"experts", experts},
           {"lora_add", lora_add}};

@@ -12,6 +12,7 @@
 
 #include "sluice/engine/kernel/elementwise.h"
 #include "sluice/engine/kernel/experts.h"
+#include "sluice/engine/kernel/gathered_linear.h"
 #include "sluice/engine/kernel/sparse_ffn.h"
 #include "sluice/engine/kernel/sparse_input.h"
 #include "sluice/engine/measure/case_families.h"
@@ -100,6 +101,50 @@ std::vector<Contender> sparse_gemv(const PackedSource& weight, const PackedSourc
   if (weight.format == Format::f32) {
     add_linear_rivals(problem, contenders);
   }
+  for (Contender& contender : contenders) contender.output = {};
+  return contenders;
+}
+
+/// A query projection of which heads of `head` outputs are closed.
+std::vector<Contender> gathered_gemv(const PackedSource& weight, int64_t head, double share,
+                                     int threads, int64_t cold) {
+  struct State {
+    Rotation<PackedCopy> copies;
+    std::vector<std::vector<float>> masks;
+    std::vector<float> x, y;
+    GatheredLinear layer;
+    Buffer scratch;
+    int threads;
+    size_t turn = 0;
+  };
+  const int64_t out = weight.rows, in = weight.columns, units = out / head,
+                kept = std::max<int64_t>(1, std::lround(share * static_cast<double>(units)));
+  auto state = std::make_shared<State>(State{copies_of(weight, cold), {}, {}, {}, {}, {}, threads});
+  State& s = *state;
+  // Those that stand out are open, in other places each time.
+  for (std::vector<float> mask : changing_inputs(units, kept, 9)) {
+    for (float& v : mask) v = std::fabs(v) > 1.5f ? 1.0f : 0.0f;
+    s.masks.push_back(std::move(mask));
+  }
+  s.x = random_values(in, 7);
+  s.y.resize(static_cast<size_t>(out));
+  s.layer.weight = s.copies.next().matrix;
+  s.layer.units = units;
+  s.scratch = Buffer(gathered_linear_scratch(s.layer));
+  Contender ours;
+  ours.name = "sluice";
+  ours.bytes = static_cast<double>(kept * head * s.layer.weight.row_bytes());
+  ours.operations = 2.0 * static_cast<double>(kept * head * in);
+  ours.run = [state] {
+    State& s = *state;
+    s.layer.weight = s.copies.next().matrix;
+    const std::vector<float>& mask = s.masks[s.turn++ % s.masks.size()];
+    run_gathered_linear(s.layer, s.x.data(), mask.data(), s.y.data(), 1, s.scratch.data(),
+                        s.threads, nullptr);
+  };
+  const LinearProblem problem{1, in, out, s.x, weight.values, threads, cold};
+  std::vector<Contender> contenders{ours, packed_linear(weight, problem, Role::dense)};
+  if (weight.format == Format::f32) add_linear_rivals(problem, contenders);
   for (Contender& contender : contenders) contender.output = {};
   return contenders;
 }
@@ -326,6 +371,24 @@ std::vector<KernelCase> conditional_cases(const CaseOptions& options) {
         c.limit = Limit::read_bandwidth;
         c.prepare = [=] {
           return sparse_ffn(*latest, format, width, neurons, kept, threads, cold);
+        };
+        cases.push_back(std::move(c));
+      }
+    }
+  }
+  for (const Format format : {Format::f32, Format::i8}) {
+    for (const int threads : options.threads) {
+      for (const double kept : kAwake) {
+        KernelCase c;
+        const int64_t head = quick ? 8 : 64;
+        c.kernel = fmt::format("gathered-gemv {}", bundle::format_name(format));
+        c.shape = fmt::format("{}x{} heads of {} batch 1", size, size, head);
+        c.threads = threads;
+        c.kept = kept;
+        c.conditional = true;
+        c.limit = Limit::read_bandwidth;
+        c.prepare = [=] {
+          return gathered_gemv(latest->of(format, "turned", size, size), head, kept, threads, cold);
         };
         cases.push_back(std::move(c));
       }

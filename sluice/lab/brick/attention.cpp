@@ -276,7 +276,13 @@ at::Tensor Attention::mix(const at::Tensor& q, const at::Tensor& k, const at::Te
 
 at::Tensor Attention::forward(const at::Tensor& x, Context& context) {
   const int64_t batch = x.size(0), tokens = x.size(1), dim = options_.head_dim;
-  at::Tensor q = q_->forward(x, context), k = k_->forward(x, context), v = v_->forward(x, context);
+  const bool skips = decides_by_input(*head_gate_);
+  at::Tensor q, decision;
+  {
+    const Unmetered unmetered(context, skips);
+    q = q_->forward(x, context);
+  }
+  at::Tensor k = k_->forward(x, context), v = v_->forward(x, context);
   if (!q_norm_->empty()) q = q_norm_->forward(q, context);
   if (!k_norm_->empty()) k = k_norm_->forward(k, context);
   const int64_t heads = q.size(-1) / dim, kv_heads = k.size(-1) / dim;
@@ -296,19 +302,93 @@ at::Tensor Attention::forward(const at::Tensor& x, Context& context) {
   const int64_t value_dim = v.size(-1);
   at::Tensor y = mix(q, shared(k), shared(v), context).transpose(1, 2).flatten(2);
   const int64_t macs = products({heads, kv_heads, value_dim, tokens});
-  if (context.meter != nullptr) {
+  if (context.meter != nullptr && !skips) {
     context.meter->add(context.path(), batch * macs,
                        tensor_bytes(q) + tensor_bytes(k) + tensor_bytes(v) + tensor_bytes(y));
   }
   if (!head_gate_->empty()) {
-    double per_unit = 0;
-    if (context.gate_log != nullptr) {
-      Cost all = cost({tokens, x.size(-1)});
-      per_unit = static_cast<double>(all.macs) / static_cast<double>(kv_heads);
-    }
-    y = times_units(y, unit_decision(*head_gate_, x, per_unit, context));
+    decision = decide_heads(x, context);
+    y = times_units(y, decision);
   }
+  if (!skips) return o_->forward(y, context);
+  meter_heads(x, decision, y, context);
+  const Unmetered unmetered(context, true);
   return o_->forward(y, context);
+}
+
+at::Tensor Attention::decide_heads(const at::Tensor& x, Context& context) const {
+  double per_unit = 0;
+  if (context.gate_log != nullptr) {
+    const Shape shape = {x.size(1), x.size(2)};
+    const Sizes s = sizes(shape);
+    const int64_t macs = q_->cost(shape).macs + o_->cost({s.tokens, s.heads * s.value_dim}).macs;
+    per_unit = static_cast<double>(macs + products(s)) / static_cast<double>(s.kv_heads);
+  }
+  return unit_decision(*head_gate_, x, per_unit, context);
+}
+
+// What closed heads leave of queries, products and o, as the engine counts it.
+void Attention::meter_heads(const at::Tensor& x, const at::Tensor& decision,
+                            const at::Tensor& mixed, Context& context) const {
+  if (context.meter == nullptr) return;
+  const int64_t tokens = x.size(1), width = x.size(2);
+  const Sizes s = sizes({tokens, width});
+  const int64_t query = q_->cost({1, width}).macs / s.kv_heads,
+                each = static_cast<int64_t>(x.element_size());
+  meter_units(x, decision, query, query * each, context);
+  at::Tensor seen = at::full({tokens}, tokens, decision.options().dtype(at::kLong));
+  if (options_.causal) {
+    seen = at::arange(1, tokens + 1, seen.options());
+    if (options_.window > 0) seen = seen.clamp_max(options_.window);
+  }
+  const at::Tensor open = (decision.detach() != 0).expand({x.size(0), tokens, s.kv_heads});
+  const int64_t pairs = (open * seen.view({1, tokens, 1})).sum().item<int64_t>();
+  const int64_t head = options_.head_dim + s.value_dim;
+  // Columns of o whose input is exactly 0 are not read.
+  const at::Tensor used = mixed.detach() != 0;
+  const int64_t outputs = o_->output_shape({1, mixed.size(-1)}).back(),
+                read = used.flatten(0, -2).any(0).sum().item<int64_t>();
+  context.meter->add(context.path(),
+                     pairs * s.heads / s.kv_heads * head + used.sum().item<int64_t>() * outputs,
+                     3 * tensor_bytes(mixed) + read * outputs * each);
+}
+
+const Linear& Attention::gated_layer(const Slot& slot, const std::string& path) const {
+  if (const auto* layer = dynamic_cast<const Linear*>(slot.get().get())) return *layer;
+  fail(Code::unsupported,
+       "{}: a {} of which a gate closes heads token by token has no node in the engine; it has "
+       "those of ordinary linear layers (dequantize first)",
+       join_path(path, slot.name()), (*slot).kind());
+}
+
+bundle::Value Attention::lower_queries(bundle::Builder& builder, const bundle::Value& x,
+                                       const bundle::Value& open, const std::string& path) const {
+  const Linear& layer = gated_layer(*q_, path);
+  const std::string at = join_path(path, q_->name());
+  std::map<std::string, std::string> tensors = {{"weight", join_path(at, "weight")}};
+  add_tensor(builder, tensors["weight"], layer.weight);
+  if (layer.bias.defined()) {
+    tensors["bias"] = join_path(at, "bias");
+    add_tensor(builder, tensors["bias"], layer.bias);
+  }
+  return builder.node("gathered_linear", at, {x, open}, {}, std::move(tensors));
+}
+
+// What closed heads give is exactly 0: columns of o that meet it are left out.
+bundle::Value Attention::lower_output(bundle::Builder& builder, const bundle::Value& mixed,
+                                      const std::string& path) const {
+  const Linear& layer = gated_layer(*o_, path);
+  const std::string at = join_path(path, o_->name());
+  std::map<std::string, std::string> tensors = {
+      {"weight", stored_by_input(join_path(at, "weight"))}};
+  add_tensor(builder, tensors["weight"], layer.weight.detach().t());
+  if (layer.bias.defined()) {
+    tensors["bias"] = join_path(at, "bias");
+    add_tensor(builder, tensors["bias"], layer.bias);
+  }
+  return builder.node("sparse_input_linear", at, {mixed},
+                      {{"select", std::string("threshold")}, {"threshold", 0.0}},
+                      std::move(tensors));
 }
 
 bundle::Value Attention::lower_turned(bundle::Builder& builder, const bundle::Value& x,
@@ -347,14 +427,25 @@ bundle::Attributes Attention::mix_attributes(const Sizes& s) const {
 bundle::Value Attention::lower(bundle::Builder& builder, const bundle::Value& x,
                                const std::string& path) const {
   const Sizes s = sizes(x.shape);
-  bundle::Value q = q_->lower(builder, x, path), k = k_->lower(builder, x, path);
+  const bool skips = decides_by_input(*head_gate_);
+  bundle::Value open;  // [T, kv_heads]
+  if (skips) open = head_gate_->lower(builder, x, path);
+  bundle::Value q = skips ? lower_queries(builder, x, open, path) : q_->lower(builder, x, path),
+                k = k_->lower(builder, x, path);
   const bundle::Value v = v_->lower(builder, x, path);
   if (!q_norm_->empty()) q = q_norm_->lower(builder, q, path);
   if (!k_norm_->empty()) k = k_norm_->lower(builder, k, path);
   q = lower_turned(builder, q, path, "q_rope", s.heads);
   k = lower_turned(builder, k, path, "k_rope", s.kv_heads);
+  bundle::Attributes attributes = mix_attributes(s);
+  std::vector<bundle::Value> inputs = {q, k, v};
+  if (skips) {
+    attributes["gated"] = true;
+    inputs.push_back(open);
+  }
   const bundle::Value y =
-      builder.node("attention", join_path(path, "attention"), {q, k, v}, mix_attributes(s));
+      builder.node("attention", join_path(path, "attention"), inputs, std::move(attributes));
+  if (skips) return lower_output(builder, y, path);
   return lower_masked(*o_, *head_gate_, builder, y, path);
 }
 

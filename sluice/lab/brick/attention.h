@@ -4,6 +4,8 @@
 
 namespace sluice::lab {
 
+class Linear;
+
 /// Rotary positions (Su et al. 2021): pairs of the first `dims` columns of every head are turned by
 /// position / scale * base^(-2i/dims) / factors[i].
 struct RopeOptions {
@@ -26,8 +28,12 @@ struct AttentionOptions {
 /// y = o(softmax(q(x) k(x)^T * scale) v(x)) per head (Vaswani et al. 2017); several query heads may
 /// share a key head (Ainslie et al. 2023). Slots: q, k, v, o: linear layers; q_norm, k_norm (empty:
 /// none): a norm of every head; head_gate (empty: all open): one unit per key head with the query
-/// heads that use it, multiplied in before o. x [B, T, D]; context.lengths hides the keys behind a
-/// sample's end. How many heads there are follows from the layers in q and k.
+/// heads that use it, multiplied in before o. Where that gate looks at its input, it decides token
+/// by token: a closed head's query, products and columns of o are counted as not computed, and in
+/// the engine are neither computed nor read (`gathered_linear`, `attention`, `sparse_input_linear`;
+/// linear layers in q and o only); its keys and values are there for other tokens. x [B, T, D];
+/// context.lengths hides the keys behind a sample's end. How many heads there are follows from the
+/// layers in q and k.
 class Attention final : public Brick {
  public:
   /// Empty slots, filled by adopt(); use make_attention for a fresh one.
@@ -50,6 +56,7 @@ class Attention final : public Brick {
   /// One group "heads", of key heads with their query heads.
   std::vector<ChannelGroup> channel_groups() const override;
   void check_slots() const override;
+  void require_rows() const;  ///< throws as forward_rows()
   const AttentionOptions& options() const { return options_; }
   /// What other versions of single rows would get: versions [N, B, T, D] -> [N, B, T, D'], where
   /// version n of row t sees, of the rows x [B, T, D], those before t, and itself in the place of
@@ -66,12 +73,19 @@ class Attention final : public Brick {
   at::Tensor turned(const at::Tensor& x) const;
   at::Tensor mix(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                  const Context& context) const;
-  void require_rows() const;
   /// `positions`: of the rows of x; null: all rows are there.
   bundle::Value lower_turned(bundle::Builder& builder, const bundle::Value& x,
                              const std::string& path, const char* which, int64_t heads,
                              const bundle::Value* positions = nullptr) const;
   bundle::Attributes mix_attributes(const Sizes& sizes) const;
+  at::Tensor decide_heads(const at::Tensor& x, Context& context) const;
+  void meter_heads(const at::Tensor& x, const at::Tensor& decision, const at::Tensor& mixed,
+                   Context& context) const;
+  const Linear& gated_layer(const Slot& slot, const std::string& path) const;
+  bundle::Value lower_queries(bundle::Builder& builder, const bundle::Value& x,
+                              const bundle::Value& open, const std::string& path) const;
+  bundle::Value lower_output(bundle::Builder& builder, const bundle::Value& mixed,
+                             const std::string& path) const;
 
   AttentionOptions options_;
   Slot *q_, *k_, *v_, *o_, *q_norm_, *k_norm_, *head_gate_;

@@ -85,7 +85,7 @@ void TransformerBlock::require_rows() const {
            branch.body->name(), branch.body->empty() ? "empty" : "beside a layer that turns it");
     }
   }
-  branches_[0].body->as<Attention>();
+  branches_[0].body->as<Attention>().require_rows();
 }
 
 void TransformerBlock::require_no_gate() const {

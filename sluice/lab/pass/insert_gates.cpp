@@ -64,6 +64,15 @@ std::optional<GateSite> neuron_site(Brick& brick) {
                   groups.front().channels};
 }
 
+std::optional<GateSite> head_site(Brick& brick) {
+  auto* attention = dynamic_cast<Attention*>(&brick);
+  if (attention == nullptr || !attention->slot("head_gate").empty()) return {};
+  const std::vector<ChannelGroup> groups = attention->channel_groups();
+  if (groups.empty()) return {};
+  return GateSite{&attention->slot("head_gate"), attention->slot("q").as<Linear>().inputs(),
+                  groups.front().channels};
+}
+
 std::optional<GateSite> token_site(Brick& brick) {
   auto* block = dynamic_cast<TransformerBlock*>(&brick);
   if (block == nullptr || block->slot("ffn").empty() || !block->token_gate().empty()) return {};
@@ -87,6 +96,9 @@ const std::map<std::string, GateKind>& gate_kinds() {
        {neuron_site, true,
         "feed-forward network of ordinary linear layers (dequantize first) with an empty "
         "neuron_gate slot"}},
+      {"head",
+       {head_site, true,
+        "attention of ordinary linear layers (dequantize first) with an empty head_gate slot"}},
       {"token",
        {token_site, true,
         "transformer block with an empty token_gate slot, attention without a head gate and a "
@@ -215,6 +227,7 @@ Json insert_gates(Model& model, const PassInput& input) {
   if (paths.empty()) {
     fail(Code::usage, "{}: under '{}' there is no {}", kInsertGates, pattern, kind.wanted);
   }
+  for (const BrickRef& ref : all_bricks(model)) ref.brick->check_slots();  // gates of two kinds
   return {{"granularity", granularity},
           {"units", units},
           {"added_params", params},

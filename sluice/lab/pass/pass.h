@@ -46,14 +46,15 @@ Model run_pass(const Model& model, const std::string& name, const PassInput& inp
 
 // ---- the passes of lab/pass, also callable directly ----
 
-/// insert-gates {slots="**", granularity="channel"|"block"|"neuron"|"token", noise=0, bias=2,
-/// hidden=0, score="mlp"|"linear", decision="threshold"|"top_k"|"statistical_top_k", keep=0.5,
-/// estimator="ste_sigmoid", seed=0}: puts fresh gates into the empty gate slots of matching bricks.
-/// Channel and block: residual blocks (pooled_mlp, threshold 0.5), block gates only where the
-/// shortcut is the identity. Neuron: feed-forward networks of linear layers, decided token by token
-/// from the token; top_k and statistical_top_k keep the share `keep` of the neurons. Token:
-/// transformer blocks, which a closed token passes by. First weights depend on (seed, path) only.
-/// Report: gates (paths), units, added_params.
+/// insert-gates {slots="**", granularity="channel"|"block"|"neuron"|"token"|"head", noise=0,
+/// bias=2, hidden=0, score="mlp"|"linear", decision="threshold"|"top_k"|"statistical_top_k",
+/// keep=0.5, estimator="ste_sigmoid", seed=0}: puts fresh gates into the empty gate slots of
+/// matching bricks. Channel and block: residual blocks (pooled_mlp, threshold 0.5), block gates
+/// only where the shortcut is the identity. Neuron: feed-forward networks of linear layers, decided
+/// token by token from the token; top_k and statistical_top_k keep the share `keep` of the neurons.
+/// Token: transformer blocks, which a closed token passes by. Head: key heads of attention with
+/// their query heads, token by token; not in a block with a token gate. First weights depend on
+/// (seed, path) only. Report: gates (paths), units, added_params.
 Json insert_gates(Model& model, const PassInput& input);
 /// freeze-gates {slots="**", threshold=0.5, min_channels=0.1}: every gate -> constant mask of units
 /// open for more than `threshold` of the calibration samples; keeps at least min_channels of a

@@ -5,7 +5,7 @@
 #include "sluice/base/json.h"
 #include "sluice/base/path_pattern.h"
 #include "sluice/lab/brick/graph_network.h"
-#include "sluice/lab/brick/steps.h"
+#include "sluice/lab/brick/transformer.h"
 #include "sluice/lab/pass/steps.h"
 #include "sluice/lab/quant/quant_embedding.h"
 #include "sluice/lab/quant/quant_linear.h"
@@ -197,8 +197,8 @@ Json quantize(Model& model, const PassInput& input) {
     if (std::any_of(options.skip.begin(), options.skip.end(),
                     [&](const std::string& pattern) { return path_matches(pattern, ref.path); })) {
       left[ref.path] = "skipped";
-    } else if (ref.owner->kind() == "ffn" && ref.slot->name() != "neuron_gate" &&
-               decides_by_input(ref.owner->slot("neuron_gate"))) {
+    } else if (branch_gate(*ref.owner) != nullptr && ref.slot->name() != "k" &&
+               ref.slot->name() != "v") {
       left[ref.path] = "a gate closes parts of it token by token; such layers stay f32";
     } else if (target.table && !options.embeddings) {
       left[ref.path] = "a table of embeddings; embeddings=true packs it";

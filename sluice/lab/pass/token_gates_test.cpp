@@ -502,6 +502,148 @@ TEST(TokenGates, RefuseWhatHasNoMeaning) {
   });
 }
 
+// ---- heads ----
+
+TEST(HeadGates, StartOpenAndTheModelReloads) {
+  for (const Model& model : block_models()) {
+    const Model result = run_pass(model, "insert-gates", with({{"granularity", "head"}}));
+    expect_equal_and_reloadable(model, result, "open");
+    const Json report = result.provenance.back().at("report");
+    EXPECT_EQ(report.at("gates"), Json({"blocks.0.attn.head_gate", "blocks.1.attn.head_gate"}));
+    const bool grouped =
+        model.root->kind() == "decoder" || model.root->kind() == "vision_transformer";
+    EXPECT_EQ(report.at("units"), grouped ? 4 : 8);
+    expect_error(Code::usage, "no attention of ordinary linear layers", [&] {
+      run_pass(result, "insert-gates", with({{"granularity", "head"}}));
+    });
+  }
+}
+
+TEST(HeadGates, TheEngineLeavesOutWhatTheLabCountsAsClosed) {
+  for (const Model& model : block_models()) {
+    for (const char* score : {"mlp", "linear"}) {
+      Model result = gated(model, {{"granularity", "head"}, {"score", score}});
+      expect_engine_agrees(result, false, model.root->kind() + " " + score);
+      EXPECT_LT(metered(result, random_input(result, 3, 50)), 3 * result.cost().macs);
+      expect_equal_and_reloadable(result, result, score);
+    }
+    if (model.root->kind() == "vision_transformer") continue;
+    Model both = gated(gated(model, {{"granularity", "head"}}), {{"granularity", "neuron"}});
+    expect_engine_agrees(both, false, model.root->kind() + " and neurons");
+  }
+}
+
+TEST(HeadGates, ClosedOnesGiveNothingAndLossesSeeWhatTheySave) {
+  Model model = gated(text_model("decoder"), {{"granularity", "head"}});
+  auto& attention = model.root->slot("blocks")->slot("0")->slot("attn").as<Attention>();
+  GateLog log;
+  Context context;
+  context.gate_log = &log;
+  const at::Tensor x = random_tensor({2, 9, 12}, 4);
+  const at::Tensor y = attention.forward(x, context);
+  ASSERT_EQ(log.records().size(), 1u);
+  const GateRecord& record = log.records()[0];
+  EXPECT_EQ(to_string(record.decision.sizes()), "2 x 9 x 2");
+  // q and o [16, 12] for 9 tokens, 45 pairs of 4 heads of 4 + 4, in two units.
+  expect_near(record.unit_macs, at::full({2}, (9.0 * 384 + 45 * 32) / 2));
+  // By hand: heads of the attention without a gate, weighed before o.
+  const at::NoGradGuard no_grad;
+  auto open = std::dynamic_pointer_cast<Attention>(clone(attention));
+  open->slot("head_gate").exchange(nullptr);
+  at::Tensor expected = at::zeros({2, 9, 12});
+  for (int64_t unit = 0; unit < 2; ++unit) {
+    auto one = std::dynamic_pointer_cast<Attention>(clone(*open));
+    const at::Tensor mask = at::zeros({2});
+    mask[unit] = 1;
+    one->slot("head_gate").exchange(std::make_shared<ConstantMask>(mask));
+    expected += run(*one, x) * record.decision.detach().narrow(-1, unit, 1);
+  }
+  expect_near(y.detach(), expected, 1e-5);
+}
+
+TEST(HeadGates, GradientsAreThoseOfTheFunctionAndReachTheGates) {
+  Model soft = gated(text_model("decoder"), {{"granularity", "head"}, {"estimator", "sigmoid"}});
+  BrickPtr attention = soft.root->slot("blocks")->slot("0")->slot("attn").get();
+  attention->to(at::kDouble);
+  const at::Tensor weights = random_tensor({2, 4, 12}, 9).to(at::kDouble);
+  const auto f = [&](const at::Tensor& input) { return run(*attention, input); };
+  const at::Tensor x = random_tensor({2, 4, 12}, 8).to(at::kDouble);
+  expect_near(autograd_gradient(f, x, weights), numeric_gradient(f, x, weights), 1e-5);
+
+  Model hard = gated(text_model("encoder"), {{"granularity", "head"}});
+  hard.root->train();
+  GateLog log;
+  Context context;
+  context.gate_log = &log;
+  const at::Tensor y = hard.forward(random_input(hard, 2, 5), context);
+  (y.square().mean() + budget_loss(batch_means(log, nullptr), 0.2)).backward();
+  for (const auto& item : hard.root->named_parameters()) {
+    if (!path_matches("**.head_gate.score.**", item.key())) continue;
+    ASSERT_TRUE(item.value().grad().defined()) << item.key();
+    EXPECT_GT(item.value().grad().abs().max().item<double>(), 0) << item.key();
+  }
+}
+
+TEST(HeadGates, CanBePricedFrozenAndSliced) {
+  for (const Model& model : text_models()) {
+    const Model result = gated(model, {{"granularity", "head"}});
+    const Model priced =
+        run_pass(result, "calibrate-gates", calibrated(result, {{"shares", {0.9}}}, 64));
+    EXPECT_NEAR(priced.sizes[0].quality.at("cost_share"), 0.9, 0.06);
+    expect_equal_and_reloadable(priced, priced, "priced");
+    const Model frozen = run_pass(result, "freeze-gates", calibrated(result));
+    const int64_t open = frozen.provenance.back().at("report").at("open").get<int64_t>();
+    const Model sliced = run_pass(frozen, "slice-channels", {});
+    expect_equal_and_reloadable(frozen, sliced, "sliced");
+    int64_t left = 0;
+    for (const SlotRef& ref : walk(*sliced.root, "blocks.*.attn.k"))
+      left += ref.slot->as<Linear>().outputs() / 4;
+    EXPECT_EQ(left, open);
+  }
+}
+
+TEST(HeadGates, AllClosedLeaveTheBiasOfTheOutput) {
+  Model result = run_pass(text_model("encoder", {{"bias", true}}), "insert-gates",
+                          with({{"granularity", "head"}}));
+  set_gate(result, "blocks.0.attn.head_gate", -1);
+  set_gate(result, "blocks.1.attn.head_gate", -1);
+  expect_engine_agrees(result, true, "no head looks at anything");
+  Brick& attention = *result.root->slot("blocks")->slot("0")->slot("attn");
+  const at::Tensor bias = attention.slot("o").as<Linear>().bias;
+  ASSERT_TRUE(bias.defined());
+  const at::NoGradGuard no_grad;
+  expect_near(run(attention, random_tensor({1, 4, 12}, 3)), bias.expand({1, 4, 12}), 0);
+}
+
+TEST(HeadGates, KeepTheirInputWhereNormsAreFolded) {
+  for (const Model& model : block_models()) {
+    const Model result = gated(model, {{"granularity", "head"}});
+    expect_equal_and_reloadable(result, run_pass(result, "fold-norm", {}), "folded");
+  }
+}
+
+TEST(HeadGates, RefuseWhatHasNoMeaning) {
+  const Model model = text_model("decoder");
+  const Model heads = gated(model, {{"granularity", "head"}});
+  expect_error(Code::usage, "without a head gate", [&] {
+    run_pass(heads, "insert-gates", with({{"granularity", "token"}}));
+  });
+  const Model tokens = gated(model, {{"granularity", "token"}});
+  expect_error(Code::unsupported, "without a head gate", [&] {
+    run_pass(tokens, "insert-gates", with({{"granularity", "head"}}));
+  });
+  expect_error(Code::unsupported, "freeze-gates first",
+               [&] { run_pass(heads, "rotate-residual", {}); });
+  Model packed = run_pass(heads, "quantize", with({{"slots", "blocks.*.attn.*"}}));
+  const Brick& attention = *packed.root->slot("blocks")->slot("0")->slot("attn");
+  EXPECT_EQ(attention.slot("k")->kind(), "quant_linear");
+  EXPECT_EQ(attention.slot("q")->kind(), "linear");
+  expect_engine_agrees(packed, false, "packed keys and values");
+  expect_error(Code::usage, "is one of neurons", [&] {
+    run_pass(model, "insert-gates", with({{"granularity", "head"}, {"decision", "top_k"}}));
+  });
+}
+
 TEST(NeuronGates, KeepTheirInputWhereNormsAreFolded) {
   for (const Model& model : text_models()) {
     const Model result = gated(model, {{"granularity", "neuron"}});

@@ -267,6 +267,7 @@ void attention(Writer& to) {
   const Attributes& attrs = to.current().attrs;
   if (attr_int(attrs, "cache", 0) != 0) to.refuse("it keeps a cache from run to run");
   if (attr_int(attrs, "window", 0) != 0) to.refuse("it looks through a window");
+  if (to.current().inputs.size() > 3) to.refuse("not every row looks with every head");
   const int64_t heads = attr_int(attrs, "heads", 1), kv = attr_int(attrs, "kv_heads", heads);
   if (heads != kv) to.refuse("several heads share their keys");
   const Shape &q = to.shape(in(to, 0)), &k = to.shape(in(to, 1)), &v = to.shape(in(to, 2));
