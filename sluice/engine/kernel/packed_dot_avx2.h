@@ -98,8 +98,7 @@ SLUICE_AVX2_INLINE __m256i load_some(const std::byte* from, int64_t n) {
 }
 
 SLUICE_AVX2_INLINE int64_t total(__m256i sums) {
-  __m128i sum =
-      _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+  __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
   sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4E));
   return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xB1)));
 }
@@ -117,8 +116,7 @@ SLUICE_AVX2_INLINE float load_f32(const std::byte* from) {
 
 /// Eight scales as floats, zeros behind the last group.
 SLUICE_AVX2_INLINE __m256 scales8(const std::byte* from, int64_t left) {
-  if (left >= 8)
-    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  if (left >= 8) return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
   return _mm256_cvtph_ps(_mm256_castsi256_si128(load_some(from, 2 * left)));
 }
 

@@ -81,18 +81,18 @@ SLUICE_AVX2_INLINE void dot_fields(const std::byte* w, int64_t bytes, const Inpu
       __m256i sums[B][kPlaces];
       for (int b = 0; b < B; ++b)
         for (int p = 0; p < kPlaces; ++p) sums[b][p] = _mm256_setzero_si256();
-      const auto step = [&](int64_t from, __m256i codes)
-                            SLUICE_AVX2 __attribute__((always_inline)) {
+      const auto step = [&](int64_t from, __m256i codes) SLUICE_AVX2
+          __attribute__((always_inline)) {
         const __m256i upper = _mm256_srli_epi16(codes, 4);
 #pragma GCC unroll 8
         for (int f = 0; f < kFields; ++f) {
           const __m256i half = f < kFields / 2 ? codes : upper;
           const int p = f % kPlaces;
           const __m256i u =
-              kMasked ? _mm256_and_si256(
-                            half, _mm256_set1_epi8(static_cast<char>(kMask << (kBits * p))))
-                      : _mm256_and_si256(_mm256_srli_epi16(codes, kBits * f),
-                                         _mm256_set1_epi8(kMask));
+              kMasked
+                  ? _mm256_and_si256(half,
+                                     _mm256_set1_epi8(static_cast<char>(kMask << (kBits * p))))
+                  : _mm256_and_si256(_mm256_srli_epi16(codes, kBits * f), _mm256_set1_epi8(kMask));
           for (int b = 0; b < B; ++b) {
             const int8_t* x = in.codes(b) + kFields * from + 32 * f;
             sums[b][p] = _mm256_add_epi16(sums[b][p], products(u, x));
@@ -194,8 +194,8 @@ SLUICE_AVX2_INLINE void i4_row(const std::byte* codes, const std::byte* scales, 
     if (kMin) {
       const __m256 minimum = scales8(scales + 2 * groups + i / 8, groups - i / 16);
       for (int b = 0; b < B; ++b)
-        sums[b][0] = _mm256_fmadd_ps(
-            minimum, _mm256_load_ps(in.template extra<float>(b) + i / 16), sums[b][0]);
+        sums[b][0] = _mm256_fmadd_ps(minimum, _mm256_load_ps(in.template extra<float>(b) + i / 16),
+                                     sums[b][0]);
     }
   }
   for (int b = 0; b < B; ++b) y[b] = total(_mm256_add_ps(sums[b][0], sums[b][1]));

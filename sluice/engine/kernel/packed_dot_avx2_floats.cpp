@@ -129,8 +129,8 @@ SLUICE_AVX2_INLINE void i4_row(const std::byte* codes, const std::byte* scales, 
   values_of(in, x);
   __m256 sums[B];
   for (int b = 0; b < B; ++b) sums[b] = _mm256_setzero_ps();
-  const auto step = [&](int64_t i, __m256i w, __m256 factor)
-                        SLUICE_AVX2 __attribute__((always_inline)) {
+  const auto step = [&](int64_t i, __m256i w, __m256 factor) SLUICE_AVX2
+      __attribute__((always_inline)) {
     if (!kMin) w = _mm256_xor_si256(w, flip);
     __m256 part[B][2];
     for (int b = 0; b < B; ++b) part[b][0] = part[b][1] = _mm256_setzero_ps();
@@ -155,8 +155,8 @@ SLUICE_AVX2_INLINE void i4_row(const std::byte* codes, const std::byte* scales, 
     if (kMin) {
       const __m256 minimum = scales8(scales + 2 * groups + i / 8, groups - i / 16);
       for (int b = 0; b < B; ++b)
-        sums[b] = _mm256_fmadd_ps(minimum, _mm256_load_ps(in.template extra<float>(b) + i / 16),
-                                  sums[b]);
+        sums[b] =
+            _mm256_fmadd_ps(minimum, _mm256_load_ps(in.template extra<float>(b) + i / 16), sums[b]);
     }
   }
   for (int b = 0; b < B; ++b) y[b] = total(sums[b]);
