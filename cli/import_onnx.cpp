@@ -118,7 +118,8 @@ void add_onnx_options(CLI::App& app, OnnxChoice& choice) {
       ->group("ONNX");
   app.add_option("--std", choice.std, "Of the pixels")->type_name("X")->group("ONNX");
   app.add_option("--weights", choice.weights,
-                 "How the weights of linear layers are stored: f32, bf16, i8, i8-32 or i4-32")
+                 "How the weights of linear layers are stored, with i8 those of convolutions, too: "
+                 "f32, bf16, i8, i8-32 or i4-32")
       ->check(CLI::IsMember({"f32", "bf16", "i8", "i8-32", "i4-32"}))
       ->type_name("FORMAT")
       ->capture_default_str()
@@ -148,7 +149,12 @@ int import_onnx_model(const std::string& source, const std::string& output,
   }
   options.outputs = choice.outputs;
   options.bgr = choice.bgr;
-  options.linear_weights = *bundle::format_from_name(choice.weights);
+  options.weights = *bundle::format_from_name(choice.weights);
+  options.round_activations = choice.activations == "i8";
+  if (choice.activations == "bf16")
+    fail(Code::usage, "--activations bf16: layers of ONNX files take f32 or i8");
+  if (options.round_activations && options.weights == bundle::Format::f32)
+    fail(Code::usage, "--activations i8 rounds the inputs of packed layers; give --weights, too");
   if (choice.task.empty() && (!choice.labels.empty() || choice.mean || choice.std))
     fail(Code::usage, "--labels, --mean and --std say what a --task means; give one");
   bundle::Task& task = options.task;

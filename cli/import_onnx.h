@@ -11,6 +11,7 @@ namespace sluice::cli {
 struct OnnxChoice {
   std::vector<std::string> inputs, values, carries, outputs;  ///< as typed
   std::string task, labels, weights = "f32";
+  std::string activations = "f32";  ///< --activations, which all kinds of files have
   std::optional<double> mean, std;
   bool bgr = false;
   bool given() const;

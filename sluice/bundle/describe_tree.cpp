@@ -5,6 +5,7 @@
 #include <unordered_map>
 
 #include "sluice/base/error.h"
+#include "sluice/bundle/conv2d.h"
 #include "sluice/bundle/ops_sparse.h"
 #include "sluice/bundle/packed.h"
 #include "sluice/bundle/text.h"
@@ -84,7 +85,7 @@ std::string node_kind(const Node& node, const Graph& graph) {
   }
   std::string kind = node.op;
   if (node.op == "conv2d") {
-    const Shape& weight = graph.tensors.at(node.tensors.at("weight")).shape;
+    const Shape weight = conv2d_weight_shape(node, graph.tensors.at(node.tensors.at("weight")));
     kind += fmt::format(" {}x{}", weight[2], weight[3]);
     if (const auto stride = attr_ints(attrs, "stride", 2, 1); stride != std::vector<int64_t>{1, 1})
       kind += ", stride " + pair_text(stride);

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "sluice/base/error.h"
+#include "sluice/bundle/conv2d.h"
 #include "sluice/bundle/ops_check.h"
 #include "sluice/bundle/ops_families.h"
 #include "sluice/bundle/ops_sparse.h"
@@ -11,11 +12,38 @@
 namespace sluice::bundle {
 namespace {
 
+/// [O,C/groups,kh,kw] of a packed weight, and checks of what packed ones alone have.
+Shape packed_conv2d_weight(const OpInput& in) {
+  const TensorSpec& weight = in.tensors.at("weight");
+  if (weight.format != "i8")
+    fail(Code::unsupported,
+         "weight '{}' has format '{}'; a convolution's is f32, or i8 as [O,C/groups kh kw]",
+         printable(weight.name), printable(weight.format, 40));
+  const auto kernel = window(in, "kernel", 0, 1);
+  const int64_t taps = checked_mul(kernel[0], kernel[1], "kernel");
+  if (weight.shape.size() != 2 || weight.shape[0] < 1 || weight.shape[1] < 1 ||
+      weight.shape[1] % taps != 0)
+    fail(Code::shape, "weight '{}': expected [O,C/groups {} {}] with sizes >= 1, found {}",
+         printable(weight.name), kernel[0], kernel[1], to_string(weight.shape));
+  return conv2d_weight_shape(in.node, weight);
+}
+
 Shape conv2d_shape(const OpInput& in) {
   require_rank(in, 3, "[C,H,W]");
   const Shape& x = input(in, 0);
-  const Shape& weight = in.tensors.at("weight").shape;
   const std::string& name = in.tensors.at("weight").name;
+  const std::string activations = attr_string(in.node.attrs, "activations", "f32");
+  const bool packed = in.tensors.at("weight").format != "f32";
+  if (!packed && in.node.attrs.count("kernel"))
+    fail(
+        Code::shape,
+        "attribute 'kernel': weight '{}' is f32 and has it in its shape; it belongs to packed ones",
+        printable(name));
+  if (activations != "f32" && (activations != "i8" || !packed))
+    fail(Code::unsupported,
+         "attribute 'activations': expected f32, or i8 beside a weight in i8; found '{}'",
+         printable(activations, 40));
+  const Shape weight = packed ? packed_conv2d_weight(in) : in.tensors.at("weight").shape;
   if (weight.size() != 4 || *std::min_element(weight.begin(), weight.end()) < 1)
     fail(Code::shape, "weight '{}': expected [O,C/groups,kh,kw] with sizes >= 1, found {}",
          printable(name), to_string(weight));
@@ -154,6 +182,33 @@ Rows scale_rows(const OpInput& in) {
 
 }  // namespace
 
+Shape conv2d_weight_shape(const Node& node, const TensorSpec& weight) {
+  if (weight.format == "f32") return weight.shape;
+  const auto kernel = attr_ints(node.attrs, "kernel", 2, 1);
+  return {weight.shape[0], weight.shape[1] / (kernel[0] * kernel[1]), kernel[0], kernel[1]};
+}
+
+bool rounding_pays(const Shape& weight, int64_t groups) {
+  return weight[0] / groups >= 16 && weight[1] * weight[2] * weight[3] >= 32;
+}
+
+float quantize_sample(std::span<const float> x, int8_t* codes) {
+  float top = 0;
+  bool finite = true;
+  for (float v : x) {
+    finite &= std::isfinite(v);
+    top = std::max(top, std::fabs(v));
+  }
+  const float scale = finite ? top / 127.0f : std::nanf(""), factor = 1.0f / scale;
+  if (!(scale > 0) || std::isinf(factor)) {
+    std::fill(codes, codes + x.size(), int8_t{0});
+    return std::isnan(scale) ? scale : 0;
+  }
+  for (size_t i = 0; i < x.size(); ++i)
+    codes[i] = static_cast<int8_t>(std::clamp(std::nearbyint(x[i] * factor), -127.0f, 127.0f));
+  return scale;
+}
+
 std::vector<Operator> dense_operators() {
   return {
       {"conv2d",
@@ -161,9 +216,11 @@ std::vector<Operator> dense_operators() {
        1,
        {"weight"},
        {"bias"},
-       {"stride", "padding", "dilation", "groups"},
+       {"stride", "padding", "dilation", "groups", "kernel", "activations"},
        conv2d_shape,
-       conv2d_macs},
+       conv2d_macs,
+       nullptr,
+       {"weight"}},
       {"linear",
        1,
        1,

@@ -4,6 +4,7 @@
 #include "sluice/base/json.h"
 #include "sluice/base/test_error.h"
 #include "sluice/bundle/bundle.h"
+#include "sluice/bundle/conv2d.h"
 #include "sluice/bundle/describe.h"
 #include "sluice/bundle/testing.h"
 
@@ -71,6 +72,93 @@ TEST(PackedBundle, RefusesSpecsThatLie) {
   check(Code::limit, "fc.weight", graph_with("binary", DType::u8, {1, int64_t{1} << 40}));
   check(Code::shape, "expected [O,70]", graph_with("binary", DType::u8, {kOut, kIn + 1}));
   check(Code::shape, "expected [O,70]", graph_with("binary", DType::u8, {2, kOut, kIn}));
+}
+
+/// conv2d over [6, 9, 8], weight as given.
+Graph convolution(const std::string& format, DType dtype, Shape shape, Attributes attrs) {
+  Graph graph;
+  graph.inputs = {{"x", {6, 9, 8}}};
+  graph.tensors["w"] = {"w", format, dtype, std::move(shape), std::nullopt};
+  graph.nodes.push_back({"conv2d", "conv", {"x"}, "y", std::move(attrs), {{"weight", "w"}}});
+  graph.outputs = {"y"};
+  return graph;
+}
+
+TEST(PackedBundle, ConvolutionsInI8HaveTheirKernelAsAnAttribute) {
+  const int64_t three = 3;
+  const auto shape_of = [](const Graph& graph) {
+    return check_graph(graph, "file").shapes.at("y");
+  };
+  EXPECT_EQ(shape_of(convolution("i8", DType::u8, {4, 54}, {{"kernel", three}})), (Shape{4, 7, 6}));
+  EXPECT_EQ(shape_of(convolution("i8", DType::u8, {4, 54},
+                                 {{"kernel", three}, {"activations", std::string("i8")}})),
+            (Shape{4, 7, 6}));
+  const Graph depthwise = convolution(
+      "i8", DType::u8, {6, 15}, {{"kernel", std::vector<int64_t>{5, 3}}, {"groups", int64_t{6}}});
+  EXPECT_EQ(shape_of(depthwise), (Shape{6, 5, 6}));
+  const GraphInfo info = check_graph(depthwise, "file");
+  EXPECT_EQ(info.total.macs, 6 * 15 * 5 * 6);
+  EXPECT_EQ(info.total.weight_bytes, 6 * 15 + 6 * 4);
+  EXPECT_EQ(conv2d_weight_shape(depthwise.nodes[0], depthwise.tensors.at("w")),
+            (Shape{6, 1, 5, 3}));
+}
+
+TEST(PackedBundle, RefusesConvolutionsThatLie) {
+  const int64_t three = 3;
+  const struct {
+    const char* format;
+    DType dtype;
+    Shape shape;
+    Attributes attrs;
+    Code code;
+    const char* words;
+  } cases[] = {
+      {"i8", DType::u8, {4, 54}, {}, Code::shape, "'kernel': expected 1 to"},
+      {"i8", DType::u8, {4, 54}, {{"kernel", int64_t{0}}}, Code::shape, "'kernel': expected 1 to"},
+      {"i8", DType::u8, {4, 54}, {{"kernel", int64_t{1} << 40}}, Code::shape, "'kernel'"},
+      {"i8", DType::u8, {4, 54}, {{"kernel", int64_t{5}}}, Code::shape, "[O,C/groups 5 5]"},
+      {"i8", DType::u8, {4, 45}, {{"kernel", three}}, Code::shape, "expected 6 input channels"},
+      {"i8",
+       DType::u8,
+       {4, 54},
+       {{"kernel", three}, {"groups", int64_t{2}}},
+       Code::shape,
+       "expected 3 input channels per group"},
+      {"i8", DType::u8, {4, 6, 3, 3}, {{"kernel", three}}, Code::shape, "[O,C/groups 3 3]"},
+      {"i8", DType::u8, {4, 54}, {{"kernel", std::string("3")}}, Code::shape, "'kernel'"},
+      {"i8", DType::u8, {0, 54}, {{"kernel", three}}, Code::shape, "sizes >= 1"},
+      {"i8", DType::u8, {int64_t{1} << 58, 54}, {{"kernel", three}}, Code::limit, "'w'"},
+      {"i8-32",
+       DType::u8,
+       {4, 54},
+       {{"kernel", three}},
+       Code::unsupported,
+       "has format 'i8-32'; a convolution's is f32, or i8"},
+      {"bf16", DType::bf16, {4, 6, 3, 3}, {}, Code::unsupported, "has format 'bf16'"},
+      {"f32",
+       DType::f32,
+       {4, 6, 3, 3},
+       {{"kernel", three}},
+       Code::shape,
+       "'kernel': weight 'w' is f32"},
+      {"f32",
+       DType::f32,
+       {4, 6, 3, 3},
+       {{"activations", std::string("i8")}},
+       Code::unsupported,
+       "i8 beside a weight in i8"},
+      {"i8",
+       DType::u8,
+       {4, 54},
+       {{"kernel", three}, {"activations", std::string("bf16")}},
+       Code::unsupported,
+       "found 'bf16'"},
+  };
+  for (const auto& c : cases) {
+    SCOPED_TRACE(c.words);
+    expect_error(c.code, c.words,
+                 [&] { check_graph(convolution(c.format, c.dtype, c.shape, c.attrs), "file"); });
+  }
 }
 
 TEST(PackedBundle, RefusesPackedTensorsWhereTheOperatorWantsPlainOnes) {

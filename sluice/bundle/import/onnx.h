@@ -38,7 +38,11 @@ struct OnnxOptions {
   /// Called with the task and the first output's shape before it is stored.
   std::function<void(Task&, const Shape&)> finish_task{};
   bool simplify = true;
-  Format linear_weights = Format::f32;  ///< how the weights of linear layers are stored
+  /// How the weights of linear layers are stored, and with i8 those of convolutions.
+  Format weights = Format::f32;
+  /// Their inputs are rounded to int8 when they are used, but of convolutions that sum up few
+  /// products (rounding_pays()).
+  bool round_activations = false;
   /// Numbers that may be computed while the graph is read.
   int64_t folded_elements = int64_t{1} << 28;
 };

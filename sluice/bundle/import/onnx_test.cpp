@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 
@@ -35,6 +36,55 @@ TEST(Onnx, TakesTheBatchOutOfAConvolutionalNetwork) {
   EXPECT_THAT(operators(built.bundle),
               ElementsAre("conv2d", "activation", "global_avg_pool", "linear"));
   EXPECT_TRUE(built.bundle.graph().tensors.count("w"));  // initializers keep their names
+}
+
+TEST(Onnx, PacksConvolutionsInI8AndRoundsWherePaying) {
+  const auto values = [](size_t count) {
+    std::vector<float> result(count);
+    for (size_t i = 0; i < count; ++i) result[i] = std::sin(static_cast<float>(i));
+    return result;
+  };
+  Graph graph;
+  graph.input("x", {1, 3, 8, 8}).reals("first", {8, 3, 3, 3}, values(216)).output("y");
+  graph.node("Conv", {"x", "first"}, {"a"}, {{"strides", std::vector<int64_t>{2, 2}}});
+  graph.reals("each", {8, 1, 3, 2}, values(48));
+  graph.node("Conv", {"a", "each"}, {"b"}, {{"group", int64_t{8}}});
+  graph.reals("wide", {16, 8, 1, 2}, values(256)).reals("bias", {16}, values(16));
+  graph.node("Conv", {"b", "wide", "bias"}, {"c"}, {{"pads", std::vector<int64_t>{1, 1, 1, 1}}});
+  graph.node("GlobalAveragePool", {"c"}, {"d"}).node("Flatten", {"d"}, {"e"});
+  graph.reals("fc", {5, 16}, values(80));
+  graph.node("Gemm", {"e", "fc"}, {"y"}, {{"transB", int64_t{1}}});
+  OnnxOptions options;
+  options.weights = Format::i8;
+  options.round_activations = true;
+  const auto rounded = build(graph.model(), options);
+  options.round_activations = false;
+  const auto built = build(graph.model(), options);
+  const auto attribute = [](const Node& node) {
+    return attr_string(node.attrs, "activations", "f32");
+  };
+  std::vector<std::string> found;
+  for (const Node& node : rounded.bundle.graph().nodes)
+    if (node.tensors.count("weight")) found.push_back(attribute(node));
+  EXPECT_THAT(found, ElementsAre("f32", "f32", "f32", "i8"));  // 16 products are too few
+  for (const Node& node : built.bundle.graph().nodes) EXPECT_EQ(attribute(node), "f32");
+  for (const char* name : {"first", "each", "wide", "fc"})
+    EXPECT_EQ(built.bundle.graph().tensors.at(name).format, "i8") << name;
+  EXPECT_EQ(built.bundle.graph().tensors.at("bias").format, "f32");
+  EXPECT_EQ(built.bundle.graph().tensors.at("each").shape, (Shape{8, 6}));
+  const auto plain = build(graph.model());
+  EXPECT_EQ(built.bundle.info().total.macs, plain.bundle.info().total.macs);
+  EXPECT_EQ(built.bundle.info().total.params, plain.bundle.info().total.params);
+  for (size_t i = 0; i < 3; ++i) {
+    const Node &packed = built.bundle.graph().nodes[i], &node = plain.bundle.graph().nodes[i];
+    EXPECT_EQ(built.bundle.info().shapes.at(packed.output),
+              plain.bundle.info().shapes.at(node.output));
+  }
+  // Other formats are of linear layers alone.
+  options.weights = Format::i4_group;
+  const auto four = build(graph.model(), options);
+  EXPECT_EQ(four.bundle.graph().tensors.at("wide").format, "f32");
+  EXPECT_EQ(four.bundle.graph().tensors.at("fc").format, "i4-32");
 }
 
 TEST(Onnx, ComputesWhatHangsOnShapesAlone) {

@@ -9,7 +9,7 @@
 #include <cstdlib>
 
 #include "sluice/engine/graph/network.h"
-#include "sluice/engine/graph/test_networks.h"
+#include "sluice/engine/graph/packed_networks.h"
 #include "sluice/engine/kernel/onednn.h"
 
 extern "C" {
@@ -148,8 +148,17 @@ int main() {
   x = net.activation("relu", net.linear("fc1", x, 60, true, 0.05));
   x = net.node("layer_norm", "norm", {net.linear("fc2", x, 30)});
   const auto mlp = net.finish(net.node("softmax", "softmax", {x}));
+  testing::NetworkBuilder pictures(3);
+  auto y = pictures.input({20, 40, 48});  // large enough that two threads round it
+  y = testing::packed_conv(pictures, "codes", y, {.out = 24, .kernel = {3, 3}, .padding = {1, 1}},
+                           "i8");
+  y = pictures.activation("swish", y, "hard_swish");
+  y = testing::packed_conv(pictures, "depthwise", y, {.out = 24, .groups = 24, .kernel = {3, 3}},
+                           "f32");
+  const auto packed = pictures.finish(testing::packed_conv(pictures, "last", y, {.out = 40}, "i8"));
   for (const int threads : {1, 2}) {
     for (const int64_t batch : {1, 8, 33}) {
+      failures += check("convolutions in int8", packed, batch, threads);
       failures += check("resnet", resnet, batch, threads);
       failures += check("sparse mlp", mlp, batch, threads);
     }

@@ -2,10 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <map>
 #include <set>
 #include <span>
 
+#include "sluice/bundle/conv2d.h"
+#include "sluice/bundle/packed.h"
 #include "sluice/engine/kernel/sparse.h"
 
 namespace sluice::engine {
@@ -25,6 +28,24 @@ bool is_packed(const Bundle& bundle, const Node& node) {
          bundle::attr_string(node.attrs, "activations", "f32") != "f32";
 }
 
+/// The weight of a packed conv2d: its scales where its codes are multiplied, else its values.
+void unpack_conv(const Bundle& bundle, const Node& node, Group& group) {
+  const std::string& name = node.tensors.at("weight");
+  const bundle::TensorSpec& spec = bundle.graph().tensors.at(name);
+  const bundle::PackedMatrix matrix =
+      bundle::view_packed(*bundle::format_from_name(spec.format), spec.shape[0], spec.shape[1],
+                          bundle.tensor(name).bytes, "tensor '" + name + "'", /*trusted=*/true);
+  if (bundle::attr_string(node.attrs, "activations", "f32") != "f32") {
+    group.packed = true;
+    group.scales.resize(static_cast<size_t>(matrix.rows));
+    std::memcpy(group.scales.data(), matrix.scales, group.scales.size() * sizeof(float));
+    return;
+  }
+  group.folded.resize(static_cast<size_t>(matrix.rows * matrix.columns));
+  bundle::unpack(matrix, group.folded);
+  group.weight = group.folded;
+}
+
 /// A copy of the weight that may be changed.
 void own(Group& group) {
   if (!group.folded.empty()) return;
@@ -35,12 +56,13 @@ void own(Group& group) {
 /// Multiplies the rows of the weight (and the bias) by factor[c], then adds shift[c] to the bias.
 void fold(Group& group, std::span<const float> factor, std::span<const float> shift,
           size_t channels) {
-  own(group);
-  const size_t row = group.folded.size() / channels;
+  if (!group.packed) own(group);
+  std::vector<float>& values = group.packed ? group.scales : group.folded;
+  const size_t row = values.size() / channels;
   if (group.bias.empty() && !shift.empty()) group.bias.assign(channels, 0.0f);
   for (size_t c = 0; c < channels; ++c) {
     const float f = factor.size() == 1 ? factor[0] : factor[c];
-    for (size_t i = 0; i < row; ++i) group.folded[c * row + i] *= f;
+    for (size_t i = 0; i < row; ++i) values[c * row + i] *= f;
     if (!group.bias.empty()) group.bias[c] = group.bias[c] * f + (shift.empty() ? 0.0f : shift[c]);
   }
 }
@@ -78,8 +100,22 @@ class Grouper {
   /// A conv2d that sees one pixel at a time.
   bool pointwise(const Node& node) const {
     if (node.op != "conv2d") return false;
-    const Shape& weight = bundle_.graph().tensors.at(node.tensors.at("weight")).shape;
+    const Shape weight =
+        bundle::conv2d_weight_shape(node, bundle_.graph().tensors.at(node.tensors.at("weight")));
     return weight[2] == 1 && weight[3] == 1;
+  }
+
+  /// A conv2d some of whose outputs see padding alone. oneDNN 2.6 crashes where it computes them
+  /// together with what follows.
+  bool sees_padding_alone(const Node& node) const {
+    if (node.op != "conv2d") return false;
+    const Shape weight =
+        bundle::conv2d_weight_shape(node, bundle_.graph().tensors.at(node.tensors.at("weight")));
+    const auto padding = bundle::attr_ints(node.attrs, "padding", 2, 0),
+               dilation = bundle::attr_ints(node.attrs, "dilation", 2, 1);
+    for (size_t i = 0; i < 2; ++i)
+      if (padding[i] > (weight[2 + i] - 1) * dilation[i]) return true;
+    return false;
   }
 
   Group start(size_t index) {
@@ -92,22 +128,28 @@ class Grouper {
     if (product) {
       const auto bias = values_of(bundle_, node, "bias");
       group.bias.assign(bias.begin(), bias.end());
-      group.packed = node.op == "linear" && is_packed(bundle_, node);
-      if (!group.packed) {
+      const bool packed = is_packed(bundle_, node);
+      if (packed && node.op == "conv2d") {
+        unpack_conv(bundle_, node, group);
+      } else if (packed) {
+        group.packed = true;
+      } else {
         group.weight = values_of(bundle_, node, "weight");
       }
     }
     if (!fuse_) return group;
+    const bool folds = product && !(group.packed && group.scales.empty());
     if (product) {
-      while (!group.packed && fold_next(group)) {
+      while (folds && fold_next(group)) {
       }
+      if (sees_padding_alone(node)) return group;
       take_add(group);
     }
     const bool nested = node.op == "prefix_conv2d";  // its kernel adds and activates, too
     if (nested) take_add(group);
     if (product || nested || node.op == "add") {
       take_activation(group);
-      while (product && !group.packed && fold_after_relu(group)) {
+      while (folds && fold_after_relu(group)) {
       }
       if (node.op == "conv2d") take_affine(group);
     }
@@ -165,8 +207,8 @@ class Grouper {
     const size_t channels =
         factors.size() == 1 ? 1 : static_cast<size_t>(bundle_.info().shapes.at(group.output)[0]);
     if (channels == 1) {
-      own(group);
-      for (float& w : group.folded) w *= factors[0];
+      if (!group.packed) own(group);
+      for (float& w : group.packed ? group.scales : group.folded) w *= factors[0];
       for (float& b : group.bias) b *= factors[0];
     } else {
       fold(group, factors, {}, channels);

@@ -21,10 +21,13 @@ struct Group {
   /// `folded`.
   std::span<const float> weight;
   std::vector<float> folded, bias;  ///< bias may be empty
-  double density = 1;   ///< share of the weights that are not 0, of a linear or 1 x 1 conv2d
-  bool packed = false;  ///< a linear whose weight is packed or whose input is rounded: `weight` is
-                        ///< empty, and nothing is folded into it
-  bool adds = false;    ///< the last of `inputs` is added to a product's result
+  std::vector<float> scales;        ///< of a packed conv2d: of its output channels, after folding
+  double density = 1;  ///< share of the weights that are not 0, of a linear or 1 x 1 conv2d
+  /// A linear whose weight is packed or whose input is rounded: `weight` is empty, and nothing is
+  /// folded into it; or a conv2d that multiplies codes, with `scales` to fold into. A packed conv2d
+  /// whose input is not rounded is none: `weight` has the values its codes stand for.
+  bool packed = false;
+  bool adds = false;  ///< the last of `inputs` is added to a product's result
   Activation activation = Activation::none;  ///< after everything else, but
   float factor = 1, offset = 0;              ///< a conv2d's result times this plus that
 };

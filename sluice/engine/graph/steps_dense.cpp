@@ -4,9 +4,11 @@
 #include <algorithm>
 
 #include "sluice/base/error.h"
+#include "sluice/bundle/conv2d.h"
 #include "sluice/bundle/ops_sparse.h"
 #include "sluice/engine/kernel/elementwise.h"
 #include "sluice/engine/kernel/narrow_conv.h"
+#include "sluice/engine/kernel/packed_conv.h"
 #include "sluice/engine/kernel/reduce.h"
 
 namespace sluice::engine {
@@ -54,17 +56,99 @@ bool pointwise(const onednn::ConvShape& shape) {
          shape.groups == 1;
 }
 
+/// What the step reads of a packed weight whose values it multiplies.
+void set_plain_bytes(Planner& planner, size_t index, Step& step) {
+  const std::string& name = planner.node(index).tensors.at("weight");
+  const bundle::TensorSpec& spec = planner.bundle().graph().tensors.at(name);
+  Cost cost = step.info.cost;
+  cost.weight_bytes +=
+      static_cast<int64_t>(sizeof(float)) * numel(spec.shape) - bundle::stored_bytes(spec);
+  planner.set_cost(step, cost);
+}
+
+/// By oneDNN; `rounds`: on an input that is rounded to int8 first.
+void plan_dense_conv(Planner& planner, size_t index, Step step, const onednn::ConvShape& shape,
+                     std::span<const float> weight, bool rounds) {
+  const Group& group = planner.group(index);
+  const int threads = planner.threads_for(step.info.cost.macs);
+  const std::string key = planner.cache_key(index);
+  // Channels last keeps odd channel counts exact, see docs/decisions/conv-layout.md.
+  for (const bool last_try : {false, true}) {
+    for (const Layout layout : {Layout::channels_last, Layout::plain}) {
+      Step attempt = step;
+      // Tried without the reorders first: a layout that is refused must leave no step behind.
+      onednn::Tail probe;
+      probe.activation = group.activation;
+      probe.factor = group.factor;
+      probe.offset = group.offset;
+      if (group.adds) probe.add = onednn::Tail::Add::operand;
+      if (!onednn::make_conv(shape, layout, probe, weight, group.bias, threads, planner.cache(),
+                             key, last_try))
+        continue;
+      attempt.inputs = {planner.fetch(group.inputs[0], layout)};
+      const onednn::Tail tail = planner.tail_of(index, layout, attempt);
+      auto kernel = onednn::make_conv(shape, layout, tail, weight, group.bias, threads,
+                                      planner.cache(), key, true);
+      SLUICE_CHECK(kernel.has_value());
+      attempt.kernel = std::move(*kernel);
+      if (rounds) {
+        attempt.kernel =
+            make_rounded(std::move(attempt.kernel), shape.samples,
+                         shape.in_channels * shape.in_height * shape.in_width, threads);
+      }
+      return planner.finish(index, std::move(attempt), layout);
+    }
+  }
+  fail(Code::unsupported, "{}: oneDNN {} has no convolution for {} x {} x {} -> {} x {} x {}",
+       planner.node(index).path, onednn::version(), shape.in_channels, shape.in_height,
+       shape.in_width, shape.out_channels, shape.out_height, shape.out_width);
+}
+
+/// Codes times codes; where that is not fast, the values of both in f32.
+void plan_packed_conv(Planner& planner, size_t index, Step step, const onednn::ConvShape& shape) {
+  const Group& group = planner.group(index);
+  const std::string& name = planner.node(index).tensors.at("weight");
+  PackedConv conv;
+  conv.shape = shape;
+  conv.codes = planner.bundle().tensor(name).bytes.data();
+  conv.scales = group.scales;
+  conv.bias = group.bias;
+  conv.tail.activation = group.activation;
+  conv.tail.factor = group.factor;
+  conv.tail.offset = group.offset;
+  if (group.adds) conv.tail.add = onednn::Tail::Add::operand;
+  conv.threads = planner.threads_for(step.info.cost.macs);
+  if (auto kernel = make_packed_conv(conv, planner.cache(), planner.cache_key(index))) {
+    step.inputs = {planner.fetch(group.inputs[0], Layout::channels_last)};
+    if (group.adds)
+      step.inputs.push_back(planner.fetch(group.inputs.back(), Layout::channels_last));
+    step.kernel = std::move(*kernel);
+    return planner.finish(index, std::move(step), Layout::channels_last);
+  }
+  const size_t rows = group.scales.size(),
+               columns = static_cast<size_t>(shape.in_channels / shape.groups * shape.kernel[0] *
+                                             shape.kernel[1]);
+  std::vector<float> values(rows * columns);
+  for (size_t i = 0; i < values.size(); ++i)
+    values[i] = group.scales[i / columns] * static_cast<float>(static_cast<int8_t>(conv.codes[i]));
+  set_plain_bytes(planner, index, step);
+  plan_dense_conv(planner, index, std::move(step), shape, values, /*rounds=*/true);
+}
+
 void plan_conv(Planner& planner, size_t index, Step step) {
   const Group& group = planner.group(index);
   const Node& node = planner.node(index);
   const Shape in = planner.bundle().info().shapes.at(group.inputs[0]),
               out = planner.bundle().info().shapes.at(group.output);
   onednn::ConvShape shape = conv_shape(node, in, out, planner.options().samples);
+  const bundle::TensorSpec& spec = planner.bundle().graph().tensors.at(node.tensors.at("weight"));
+  const Shape weight = bundle::conv2d_weight_shape(node, spec);
   shape.groups = bundle::attr_int(node.attrs, "groups", 1);
-  shape.kernel[0] = planner.bundle().tensor(node.tensors.at("weight")).shape[2];
-  shape.kernel[1] = planner.bundle().tensor(node.tensors.at("weight")).shape[3];
+  shape.kernel[0] = weight[2];
+  shape.kernel[1] = weight[3];
+  if (group.packed) return plan_packed_conv(planner, index, std::move(step), shape);
+  if (spec.format != "f32") set_plain_bytes(planner, index, step);
   const int threads = planner.threads_for(step.info.cost.macs);
-  const std::string key = planner.cache_key(index);
   const bool affine = group.factor != 1 || group.offset != 0;
   if (!group.adds && !affine && narrow_conv_pays(shape)) {
     step.inputs = {planner.fetch(group.inputs[0], Layout::channels_last)};
@@ -81,30 +165,7 @@ void plan_conv(Planner& planner, size_t index, Step step) {
                          choice);
     }
   }
-  // Channels last keeps odd channel counts exact, see docs/decisions/conv-layout.md.
-  for (const bool last_try : {false, true}) {
-    for (const Layout layout : {Layout::channels_last, Layout::plain}) {
-      Step attempt = step;
-      // Tried without the reorders first: a layout that is refused must leave no step behind.
-      onednn::Tail probe;
-      probe.activation = group.activation;
-      probe.factor = group.factor;
-      probe.offset = group.offset;
-      if (group.adds) probe.add = onednn::Tail::Add::operand;
-      if (!onednn::make_conv(shape, layout, probe, group.weight, group.bias, threads,
-                             planner.cache(), key, last_try))
-        continue;
-      attempt.inputs = {planner.fetch(group.inputs[0], layout)};
-      const onednn::Tail tail = planner.tail_of(index, layout, attempt);
-      auto kernel = onednn::make_conv(shape, layout, tail, group.weight, group.bias, threads,
-                                      planner.cache(), key, true);
-      SLUICE_CHECK(kernel.has_value());
-      attempt.kernel = std::move(*kernel);
-      return planner.finish(index, std::move(attempt), layout);
-    }
-  }
-  fail(Code::unsupported, "{}: oneDNN {} has no convolution for {} -> {}", node.path,
-       onednn::version(), to_string(in), to_string(out));
+  plan_dense_conv(planner, index, std::move(step), shape, group.weight, /*rounds=*/false);
 }
 
 void plan_pool(Planner& planner, size_t index, Step step) {

@@ -27,10 +27,8 @@ HWY_INLINE T Load(const std::byte* from) {
   return value;
 }
 
-float QuantizeRow(const float* HWY_RESTRICT x, int64_t count, int8_t* HWY_RESTRICT codes) {
+float LargestMagnitude(const float* HWY_RESTRICT x, int64_t count) {
   const hn::ScalableTag<float> d;
-  const hn::RebindToSigned<decltype(d)> di;
-  const hn::Rebind<int8_t, decltype(d)> d8;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
   auto top = hn::Zero(d), zero = hn::Zero(d);  // zero: x - x, NaN where x is not finite
   int64_t i = 0;
@@ -44,14 +42,39 @@ float QuantizeRow(const float* HWY_RESTRICT x, int64_t count, int8_t* HWY_RESTRI
     most = std::max(most, std::fabs(x[i]));
     check += x[i] - x[i];
   }
-  const float scale = check == 0 ? most / 127.0f : std::bit_cast<float>(0x7FC00000u);
+  return check == 0 ? most : std::bit_cast<float>(0x7FC00000u);
+}
+
+void QuantizeBy(const float* HWY_RESTRICT x, float factor, int64_t count,
+                int8_t* HWY_RESTRICT codes) {
+  const hn::ScalableTag<float> d;
+  const hn::RebindToSigned<decltype(d)> di;
+  const hn::Rebind<int8_t, decltype(d)> d8;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  const auto by = hn::Set(d, factor), low = hn::Set(d, -127.0f), high = hn::Set(d, 127.0f);
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    const auto q = hn::Clamp(hn::Round(hn::Mul(hn::LoadU(d, x + i), by)), low, high);
+    hn::StoreU(hn::DemoteTo(d8, hn::ConvertTo(di, q)), d8, codes + i);
+  }
+  for (; i < count; ++i)
+    codes[i] = static_cast<int8_t>(std::clamp(std::nearbyint(x[i] * factor), -127.0f, 127.0f));
+}
+
+float QuantizeRow(const float* HWY_RESTRICT x, int64_t count, int8_t* HWY_RESTRICT codes) {
+  const hn::ScalableTag<float> d;
+  const hn::RebindToSigned<decltype(d)> di;
+  const hn::Rebind<int8_t, decltype(d)> d8;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  const float scale = LargestMagnitude(x, count) / 127.0f;
   if (!(scale > 0)) {
     std::memset(codes, 0, static_cast<size_t>(count));
     return scale;
   }
   const auto divisor = hn::Set(d, scale);
   const auto low = hn::Set(d, -127.0f), high = hn::Set(d, 127.0f);
-  for (i = 0; i + lanes <= count; i += lanes) {
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
     const auto q = hn::Clamp(hn::Round(hn::Div(hn::LoadU(d, x + i), divisor)), low, high);
     hn::StoreU(hn::DemoteTo(d8, hn::ConvertTo(di, q)), d8, codes + i);
   }
@@ -207,6 +230,8 @@ HWY_AFTER_NAMESPACE();
 namespace sluice::engine {
 
 HWY_EXPORT(QuantizeRow);
+HWY_EXPORT(LargestMagnitude);
+HWY_EXPORT(QuantizeBy);
 HWY_EXPORT(Bf16Row);
 HWY_EXPORT(RoundBf16);
 HWY_EXPORT(Widen);
@@ -215,6 +240,14 @@ HWY_EXPORT(UnpackRow);
 
 float quantize_row(const float* x, int64_t count, int8_t* codes) {
   return HWY_DYNAMIC_DISPATCH(QuantizeRow)(x, count, codes);
+}
+
+float largest_magnitude(const float* x, int64_t count) {
+  return HWY_DYNAMIC_DISPATCH(LargestMagnitude)(x, count);
+}
+
+void quantize_by(const float* x, float factor, int64_t count, int8_t* codes) {
+  HWY_DYNAMIC_DISPATCH(QuantizeBy)(x, factor, count, codes);
 }
 
 void bf16_row(const float* x, int64_t count, uint16_t* out) {

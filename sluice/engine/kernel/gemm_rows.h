@@ -9,6 +9,10 @@ namespace sluice::engine {
 
 /// bundle::quantize_activations, with vectors.
 float quantize_row(const float* x, int64_t count, int8_t* codes);
+/// max |x|, NaN where an element is not finite.
+float largest_magnitude(const float* x, int64_t count);
+/// codes[i] = x[i] * factor, rounded to the nearest, ties to even, at most 127 in size.
+void quantize_by(const float* x, float factor, int64_t count, int8_t* codes);
 void bf16_row(const float* x, int64_t count, uint16_t* out);
 /// x as the products see it, as floats: bf16 values; for i8 the codes, whose scale is returned
 /// (else 1).

@@ -35,8 +35,9 @@ dnnl::stream& stream() {
 
 memory::desc any_desc(const memory::dims& dims) { return {dims, kF32, tag::any}; }
 
-memory::desc image(int64_t n, int64_t c, int64_t h, int64_t w, Layout layout) {
-  return {{n, c, h, w}, kF32, layout == Layout::plain ? tag::nchw : tag::nhwc};
+memory::desc image(int64_t n, int64_t c, int64_t h, int64_t w, Layout layout,
+                   memory::data_type type = kF32) {
+  return {{n, c, h, w}, type, layout == Layout::plain ? tag::nchw : tag::nhwc};
 }
 
 void append_eltwise(dnnl::post_ops& ops, dnnl::algorithm kind, float alpha, float beta) {
@@ -81,15 +82,19 @@ void append_activation(dnnl::post_ops& ops, Activation activation) {
   append_eltwise(ops, kind, alpha, beta);
 }
 
-dnnl::primitive_attr attributes(const Tail& tail, const memory::desc& other) {
-  dnnl::primitive_attr attr;
-  attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
-  dnnl::post_ops ops;
+void append_tail(dnnl::post_ops& ops, const Tail& tail, const memory::desc& other) {
   if (tail.add == Tail::Add::accumulate) ops.append_sum(1.0f);
   if (tail.add == Tail::Add::operand) ops.append_binary(dnnl::algorithm::binary_add, other);
   append_activation(ops, tail.activation);
   if (tail.factor != 1 || tail.offset != 0)
     append_eltwise(ops, dnnl::algorithm::eltwise_linear, tail.factor, tail.offset);
+}
+
+dnnl::primitive_attr attributes(const Tail& tail, const memory::desc& other) {
+  dnnl::primitive_attr attr;
+  attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+  dnnl::post_ops ops;
+  append_tail(ops, tail, other);
   attr.set_post_ops(ops);
   return attr;
 }
@@ -108,16 +113,16 @@ struct Compiled {
   dnnl::primitive primitive;
   memory::desc src, dst, scratch;
   std::shared_ptr<Buffer> weights;
-  Buffer bias;
-  memory weights_memory, bias_memory;
+  Buffer bias, scales;
+  memory weights_memory, bias_memory, scales_memory;
   Tail tail;
 };
 
 /// One lane's argument table; execute() of the C++ interface would build a vector on every call.
 struct Call {
   std::shared_ptr<const Compiled> compiled;
-  std::array<memory, 4> memories;
-  std::array<dnnl_exec_arg_t, 6> args;
+  std::array<memory, 5> memories;
+  std::array<dnnl_exec_arg_t, 8> args;
   int count = 0;
 
   void add(int id, const memory& m) { args[static_cast<size_t>(count++)] = {id, m.get()}; }
@@ -289,6 +294,64 @@ bool is_reference(std::string_view name) {
 
 }  // namespace
 
+namespace {
+
+/// A convolution's sizes as oneDNN has them.
+struct ConvDims {
+  memory::dims weight, strides, dilates, padding, padding_end;
+  tag weight_tag = tag::oihw;
+  explicit ConvDims(const ConvShape& s)
+      : weight{s.out_channels, s.in_channels / s.groups, s.kernel[0], s.kernel[1]},
+        strides{s.stride[0], s.stride[1]},
+        dilates{s.dilation[0] - 1, s.dilation[1] - 1},
+        padding{s.padding[0], s.padding[1]} {
+    if (s.groups > 1) {
+      weight = {s.groups, s.out_channels / s.groups, s.in_channels / s.groups, s.kernel[0],
+                s.kernel[1]};
+      weight_tag = tag::goihw;
+    }
+    // What the stride leaves over at the far edge is not padding.
+    const int64_t in[2] = {s.in_height, s.in_width}, out[2] = {s.out_height, s.out_width};
+    for (size_t i = 0; i < 2; ++i) {
+      padding_end.push_back(std::max<int64_t>(0, (out[i] - 1) * s.stride[i] +
+                                                     (s.kernel[i] - 1) * s.dilation[i] + 1 - in[i] -
+                                                     s.padding[i]));
+    }
+  }
+};
+
+/// Whether some outputs see padding alone: for those brgconv of oneDNN 2.6 applies what follows the
+/// sum without having loaded its constants, and crashes.
+bool sees_padding_alone(const ConvShape& s, const ConvDims& dims) {
+  for (size_t i = 0; i < 2; ++i) {
+    const int64_t extent = (s.kernel[i] - 1) * s.dilation[i] + 1;
+    if (std::max(dims.padding[i], dims.padding_end[i]) >= extent) return true;
+  }
+  return false;
+}
+
+/// May be empty: oneDNN has nothing for it.
+dnnl::convolution_forward::primitive_desc conv_description(
+    const ConvDims& d, const memory::desc& src, const memory::desc& weights,
+    const memory::desc& bias, const memory::desc& dst, const dnnl::primitive_attr& attr) {
+  using Forward = dnnl::convolution_forward;
+  constexpr auto kInference = dnnl::prop_kind::forward_inference;
+  constexpr auto kDirect = dnnl::algorithm::convolution_direct;
+#if DNNL_VERSION_MAJOR >= 3
+  return Forward::primitive_desc(cpu(), kInference, kDirect, src, weights, bias, dst, d.strides,
+                                 d.dilates, d.padding, d.padding_end, attr, true);
+#else
+  const Forward::desc desc = bias == memory::desc()
+                                 ? Forward::desc(kInference, kDirect, src, weights, dst, d.strides,
+                                                 d.dilates, d.padding, d.padding_end)
+                                 : Forward::desc(kInference, kDirect, src, weights, bias, dst,
+                                                 d.strides, d.dilates, d.padding, d.padding_end);
+  return Forward::primitive_desc(desc, attr, cpu(), true);
+#endif
+}
+
+}  // namespace
+
 std::optional<Kernel> make_conv(const ConvShape& s, Layout layout, const Tail& tail,
                                 std::span<const float> weight, std::span<const float> bias,
                                 int threads, PackCache& cache, const std::string& key,
@@ -297,53 +360,112 @@ std::optional<Kernel> make_conv(const ConvShape& s, Layout layout, const Tail& t
     const ThreadScope scope(threads);
     const memory::desc src = image(s.samples, s.in_channels, s.in_height, s.in_width, layout);
     const memory::desc dst = image(s.samples, s.out_channels, s.out_height, s.out_width, layout);
-    memory::dims dims{s.out_channels, s.in_channels / s.groups, s.kernel[0], s.kernel[1]};
-    tag plain_tag = tag::oihw;
-    if (s.groups > 1) {
-      dims = {s.groups, s.out_channels / s.groups, s.in_channels / s.groups, s.kernel[0],
-              s.kernel[1]};
-      plain_tag = tag::goihw;
-    }
-    const memory::dims strides{s.stride[0], s.stride[1]},
-        dilates{s.dilation[0] - 1, s.dilation[1] - 1}, padding{s.padding[0], s.padding[1]};
-    // What the stride leaves over at the far edge is not padding.
-    memory::dims padding_end(2);
-    const int64_t in[2] = {s.in_height, s.in_width}, out[2] = {s.out_height, s.out_width};
-    for (size_t i = 0; i < 2; ++i) {
-      padding_end[i] =
-          std::max<int64_t>(0, (out[i] - 1) * s.stride[i] + (s.kernel[i] - 1) * s.dilation[i] + 1 -
-                                   in[i] - s.padding[i]);
-    }
-    const memory::desc weights_any = any_desc(dims);
+    const ConvDims dims(s);
     const memory::desc bias_desc =
         bias.empty() ? memory::desc() : memory::desc({s.out_channels}, kF32, tag::x);
-    const dnnl::primitive_attr attr = attributes(tail, dst);
-    using Forward = dnnl::convolution_forward;
-    constexpr auto kInference = dnnl::prop_kind::forward_inference;
-    constexpr auto kDirect = dnnl::algorithm::convolution_direct;
-#if DNNL_VERSION_MAJOR >= 3
-    Forward::primitive_desc pd(cpu(), kInference, kDirect, src, weights_any, bias_desc, dst,
-                               strides, dilates, padding, padding_end, attr, true);
-#else
-  const Forward::desc desc = bias.empty()
-                                 ? Forward::desc(kInference, kDirect, src, weights_any, dst,
-                                                 strides, dilates, padding, padding_end)
-                                 : Forward::desc(kInference, kDirect, src, weights_any, bias_desc,
-                                                 dst, strides, dilates, padding, padding_end);
-  Forward::primitive_desc pd(desc, attr, cpu(), true);
-#endif
+    const auto pd =
+        conv_description(dims, src, any_desc(dims.weight), bias_desc, dst, attributes(tail, dst));
     if (!pd) return std::nullopt;
     const std::string name = pd.impl_info_str();
     if (is_reference(name) && !accept_reference) return std::nullopt;
     auto compiled = std::make_shared<Compiled>();
-    compiled->primitive = Forward(pd);
+    compiled->primitive = dnnl::convolution_forward(pd);
     compiled->src = src;
     compiled->dst = dst;
     compiled->scratch = pd.scratchpad_desc();
     compiled->tail = tail;
-    set_constants(*compiled, weight, memory::desc(dims, kF32, plain_tag), pd.weights_desc(), bias,
-                  bias_desc, cache, key);
+    set_constants(*compiled, weight, memory::desc(dims.weight, kF32, dims.weight_tag),
+                  pd.weights_desc(), bias, bias_desc, cache, key);
     return kernel_of(compiled, name, true);
+  });
+}
+
+std::optional<Kernel> make_conv_i8(const ConvShape& s, const Tail& tail, const std::byte* weight,
+                                   std::span<const float> scales, std::span<const float> bias,
+                                   int threads, PackCache& cache, const std::string& key) {
+  if (!product_usable(ProductType::i8)) return std::nullopt;
+  SLUICE_CHECK(s.samples == 1 && tail.add != Tail::Add::accumulate);
+  return translated("convolution in int8", s, [&]() -> std::optional<Kernel> {
+    const ThreadScope scope(threads);
+    constexpr auto kS8 = memory::data_type::s8;
+    const memory::desc src =
+        image(1, s.in_channels, s.in_height, s.in_width, Layout::channels_last, kS8);
+    const memory::desc dst =
+        image(1, s.out_channels, s.out_height, s.out_width, Layout::channels_last);
+    const memory::desc channels({1, s.out_channels, 1, 1}, kF32, tag::nhwc),
+        one({1, 1, 1, 1}, kF32, tag::nhwc);
+    const ConvDims dims(s);
+    if (sees_padding_alone(s, dims)) return std::nullopt;
+    dnnl::primitive_attr attr;
+    attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+    dnnl::post_ops ops;
+#if DNNL_VERSION_MAJOR >= 3
+    ops.append_binary(dnnl::algorithm::binary_mul, channels);
+#else
+    // Half the time of a factor per channel behind the sums.
+    attr.set_output_scales(2, {scales.begin(), scales.end()});
+#endif
+    // What changes with every sample, oneDNN's own scales of a convolution cannot.
+    ops.append_binary(dnnl::algorithm::binary_mul, one);
+    if (!bias.empty()) ops.append_binary(dnnl::algorithm::binary_add, channels);
+    append_tail(ops, tail, dst);
+    attr.set_post_ops(ops);
+    const auto pd = conv_description(dims, src, memory::desc(dims.weight, kS8, tag::any),
+                                     memory::desc(), dst, attr);
+    // Of oneDNN 2.6 the way through a general product is slow and, of groups of odd sizes, wrong;
+    // older code cannot be generated for some groups, after which the cache of primitives points to
+    // freed memory. What is refused here multiplies values.
+    const bool depthwise = s.groups == s.in_channels && s.groups == s.out_channels;
+    const auto usable = [&](std::string_view name) {
+      return name.starts_with("brgconv") || name.starts_with("brdgmm") ||
+             (name.starts_with("jit") && (s.groups == 1 || depthwise));
+    };
+    if (!pd || !usable(pd.impl_info_str())) return std::nullopt;
+    const std::string name = pd.impl_info_str();
+    auto compiled = std::make_shared<Compiled>();
+    compiled->primitive = dnnl::convolution_forward(pd);
+    compiled->src = src;
+    compiled->dst = dst;
+    compiled->scratch = pd.scratchpad_desc();
+    compiled->weights = pack(weight, memory::desc(dims.weight, kS8, dims.weight_tag),
+                             pd.weights_desc(), cache, key);
+    compiled->weights_memory = memory(pd.weights_desc(), cpu(), compiled->weights->data());
+    const auto constant = [](std::span<const float> values) {
+      Buffer buffer(static_cast<int64_t>(values.size_bytes()));
+      if (!values.empty()) std::memcpy(buffer.data(), values.data(), values.size_bytes());
+      return buffer;
+    };
+    compiled->bias = constant(bias);
+    compiled->bias_memory = memory(channels, cpu(), compiled->bias.data());
+#if DNNL_VERSION_MAJOR >= 3
+    compiled->scales = constant(scales);
+    compiled->scales_memory = memory(channels, cpu(), compiled->scales.data());
+#endif
+    Kernel kernel;
+    kernel.name = fmt::format("onednn {} s8", name);
+    kernel.scratch_bytes = static_cast<int64_t>(compiled->scratch.get_size());
+    kernel.bind = [compiled, one,
+                   adds = tail.add != Tail::Add::none](const Binding& b) -> std::function<void()> {
+      auto call = std::make_shared<Call>();
+      call->compiled = compiled;
+      const auto bound = [&](size_t index, const memory::desc& desc, void* data) -> memory& {
+        return call->memories[index] = memory(desc, cpu(), data);
+      };
+      call->add(DNNL_ARG_SRC, bound(0, compiled->src, b.inputs[0]));
+      call->add(DNNL_ARG_DST, bound(1, compiled->dst, b.output));
+      call->add(DNNL_ARG_SCRATCHPAD, bound(2, compiled->scratch, b.scratch));
+      call->add(DNNL_ARG_WEIGHTS, compiled->weights_memory);
+      int op = 0;
+      const auto operand = [&](const memory& m) {
+        call->add(DNNL_ARG_ATTR_MULTIPLE_POST_OP(op++) | DNNL_ARG_SRC_1, m);
+      };
+      if (compiled->scales.bytes() > 0) operand(compiled->scales_memory);
+      operand(bound(3, one, b.inputs[1]));
+      if (compiled->bias.bytes() > 0) operand(compiled->bias_memory);
+      if (adds) operand(bound(4, compiled->dst, b.inputs[2]));
+      return [call] { call->run(); };
+    };
+    return kernel;
   });
 }
 

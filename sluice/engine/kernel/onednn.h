@@ -51,6 +51,15 @@ std::optional<Kernel> make_conv(const ConvShape& shape, Layout layout, const Tai
                                 std::span<const float> weight, std::span<const float> bias,
                                 int threads, PackCache& cache, const std::string& key,
                                 bool accept_reference);
+/// The same of codes of int8, one sample, channels last: sums of products, exact, times scales_o
+/// times a number of each call, + bias. Inputs when bound: the codes of x, that number, and the
+/// other addend if tail.add is operand, never accumulate. `weight` is int8 of that shape, any
+/// alignment. Nothing where oneDNN has no exact sums of int8 (product_usable()) or only its
+/// reference code.
+std::optional<Kernel> make_conv_i8(const ConvShape& shape, const Tail& tail,
+                                   const std::byte* weight, std::span<const float> scales,
+                                   std::span<const float> bias, int threads, PackCache& cache,
+                                   const std::string& key);
 /// rows x in times weight [out,in] transposed, + bias. `weight_stays`: the weights outlive the
 /// kernel, which then reads them where they are if oneDNN takes them in this order.
 Kernel make_linear(int64_t rows, int64_t in, int64_t out, const Tail& tail,

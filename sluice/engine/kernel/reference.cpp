@@ -23,11 +23,15 @@ std::vector<ReferenceEntry> all_references() {
 }  // namespace
 
 ReferenceWindow::ReferenceWindow(const ReferenceCall& call)
-    : x_(call.x()),
-      weight_(call.tensor("weight")),
+    : ReferenceWindow(call, call.x(), call.tensor("weight"), call.tensor_shape("weight")) {}
+
+ReferenceWindow::ReferenceWindow(const ReferenceCall& call, const std::vector<double>& x,
+                                 std::span<const float> weight, const Shape& weight_shape)
+    : x_(x),
+      weight_(weight),
       height_(call.shape()[1]),
       width_(call.shape()[2]),
-      kernel_{call.tensor_shape("weight")[2], call.tensor_shape("weight")[3]},
+      kernel_{weight_shape[2], weight_shape[3]},
       stride_(call.pair("stride", 1)),
       padding_(call.pair("padding", 0)),
       dilation_(call.pair("dilation", 1)) {}

@@ -49,6 +49,9 @@ double activate_one(Activation kind, double x);
 class ReferenceWindow {
  public:
   explicit ReferenceWindow(const ReferenceCall& call);
+  /// Of a conv2d whose values are these.
+  ReferenceWindow(const ReferenceCall& call, const std::vector<double>& x,
+                  std::span<const float> weight, const Shape& weight_shape);
   /// Products of channel `channel` of the input [C,H,W] with kernel `plane` of the weight's O C,
   /// for output place (i, j); outside the picture there is nothing.
   double sum(int64_t plane, int64_t channel, int64_t i, int64_t j) const;

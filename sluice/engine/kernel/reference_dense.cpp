@@ -3,7 +3,9 @@
 #include <cmath>
 #include <limits>
 
+#include "sluice/bundle/conv2d.h"
 #include "sluice/bundle/ops_sparse.h"
+#include "sluice/bundle/packed.h"
 #include "sluice/engine/kernel/reference_call.h"
 
 namespace sluice::engine {
@@ -12,11 +14,32 @@ namespace {
 using Vec = std::vector<double>;
 using Call = ReferenceCall;
 
+std::vector<float> conv_weight(const Call& c, const bundle::TensorSpec& spec) {
+  if (spec.format != "f32") return c.weights("weight");
+  const auto values = c.tensor("weight");
+  return {values.begin(), values.end()};
+}
+
+/// The input of a conv2d as its attribute 'activations' rounds it, with one scale.
+Vec rounded_sample(const Call& c) {
+  if (bundle::attr_string(c.node.attrs, "activations", "f32") == "f32") return c.x();
+  const std::vector<float> x(c.x().begin(), c.x().end());
+  std::vector<int8_t> codes(x.size());
+  const double scale = bundle::quantize_sample(x, codes.data());
+  Vec result;
+  for (const int8_t code : codes) result.push_back(scale * code);
+  return result;
+}
+
 Vec conv2d(const Call& c) {
   const Shape& out = c.out_shape();
-  const ReferenceWindow window(c);
+  const bundle::TensorSpec& spec = c.bundle.graph().tensors.at(c.node.tensors.at("weight"));
+  const Shape shape = bundle::conv2d_weight_shape(c.node, spec);
+  const std::vector<float> weight = conv_weight(c, spec);
+  const Vec x = rounded_sample(c);
+  const ReferenceWindow window(c, x, weight, shape);
   const int64_t groups = bundle::attr_int(c.node.attrs, "groups", 1);
-  const int64_t out_each = out[0] / groups, in_each = c.tensor_shape("weight")[1];
+  const int64_t out_each = out[0] / groups, in_each = shape[1];
   Vec y(c.out_count());
   for (int64_t o = 0; o < out[0]; ++o) {
     for (int64_t i = 0; i < out[1]; ++i) {

@@ -258,7 +258,8 @@ class OnnxReader {
     for (int i = 0; i < static_cast<int>(net_.nodes.size()); ++i)
       if (net_.at(i).op.empty())
         inputs[i] = builder.input(input_name(net_.at(i).path), net_.at(i).shape);
-    const std::vector<Value> outputs = onnx::write(net_, inputs, builder, options_.linear_weights);
+    const std::vector<Value> outputs =
+        onnx::write(net_, inputs, builder, options_.weights, options_.round_activations);
     for (const Value& output : outputs) builder.output(output);
     for (const auto& [input, output] : options_.carries) {
       const auto at = std::find(names_.begin(), names_.end(), output) - names_.begin();

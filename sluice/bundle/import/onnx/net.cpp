@@ -1,10 +1,12 @@
 #include "sluice/bundle/import/onnx/net.h"
 
 #include <algorithm>
+#include <optional>
 #include <set>
 
 #include "sluice/base/error.h"
-#include "sluice/bundle/ops.h"
+#include "sluice/bundle/conv2d.h"
+#include "sluice/bundle/packed.h"
 #include "sluice/bundle/text.h"
 
 namespace sluice::bundle::onnx {
@@ -64,8 +66,36 @@ int Net::add(const std::string& op, const std::string& path, std::vector<int> in
   return static_cast<int>(nodes.size()) - 1;
 }
 
+namespace {
+
+/// A layer whose weight is packed: as what matrix, and the attributes of its node.
+struct PackedLayer {
+  Shape matrix;
+  Attributes attrs;
+};
+
+/// Nothing for a node whose weight stays as it is.
+std::optional<PackedLayer> packed_layer(const NetNode& node, Format format, bool rounds) {
+  const bool linear = node.op == "linear", convolution = node.op == "conv2d";
+  if (format == Format::f32 || (!linear && !(convolution && format == Format::i8))) return {};
+  const Shape& shape = node.tensors.at("weight")->shape;
+  PackedLayer layer{shape, node.attrs};
+  if (convolution) {
+    const int64_t numbers = numel(shape);
+    layer.matrix = {shape[0], numbers / shape[0]};
+    if (stored_bytes(format, layer.matrix) >= static_cast<int64_t>(sizeof(float)) * numbers)
+      return {};
+    layer.attrs["kernel"] = std::vector<int64_t>{shape[2], shape[3]};
+    rounds = rounds && rounding_pays(shape, attr_int(node.attrs, "groups", 1));
+  }
+  if (rounds) layer.attrs["activations"] = std::string("i8");
+  return layer;
+}
+
+}  // namespace
+
 std::vector<Value> write(const Net& net, const std::map<int, Value>& inputs, Builder& builder,
-                         Format format) {
+                         Format format, bool rounds) {
   std::set<std::string> paths, names;
   std::map<std::pair<const Constant*, Format>, std::string> stored;
   std::map<int, Value> values = inputs;
@@ -74,8 +104,9 @@ std::vector<Value> write(const Net& net, const std::map<int, Value>& inputs, Bui
     if (node.op.empty()) continue;
     const std::string path = unique(to_path(node.path), paths);
     std::map<std::string, std::string> tensors;
+    const std::optional<PackedLayer> packed = packed_layer(node, format, rounds);
     for (const auto& [role, constant] : node.tensors) {
-      const Format as = node.op == "linear" && role == "weight" ? format : Format::f32;
+      const Format as = packed && role == "weight" ? format : Format::f32;
       std::string& name = stored[{constant.get(), as}];
       if (name.empty()) {
         name = unique(constant->name.empty() ? path + "." + role : to_path(constant->name), names);
@@ -84,15 +115,16 @@ std::vector<Value> write(const Net& net, const std::map<int, Value>& inputs, Bui
         if (as == Format::f32) {
           builder.tensor(name, constant->shape, reals);
         } else {
-          const Shape& shape = constant->shape;
-          builder.tensor(name, as, shape, pack(as, reals, shape[0], shape[1]));
+          const Shape& matrix = packed->matrix;
+          builder.tensor(name, as, matrix, pack(as, reals, matrix[0], matrix[1]));
         }
       }
       tensors[role] = name;
     }
     std::vector<Value> operands;
     for (const int input : node.inputs) operands.push_back(values.at(input));
-    values[i] = builder.node(node.op, path, operands, node.attrs, std::move(tensors));
+    values[i] = builder.node(node.op, path, operands, packed ? packed->attrs : node.attrs,
+                             std::move(tensors));
   }
   std::vector<Value> outputs;
   for (const int output : net.outputs) outputs.push_back(values.at(output));

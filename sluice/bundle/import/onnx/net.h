@@ -36,8 +36,10 @@ struct Net {
 void simplify(Net& net);
 
 /// Writes the nodes to a builder. `inputs`: values of the input nodes, made before.
-/// Weights of linear layers are packed as `format`. Returns the values of the outputs.
+/// Weights of linear layers are packed as `format`, with i8 those of convolutions, too, which it
+/// makes smaller; `rounds`: their inputs are rounded to int8, where that pays. Returns the values
+/// of the outputs.
 std::vector<Value> write(const Net& net, const std::map<int, Value>& inputs, Builder& builder,
-                         Format format = Format::f32);
+                         Format format = Format::f32, bool rounds = false);
 
 }  // namespace sluice::bundle::onnx
