@@ -6,8 +6,9 @@ computation in double precision; how many rendered lines are read, also by small
   bench/peers/setup.sh onnxruntime
   bench/peers/ocr.py --out docs/results
 
-Lines are words of Debian's licence texts in its fonts (text_lines.py). Copies: `sluice import --weights i8` (linear
-layers in int8 with a scale a row), ONNX Runtime's dynamic int8 quantization, and one whose weights of convolutions and
+Lines are words of Debian's licence texts in its fonts (text_lines.py). Copies: `sluice import --weights i8 --activations
+i8` (weights in int8 with a scale a row or output channel, inputs rounded when they are used), the same without the
+rounding of inputs (i8-weights), ONNX Runtime's dynamic int8 quantization, and one whose weights of convolutions and
 linear layers are half zeros, the smallest of each layer, on both engines, not tuned; and, where this build trains, one
 that lost as many (prune:rate=0.5) and then learnt from the whole (sluice tune --pictures) on lines of other texts than
 those that are read. Further bundles: --copies.
@@ -177,7 +178,8 @@ def main():
                              ("onnxruntime-half", at("half.onnx"))):
             runs[name], sizes[name] = runtime(source, args.threads), os.path.getsize(source)
         bundles = []
-        for name, source, more in (("f32", model, []), ("i8", model, ["--weights", "i8"]),
+        for name, source, more in (("f32", model, []), ("i8", model, ["--weights", "i8", "--activations", "i8"]),
+                                   ("i8-weights", model, ["--weights", "i8"]),
                                    ("half", at("half.onnx"), [])):
             bundles.append(("sluice-" + name, at(name + ".safetensors")))
             subprocess.run([os.path.join(build, "sluice"), "import", source, "-o", bundles[-1][1], "--input",
@@ -247,14 +249,19 @@ def main():
             ">=", -0.01, "sluice-f32", "diff"),
         bar("time of ONNX Runtime over Sluice's, f32", "at least as fast", "onnxruntime-f32", "ms", ">=", 1, "sluice-f32",
             "ratio"),
-        bar("time of Sluice's f32 over its int8", "int8 is faster", "sluice-f32", "ms", ">=", 1, "sluice-i8", "ratio")]
+        bar("time of Sluice's f32 over its int8", "int8 is faster", "sluice-f32", "ms", ">=", 1, "sluice-i8", "ratio"),
+        bar("lines read by the int8 copy, beside ONNX Runtime's", "reads as exactly", "sluice-i8", "lines_read", ">=", 0,
+            "onnxruntime-i8", "diff"),
+        bar("time of ONNX Runtime over Sluice's, int8", "at least as fast", "onnxruntime-i8", "ms", ">=", 1, "sluice-i8",
+            "ratio")]
     fonts = sorted({os.path.basename(p) for p in text_lines.fonts()})
     document = race.report(
         "ocr", "bench/peers/ocr.py" + (f" --out {args.out}" if args.out else ""),
         [f"{len(lines)} lines of {characters} characters, seed {args.seed}: licence texts of Debian in {', '.join(fonts)}"],
         arms, bars, {"float64_lines": args.double, "zeros_of_half": zeros, "load_average": os.getloadavg()[0]},
-        [f"ONNX Runtime {onnxruntime.__version__}; float64: onnx's reference evaluator", "sluice-i8: linear layers in int8, "
-         "convolutions in f32; onnxruntime-i8: its dynamic quantization of both", "half: half of the weights of each layer "
+        [f"ONNX Runtime {onnxruntime.__version__}; float64: onnx's reference evaluator", "sluice-i8: weights in int8, "
+         "inputs rounded but of depthwise and small convolutions; i8-weights: none rounded; onnxruntime-i8: its dynamic "
+         "quantization", "half: half of the weights of each layer "
          "but the depthwise ones are zero, the smallest; not tuned", f"half-tuned: half of the weights of every layer; "
          f"{args.tune} updates on {args.tune_lines} lines of other texts"], args.threads)
     document["seeds"] = [args.seed]

@@ -75,22 +75,25 @@ at::Tensor GraphConv::forward(const at::Tensor& x, Context& context) {
   return y;
 }
 
-Shape GraphConv::output_shape(const Shape& input) const {
-  const auto& o = options_;
+Shape conv_output_shape(const GraphConvOptions& o, const Shape& input, std::string_view kind) {
   if (input.size() != 3 || input[0] != o.inputs) {
-    fail(Code::shape, "{}: expected [{}, height, width], found {}", kKind, o.inputs,
+    fail(Code::shape, "{}: expected [{}, height, width], found {}", kind, o.inputs,
          to_string(input));
   }
   Shape output{o.outputs, 0, 0};
   for (size_t d = 0; d < 2; ++d) {
     const int64_t room = input[d + 1] + 2 * o.padding[d] - o.dilation[d] * (o.kernel[d] - 1) - 1;
     if (input[d + 1] < 1 || room < 0) {
-      fail(Code::shape, "{}: a kernel of {} with padding {} does not fit into {}", kKind,
+      fail(Code::shape, "{}: a kernel of {} with padding {} does not fit into {}", kind,
            o.kernel[d], o.padding[d], to_string(input));
     }
     output[d + 1] = room / o.stride[d] + 1;
   }
   return output;
+}
+
+Shape GraphConv::output_shape(const Shape& input) const {
+  return conv_output_shape(options_, input, kKind);
 }
 
 Cost GraphConv::cost(const Shape& input) const {

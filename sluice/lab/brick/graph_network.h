@@ -14,6 +14,10 @@ struct GraphConvOptions {
   bool bias = true;
 };
 
+/// [outputs, height, width] of input [inputs, height, width]. Throws Error{shape} naming `kind`
+/// when the input is another or the kernel does not fit.
+Shape conv_output_shape(const GraphConvOptions& options, const Shape& input, std::string_view kind);
+
 class GraphConv final : public Brick {
  public:
   /// Throws Error{config} for sizes that are none.

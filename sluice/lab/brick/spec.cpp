@@ -15,6 +15,7 @@
 #include "sluice/lab/brick/graph_network.h"
 #include "sluice/lab/brick/init.h"
 #include "sluice/lab/model/model.h"
+#include "sluice/lab/quant/quant_conv.h"
 
 namespace sluice::lab {
 namespace {
@@ -43,6 +44,7 @@ struct Registry {
       {"spark_attention", make_spark_attention},
       {"sparse_linear", make_sparse_linear},
       {"quant_linear", make_quant_linear},
+      {"quant_conv", make_quant_conv},
       {"embedding", make_embedding},
       {"quant_embedding", make_quant_embedding},
       {"rms_norm", make_rms_norm},

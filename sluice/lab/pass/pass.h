@@ -89,11 +89,13 @@ Json fold_lora(Model& model, const PassInput& input);
 /// unit. Score activation needs calibration inputs.
 Json prune(Model& model, const PassInput& input);
 /// quantize {format="i8", activations="f32"|"bf16"|"i8", slots="**", skip=[], embeddings=true for
-/// formats of 4 bits and more}: linear layers become QuantLinear, tables QuantEmbedding; one whose
-/// packed bytes would not be fewer stays. With calibration inputs the format mixed keeps those
-/// columns in 8 bits whose signs alone would cost the output most. Report: quantized, relative_rms
-/// (of all their weights), bytes_before, bytes_after, convolution_bytes (convolutions stay f32),
-/// layers {path: {rows, columns, bytes_before, bytes_after, relative_rms}}, left {path: why}.
+/// formats of 4 bits and more}: linear layers become QuantLinear, tables QuantEmbedding, with
+/// format i8 convolutions QuantConv, whose inputs activations=i8 rounds where that pays
+/// (bundle::rounding_pays); one whose packed bytes would not be fewer stays. With calibration
+/// inputs the format mixed keeps those columns in 8 bits whose signs alone would cost the output
+/// most. Report: quantized, relative_rms (of all their weights), bytes_before, bytes_after,
+/// convolution_bytes (of those that stay f32), layers {path: {rows, columns, activations,
+/// bytes_before, bytes_after, relative_rms}}, left {path: why}.
 Json quantize(Model& model, const PassInput& input);
 /// dequantize {slots="**"}: the way back, to the values that the codes stand for. Report: layers.
 Json dequantize(Model& model, const PassInput& input);

@@ -1,12 +1,15 @@
-// quantize, dequantize: linear layers and tables of embeddings to packed weights and back.
+// quantize, dequantize: linear layers, convolutions and tables of embeddings to packed weights and
+// back.
 #include <cmath>
 #include <map>
 
 #include "sluice/base/json.h"
 #include "sluice/base/path_pattern.h"
+#include "sluice/bundle/conv2d.h"
 #include "sluice/lab/brick/graph_network.h"
 #include "sluice/lab/brick/transformer.h"
 #include "sluice/lab/pass/steps.h"
+#include "sluice/lab/quant/quant_conv.h"
 #include "sluice/lab/quant/quant_embedding.h"
 #include "sluice/lab/quant/quant_linear.h"
 
@@ -52,9 +55,35 @@ QuantizeOptions read_quantize(const Json& options) {
 
 struct QuantizeTarget {
   SlotRef ref;
-  std::shared_ptr<Linear> layer;     ///< this,
-  std::shared_ptr<Embedding> table;  ///< or this
-  const at::Tensor& weight() const { return layer ? layer->weight : table->weight; }
+  std::shared_ptr<Linear> layer;          ///< this,
+  std::shared_ptr<Embedding> table;       ///< or this,
+  std::shared_ptr<Conv2d> conv;           ///< or this,
+  std::shared_ptr<GraphConv> graph_conv;  ///< or this
+
+  QuantizeTarget(const SlotRef& slot, bundle::Format format) : ref(slot) {
+    const BrickPtr& brick = ref.slot->get();
+    layer = std::dynamic_pointer_cast<Linear>(brick);
+    table = std::dynamic_pointer_cast<Embedding>(brick);
+    if (format != bundle::Format::i8) return;  // the engine's convolutions know no other
+    conv = std::dynamic_pointer_cast<Conv2d>(brick);
+    graph_conv = std::dynamic_pointer_cast<GraphConv>(brick);
+  }
+  bool any() const { return layer || table || convolution(); }
+  bool convolution() const { return conv || graph_conv; }
+  const at::Tensor& weight() const {
+    return layer ? layer->weight : table ? table->weight : conv ? conv->weight : graph_conv->weight;
+  }
+  int64_t rows() const { return weight().size(0); }
+  int64_t columns() const { return weight().numel() / rows(); }
+  int64_t groups() const { return conv ? conv->options().groups : graph_conv->options().groups; }
+  /// What its input is rounded to, where `wanted` is what the pass was asked for.
+  ActivationFormat activations(ActivationFormat wanted) const {
+    if (table) return ActivationFormat::f32;
+    if (!convolution()) return wanted;
+    const bool rounds =
+        wanted == ActivationFormat::i8 && bundle::rounding_pays(weight().sizes().vec(), groups());
+    return rounds ? wanted : ActivationFormat::f32;
+  }
 };
 
 /// Stands in a layer's slot and adds up the squares of its inputs, column by column.
@@ -139,9 +168,15 @@ Packed packed(const QuantizeTarget& target, const QuantizeOptions& options,
       auto table = QuantEmbedding::pack(*target.table, options.format);
       return {table, table->values(), table->weight.numel()};
     }
+    const ActivationFormat activations = target.activations(options.activations);
+    if (target.convolution()) {
+      auto conv = target.conv ? QuantConv::pack(*target.conv, activations)
+                              : QuantConv::pack(*target.graph_conv, activations);
+      return {conv, conv->values(), conv->weight.numel()};
+    }
     bundle::PackOptions pack;
     if (options.format == bundle::Format::mixed) pack.saliency = saliency;
-    auto layer = QuantLinear::pack(*target.layer, options.format, options.activations, pack);
+    auto layer = QuantLinear::pack(*target.layer, options.format, activations, pack);
     return {layer, layer->values(), layer->weight.numel()};
   } catch (const Error& error) {
     throw Error(error.code(), fmt::format("{}: {}: {}", kQuantize, target.ref.path, error.what()));
@@ -189,11 +224,10 @@ Json quantize(Model& model, const PassInput& input) {
   std::vector<QuantizeTarget> targets;
   Json left = Json::object();
   for (const SlotRef& ref : walk(*model.root, options.slots)) {
-    QuantizeTarget target{ref, std::dynamic_pointer_cast<Linear>(ref.slot->get()),
-                          std::dynamic_pointer_cast<Embedding>(ref.slot->get())};
-    if (!target.layer && !target.table) continue;
+    QuantizeTarget target(ref, options.format);
+    if (!target.any()) continue;
     const at::Tensor weight = target.weight();
-    const int64_t bytes = bundle::stored_bytes(options.format, {weight.size(0), weight.size(1)});
+    const int64_t bytes = bundle::stored_bytes(options.format, {target.rows(), target.columns()});
     if (std::any_of(options.skip.begin(), options.skip.end(),
                     [&](const std::string& pattern) { return path_matches(pattern, ref.path); })) {
       left[ref.path] = "skipped";
@@ -210,7 +244,8 @@ Json quantize(Model& model, const PassInput& input) {
     }
   }
   if (targets.empty()) {
-    fail(Code::usage, "{}: no linear layer under '{}' to pack{}", kQuantize, options.slots,
+    fail(Code::usage, "{}: no linear layer{} under '{}' to pack{}", kQuantize,
+         options.format == bundle::Format::i8 ? " or convolution" : "", options.slots,
          left.empty() ? "" : " (" + joined(left) + ")");
   }
   std::map<std::string, std::vector<float>> saliency;
@@ -229,8 +264,10 @@ Json quantize(Model& model, const PassInput& input) {
     const int64_t plain = 4 * weight.numel();
     before += plain;
     after += result.bytes;
-    layers[target.ref.path] = {{"rows", weight.size(0)},
-                               {"columns", weight.size(1)},
+    const ActivationFormat activations = target.activations(options.activations);
+    layers[target.ref.path] = {{"rows", target.rows()},
+                               {"columns", target.columns()},
+                               {"activations", std::string(activation_format_name(activations))},
                                {"bytes_before", plain},
                                {"bytes_after", result.bytes},
                                {"relative_rms", error.relative()}};
@@ -257,6 +294,8 @@ Json dequantize(Model& model, const PassInput& input) {
     BrickPtr unpacked;
     if (const auto layer = std::dynamic_pointer_cast<QuantLinear>(ref.slot->get())) {
       unpacked = layer->unpacked();
+    } else if (const auto conv = std::dynamic_pointer_cast<QuantConv>(ref.slot->get())) {
+      unpacked = conv->unpacked();
     } else if (const auto table = std::dynamic_pointer_cast<QuantEmbedding>(ref.slot->get())) {
       unpacked = table->unpacked();
     } else {

@@ -3,6 +3,7 @@
 #include "sluice/base/json.h"
 #include "sluice/lab/model/testing.h"
 #include "sluice/lab/pass/pass.h"
+#include "sluice/lab/quant/quant_conv.h"
 #include "sluice/lab/quant/quant_linear.h"
 #if SLUICE_HAS_ENGINE
 #include "sluice/lab/model/engine_testing.h"
@@ -32,7 +33,7 @@ std::vector<std::string> kinds(const Model& model) {
 
 TEST(Quantize, PacksEveryLinearLayerAndMeasuresTheError) {
   const Model model = network("convnet", 1);
-  const Model packed = run_pass(model, "quantize", with({{"format", "i8"}}));
+  const Model packed = run_pass(model, "quantize", with({{"format", "i8-32"}}));
   EXPECT_THAT(kinds(packed), ::testing::ElementsAre("quant_linear", "quant_linear"));
   const Json& report = report_of(packed);
   EXPECT_EQ(report.at("quantized"), 2);
@@ -47,8 +48,49 @@ TEST(Quantize, PacksEveryLinearLayerAndMeasuresTheError) {
   EXPECT_EQ(model.cost().macs, packed.cost().macs);
 }
 
+TEST(Quantize, PacksConvolutionsInI8AndRoundsTheInputsOfLargeOnes) {
+  Model model = small_model("convnet", 1, {{"widths", {5, 24, 17}}, {"hidden", 90}});
+  Model packed = run_pass(model, "quantize", with({{"format", "i8"}, {"activations", "i8"}}));
+  std::vector<std::string> found;
+  for (const BrickRef& ref : all_bricks(packed)) {
+    const auto* conv = dynamic_cast<const QuantConv*>(ref.brick.get());
+    if (conv == nullptr) continue;
+    found.push_back(fmt::format("{} {}", ref.path, activation_format_name(conv->activations())));
+    EXPECT_EQ(report_of(packed).at("layers").at(ref.path).at("activations"),
+              std::string(activation_format_name(conv->activations())));
+  }
+  EXPECT_THAT(found, ::testing::ElementsAre("conv1 f32", "conv2 i8", "conv3 i8"));
+  const Json& report = report_of(packed);
+  EXPECT_EQ(report.at("quantized"), 5);
+  EXPECT_EQ(report.at("convolution_bytes"), 0);
+  EXPECT_EQ(report.at("layers").at("conv2").at("columns"), 5 * 9);
+  EXPECT_EQ(model.cost().weight_bytes - packed.cost().weight_bytes,
+            report.at("bytes_before").get<int64_t>() - report.at("bytes_after").get<int64_t>());
+  EXPECT_EQ(model.cost().macs, packed.cost().macs);
+  const at::Tensor x = random_input(model, 6, 5);
+  EXPECT_LT(relative_error(run(packed, x), run(model, x)), 0.03);
+
+  Model spared = run_pass(model, "quantize", with({{"skip", "conv1"}}));
+  EXPECT_EQ(report_of(spared).at("left").at("conv1"), "skipped");
+  EXPECT_EQ(report_of(spared).at("convolution_bytes"), 4 * 9 * 2 * 5);
+  Model back = run_pass(packed, "dequantize", {});
+  EXPECT_EQ(back.root->slot("conv2").get()->kind(), "conv2d");
+  EXPECT_EQ(back.cost().weight_bytes, model.cost().weight_bytes);
+}
+
+TEST(Quantize, NormsAreFoldedBeforeConvolutionsArePacked) {
+  Model model = small_model("resnet", 2, {{"width", 20}, {"blocks", 1}, {"stages", 2}});
+  Model packed = run_pass(model, "quantize", with({{"activations", "i8"}}));
+  expect_error(Code::unsupported, "quant_conv, which this operation does not apply to",
+               [&] { run_pass(packed, "fold-norm", {}); });
+  expect_equal_and_reloadable(packed, run_pass(packed, "slice-channels", {}), "nothing is masked");
+  Model folded = run_pass(run_pass(model, "fold-norm", {}), "quantize", {});
+  const at::Tensor x = random_input(model, 4, 5);
+  EXPECT_LT(relative_error(run(folded, x), run(model, x)), 0.03);
+}
+
 TEST(Quantize, FewerBitsErrMore) {
-  const Model model = network("mlp", 2);
+  Model model = network("mlp", 2);
   double last = 0;
   for (const char* format : {"bf16", "i8-32", "i8", "i4-32-min", "binary-2", "binary"}) {
     const Model packed = run_pass(model, "quantize", with({{"format", format}}));
@@ -124,7 +166,8 @@ TEST(Quantize, RefusesMistakesByName) {
   expect_error(Code::config, "did you mean 'format'", quantize_with({{"formt", "i8"}}));
   expect_error(Code::usage, "no slot matches 'fc9'", quantize_with({{"slots", "fc9"}}));
   expect_error(Code::usage, "no slot matches 'fc9'", quantize_with({{"skip", "fc9"}}));
-  expect_error(Code::usage, "no linear layer under 'relu1'", quantize_with({{"slots", "relu1"}}));
+  expect_error(Code::usage, "no linear layer or convolution under 'relu1'",
+               quantize_with({{"slots", "relu1"}}));
   expect_error(Code::usage, "no packed layer", [&] { run_pass(model, "dequantize", {}); });
   Model broken = clone(model);
   {
