@@ -189,7 +189,8 @@ Shape conv2d_weight_shape(const Node& node, const TensorSpec& weight) {
 }
 
 bool rounding_pays(const Shape& weight, int64_t groups) {
-  return weight[0] / groups >= 16 && weight[1] * weight[2] * weight[3] >= 32;
+  const int64_t outputs = weight[0] / groups;
+  return outputs >= 16 && outputs * weight[1] * weight[2] * weight[3] > 4096;
 }
 
 float quantize_sample(std::span<const float> x, int8_t* codes) {

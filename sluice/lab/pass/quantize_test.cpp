@@ -49,7 +49,7 @@ TEST(Quantize, PacksEveryLinearLayerAndMeasuresTheError) {
 }
 
 TEST(Quantize, PacksConvolutionsInI8AndRoundsTheInputsOfLargeOnes) {
-  Model model = small_model("convnet", 1, {{"widths", {5, 24, 17}}, {"hidden", 90}});
+  Model model = small_model("convnet", 1, {{"widths", {5, 24, 32}}, {"hidden", 90}});
   Model packed = run_pass(model, "quantize", with({{"format", "i8"}, {"activations", "i8"}}));
   std::vector<std::string> found;
   for (const BrickRef& ref : all_bricks(packed)) {
@@ -59,7 +59,7 @@ TEST(Quantize, PacksConvolutionsInI8AndRoundsTheInputsOfLargeOnes) {
     EXPECT_EQ(report_of(packed).at("layers").at(ref.path).at("activations"),
               std::string(activation_format_name(conv->activations())));
   }
-  EXPECT_THAT(found, ::testing::ElementsAre("conv1 f32", "conv2 i8", "conv3 i8"));
+  EXPECT_THAT(found, ::testing::ElementsAre("conv1 f32", "conv2 f32", "conv3 i8"));
   const Json& report = report_of(packed);
   EXPECT_EQ(report.at("quantized"), 5);
   EXPECT_EQ(report.at("convolution_bytes"), 0);
