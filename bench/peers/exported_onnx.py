@@ -8,10 +8,10 @@
 Real models are imported, exported and run by both: the three networks of PP-OCRv4, Silero VAD with its state, MiniLM on
 texts of several lengths; and, where this build trains, a convolutional network. Then every case of ONNX's node tests
 that the importer reads, exported again (`onnx_conformance --export`). Largest difference over the largest output; of
-models that came as ONNX also the difference of ONNX Runtime on the file that came and on the file that went out. The
-bound is 1e-5, or twice what ONNX Runtime itself is from a computation in float64 where that is more; between the two
-engines on the networks of PP-OCRv4 1e-4, since how they round depends on the vector instructions: with AVX2 alone the
-detector is 3.8e-5 apart (Sluice 3.4e-5 from float64), with AVX-512 2.7e-5.
+models that came as ONNX also the difference between the file that came and the file that went out. The bound is 1e-5. The
+networks of PP-OCRv4 are deep: their two files are held to it in float64, where the machine makes no difference and what is
+left is the rounding of folded norms to f32; in f32 the bound is 1e-4, since how engines round depends on the vector
+instructions: with AVX2 alone the detector is 3.8e-5 apart (Sluice 3.4e-5 from float64), with AVX-512 2.7e-5.
 
 Exit 0: all within the bounds; 1: some not; 77: ONNX Runtime, or a build of Sluice, is not there."""
 import argparse
@@ -27,7 +27,7 @@ ROOT = os.path.dirname(os.path.dirname(HERE))
 CACHE = os.environ.get("SLUICE_CACHE") or os.path.join(
     os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "sluice")
 BOUND = 1e-5  # of the largest output
-ENGINES = 1e-4  # of two engines on deep networks of pictures
+ENGINES = 1e-4  # of f32 on deep networks of pictures
 SKIPPED = 77
 
 PYTHON = os.path.join(CACHE, "peers/onnxruntime/bin/python")
@@ -103,13 +103,14 @@ def pictures(args, work, checks):
         first, second = before.run(None, {"x": x})[0], after.run(None, {after.get_inputs()[0].name: x})[0]
         network = sluice_library.Network(bundle, 1, 1, sequences=False)
         mine = network.run(x, np.zeros(first.shape, np.float32))
-        # Rounding alone moves deep networks: ONNX Runtime is itself this far from a computation in float64.
+        # In float64 no rounding hides what got lost; f32 moves deep networks by itself.
         truth = ocr.in_double(source)(x)
-        own = relative(first, truth)
-        bound = max(BOUND, 2 * own)
-        said = f" (ONNX Runtime on the file that came is {own:.1e} from float64, Sluice {relative(mine, truth):.1e})"
+        checks.add(f"{name}, the file that went out beside the one that came, in float64",
+                   relative(ocr.in_double(exported)(x), truth), BOUND)
+        said = (f" (ONNX Runtime on the file that came is {relative(first, truth):.1e} from float64, on the one that went "
+                f"out {relative(second, truth):.1e}, Sluice {relative(mine, truth):.1e})")
         checks.add(f"{name}, the file that went out beside the one that came, both in ONNX Runtime",
-                   relative(second, first), bound, said)
+                   relative(second, first), ENGINES, said)
         checks.add(f"{name}, Sluice beside ONNX Runtime on the exported file", relative(mine, second), ENGINES)
         two = after.run(None, {after.get_inputs()[0].name: np.concatenate([x, -x])})[0]
         checks.add(f"{name}, batch of 2", relative(two[:1], second))

@@ -74,7 +74,7 @@ def in_double(path):
     for value in [*model.graph.input, *model.graph.output]:
         value.type.tensor_type.elem_type = TensorProto.DOUBLE
     evaluator = ReferenceEvaluator(model, new_ops=[BatchNormalization])
-    return lambda x: evaluator.run(None, {"x": x.astype(np.float64)})[0]
+    return lambda x: evaluator.run(None, {model.graph.input[0].name: x.astype(np.float64)})[0]
 
 
 def halve(path, to):
