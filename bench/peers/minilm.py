@@ -257,7 +257,7 @@ def main():
         make = f"import sys; sys.path.insert(0, {HERE!r}); import minilm_onnx as m; sys.path.pop(0); " \
                f"m.build({MODEL!r}, {folder + '/f32.onnx'!r}); m.quantize({folder + '/f32.onnx'!r}, {folder + '/i8.onnx'!r})"
         subprocess.run([python, "-c", make], check=True, stderr=subprocess.DEVNULL)
-        for name, more in (("f32", []), ("i8", ["--dtype", "i8"])):
+        for name, more in (("f32", []), ("i8", ["--dtype", "i8", "--activations", "i8"])):
             subprocess.run([sluice, "import", MODEL, "-o", f"{folder}/{name}.safetensors", "-q", "--json", *more],
                            check=True, stdout=subprocess.DEVNULL)
         me = os.path.abspath(__file__)

@@ -69,12 +69,12 @@ def main():
                         "-o", at("tuned.safetensors"), "--steps", options.steps, "--batch", options.batch, "--rate",
                         options.rate, "--tokens", 128, "--device", options.device)
             with open(at("tuned.json"), "w") as file:
-                json.dump({**tuned, "batch": options.batch, "rate": options.rate}, file)
+                json.dump({**tuned, "batch": options.batch, "rate": options.rate, "device": options.device}, file)
         with open(at("tuned.json")) as file:
             tuned = json.load(file)
         arms = []
         for name, role in (("dense", "baseline"), ("half", "control"), ("tuned", "system")):
-            found = run("eval", at(name + ".safetensors"), "--retrieval", at("set"), "--threads", options.threads)
+            found = run("eval", at(name + ".safetensors"), "--retrieval", at("set"), "--threads", options.threads)["models"][0]
             inspected = run("inspect", at(name + ".safetensors"))
             metrics = {"ndcg_at_10": found["ndcg_at_10"], "recall_at_10": found["recall_at_10"],
                        "macs_per_text": found["macs_per_text"], "bytes": os.path.getsize(at(name + ".safetensors")),
@@ -111,7 +111,8 @@ def main():
                  "op": "ratio", "bound": 0.95})
     document = race.report(
         "minilm-pruned", "bench/peers/minilm_pruned.py" + (f" --out {options.out}" if options.out else "") +
-        (f" --steps {tuned['steps']}" if tuned["steps"] != 1500 else "") + (" --tiny" if options.tiny else ""),
+        (f" --steps {tuned['steps']}" if tuned["steps"] != 1500 else "") +
+        (f" --device {tuned['device']}" if tuned["device"] != "cpu" else "") + (" --tiny" if options.tiny else ""),
         [f"{samples} texts to prune and learn on; the retrieval test set"], arms, bars,
         {"seconds_of_tuning": tuned["seconds"], "load_average": os.getloadavg()[0]},
         ["half of the neurons and heads of every layer; the embeddings stay whole"], options.threads)

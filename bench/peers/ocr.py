@@ -261,7 +261,8 @@ def main():
             "ratio")]
     fonts = sorted({os.path.basename(p) for p in text_lines.fonts()})
     document = race.report(
-        "ocr", "bench/peers/ocr.py" + (f" --out {args.out}" if args.out else ""),
+        "ocr", "bench/peers/ocr.py" + (f" --seed {args.seed}" if args.seed != 1 else "") +
+        (f" --out {args.out}" if args.out else ""),
         [f"{len(lines)} lines of {characters} characters, seed {args.seed}: licence texts of Debian in {', '.join(fonts)}"],
         arms, bars, {"float64_lines": args.double, "zeros_of_half": zeros, "load_average": os.getloadavg()[0]},
         [f"ONNX Runtime {onnxruntime.__version__}; float64: onnx's reference evaluator", "sluice-i8: weights in int8, "
