@@ -24,6 +24,7 @@
 #include "sluice/base/progress.h"
 #include "sluice/base/table.h"
 #include "sluice/engine/graph/network.h"
+#include "sluice/engine/text/text_model.h"
 
 namespace sluice::cli {
 namespace bench_verb {
@@ -68,6 +69,16 @@ std::vector<float> make_input(int64_t elements) {
     state = state * 1664525u + 1013904223u;
     value = static_cast<float>(state >> 8) / static_cast<float>(1 << 23) - 1.0f;
   }
+  return values;
+}
+
+/// Of a network that takes token ids: ids.
+std::vector<float> make_input(const engine::Network& network, int64_t batch) {
+  std::vector<float> values = make_input(batch * numel(network.input_shape()));
+  if (network.bundle().task().kind != "embed") return values;
+  const auto vocabulary = static_cast<float>(engine::vocabulary_of(network));
+  for (float& value : values)
+    value = std::min(std::floor((value + 1) / 2 * vocabulary), vocabulary - 1);
   return values;
 }
 
@@ -153,7 +164,7 @@ class Bench {
     const engine::Network& network = networks_[index];
     Entry entry{index,
                 engine::Session(network, {.batch = batch, .threads = threads}),
-                make_input(batch * numel(network.input_shape())),
+                make_input(network, batch),
                 std::vector<float>(static_cast<size_t>(batch * numel(network.output_shape()))),
                 {}};
     if (lab_forward() != nullptr && !options_.without_libtorch) {

@@ -247,6 +247,17 @@ TEST_F(Language, TextsAreClassifiedByLabel) {
   refuse({"eval", model, "--labelled", text}, 2, "label 'perhaps' of text 1 is no class");
 }
 
+TEST_F(Language, BenchGivesAnEncoderIdsOfItsVocabulary) {
+  make_encoder();
+  const Finished finished =
+      sluice({"bench", encoder, "--batch", "1,2", "--threads", "1", "--rounds", "2", "--json"});
+  ASSERT_EQ(finished.exit_code, 0) << finished.err;
+  const Json arms = json_of(finished).at("arms");
+  ASSERT_GE(arms.size(), 2u);
+  for (const Json& arm : arms)
+    EXPECT_GT(arm.at("metrics").at("seconds").at("mean").get<double>(), 0) << arm;
+}
+
 TEST_F(Language, BenchCountsTokensAsLlamaBenchDoes) {
   const Json report = json_of(sluice({"bench", decoder, decoder, "--pp", "40", "--tg", "5",
                                       "--rounds", "3", "--threads", "1", "--json"}));
