@@ -217,10 +217,12 @@ def main():
                      "arm": "sluice-" + name, "metric": "divergence", "relation": "<=", "against": None, "op": "value",
                      "bound": 0.01})
     slug = "peer-llama-cpp-trained" if options.model else "peer-llama-cpp"
+    others = options.threads != os.cpu_count()
+    slug += f"-threads-{options.threads}" if others else ""
     document = race.report(
         slug, "bench/peers/llama_cpp.py" + (f" --model {os.path.basename(options.model)} --tokens "
                                             f"{os.path.basename(options.tokens)}" if options.model else "")
-        + (f" --out {options.out}" if options.out else ""),
+        + (f" --threads {options.threads}" if others else "") + (f" --out {options.out}" if options.out else ""),
         data, arms, bars, {},
         ["llama.cpp of node-llama-cpp 3.22.1, CPU, prebuilt", "f16: Sluice keeps bf16, the 16-bit type it has",
          "both engines read the codes and scales of one GGUF file; activations are rounded to int8 by both"],

@@ -96,16 +96,19 @@ def main():
     bars = [{"name": "texts that differ", "claim": "proposals change no token", "arm": "self-speculative",
              "metric": "texts_that_differ", "relation": "<=", "against": None, "op": "value", "bound": 0},
             faster("alone", "proposing pays", 1.0), faster("llama.cpp", "and beats llama.cpp on the dense network", 1.0)]
+    others = options.threads != os.cpu_count()
+    slug = "peer-nested-decoder" + (f"-threads-{options.threads}" if others else "")
     document = race.report(
-        "peer-nested-decoder", f"bench/peers/nested_decoder.py --model {os.path.basename(options.model)}"
-        + (f" --draft-size {options.draft_size}" if options.draft_size else "") + (f" --out {options.out}" if options.out else ""),
+        slug, f"bench/peers/nested_decoder.py --model {os.path.basename(options.model)}"
+        + (f" --draft-size {options.draft_size}" if options.draft_size else "")
+        + (f" --threads {options.threads}" if others else "") + (f" --out {options.out}" if options.out else ""),
         [f"{stem}, {parameters / 1e6:.1f} M parameters, sizes {', '.join(sizes)}; {draft} proposes; {len(PROMPTS)} prompts, "
          f"{options.generate} tokens each"], arms, bars, {},
         ["llama.cpp of node-llama-cpp 3.22.1, CPU, prebuilt, f16 weights; Sluice's are f32: nested layers have no other"],
         options.threads)
     race.print_bars(document)
     if options.out:
-        race.write(os.path.join(options.out, "peer-nested-decoder.json"), document)
+        race.write(os.path.join(options.out, slug + ".json"), document)
 
 
 main()
