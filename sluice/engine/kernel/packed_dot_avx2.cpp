@@ -111,24 +111,6 @@ int64_t stride(Format format, DotKind kind, int64_t columns) {
   return places(format, kind, columns).end;
 }
 
-/// Between parts of a batch, weights come from the cache: rows go in strips that fit it.
-void run(const PackedMatrix& w, const DotInput& x, const DotRows& rows, float* y,
-         int64_t y_stride) {
-  constexpr int64_t kCache = 128 << 10;
-  const bool integers = x.kind == DotKind::i8 && !is_float(w.format);
-  const bool once = x.batch == 1 || x.batch == 2 || (x.batch == kMostCodes && integers);
-  const int64_t strip = once ? rows.count : (kCache + w.row_bytes() - 1) / w.row_bytes();
-  for (int64_t k = 0; k < rows.count; k += strip) {
-    DotRows part = rows;
-    part.count = least(strip, rows.count - k);
-    if (rows.list)
-      part.list = rows.list + k;
-    else
-      part.first = rows.first + k;
-    (integers ? run_codes : run_floats)(w, x, part, y + k, y_stride);
-  }
-}
-
 }  // namespace
 
 void prepare(const PackedMatrix& w, DotKind kind, const float* x, std::byte* out) {
@@ -176,7 +158,7 @@ void prepare(const PackedMatrix& w, DotKind kind, const float* x, std::byte* out
 }  // namespace avx2
 
 const DotPath& avx2_dot() {
-  static constexpr DotPath path{avx2::stride, avx2::prepare, avx2::run};
+  static constexpr DotPath path{avx2::stride, avx2::prepare, avx2::run_strips};
   return path;
 }
 

@@ -127,83 +127,11 @@ SLUICE_AVX2_INLINE __m256 scales_of_two(__m256 scales, int vector) {
 }
 
 constexpr int64_t kAhead = 2048;  // bytes of codes, in consecutive rows; 8192: i4-32 40% slower
-constexpr int64_t kStart = 1024;  // where a list jumps: of the next row
-constexpr int64_t kScaleRows = 4;
+constexpr int64_t kCache = 128 << 10;  // bytes of rows between parts of a batch
 
-SLUICE_AVX2_INLINE void prefetch(const std::byte* from, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64)
-    _mm_prefetch(reinterpret_cast<const char*>(from + i), _MM_HINT_T0);
-}
-
-// Scales of groups are a second stream, too thin for the hardware to follow.
-SLUICE_AVX2_INLINE void prefetch_rows(const PackedMatrix& w, const DotRows& rows, int64_t k) {
-  const int64_t after = k + (rows.list ? 1 : kScaleRows);
-  if (after >= rows.count) return;
-  const int64_t o = rows.at(after);
-  if (w.scale_stride >= 64) prefetch(w.scales + o * w.scale_stride, w.scale_stride);
-  if (rows.list) prefetch(w.codes + o * w.code_stride, least(w.code_stride, kStart));
-}
-
-/// RowProduct: template <int B> static void row(codes, scales, columns, inputs, y).
-template <class RowProduct, int B>
-SLUICE_AVX2 void run_rows(const PackedMatrix& w, const DotInput& x, int64_t first_input,
-                          const DotRows& rows, float* y, int64_t y_stride) {
-  Inputs<B> in;
-  in.p = places(w.format, x.kind, w.columns);
-  for (int b = 0; b < B; ++b) in.row[b] = x.data + (first_input + b) * x.stride;
-  in.distance = rows.list ? 0 : kAhead;
-  float result[B];
-  for (int64_t k = 0; k < rows.count; ++k) {
-    const int64_t o = rows.at(k);
-    prefetch_rows(w, rows, k);
-    RowProduct::template row<B>(w.codes + o * w.code_stride, w.scales + o * w.scale_stride,
-                                w.columns, in, result);
-    for (int b = 0; b < B; ++b) y[b * y_stride + k] = in.header(b).scale * result[b];
-  }
-}
-
-template <class RowProduct>
-void run_batch(const PackedMatrix& w, const DotInput& x, const DotRows& rows, float* y,
-               int64_t y_stride) {
-  int64_t b = 0;
-  if constexpr (RowProduct::kMost >= 4) {
-    for (; x.batch - b >= 4; b += 4)
-      run_rows<RowProduct, 4>(w, x, b, rows, y + b * y_stride, y_stride);
-  }
-  for (; x.batch - b >= 2; b += 2)
-    run_rows<RowProduct, 2>(w, x, b, rows, y + b * y_stride, y_stride);
-  if (x.batch - b >= 1) run_rows<RowProduct, 1>(w, x, b, rows, y + b * y_stride, y_stride);
-}
-
-/// kFloats: f32 and bf16 weights, too; else they are not given.
-template <template <Format> class RowProduct, bool kFloats>
-void run_format(const PackedMatrix& w, const DotInput& x, const DotRows& rows, float* y,
-                int64_t y_stride) {
-  switch (w.format) {
-    case Format::f32:
-      if constexpr (kFloats) run_batch<RowProduct<Format::f32>>(w, x, rows, y, y_stride);
-      return;
-    case Format::bf16:
-      if constexpr (kFloats) run_batch<RowProduct<Format::bf16>>(w, x, rows, y, y_stride);
-      return;
-    case Format::i8:
-      return run_batch<RowProduct<Format::i8>>(w, x, rows, y, y_stride);
-    case Format::i8_group:
-      return run_batch<RowProduct<Format::i8_group>>(w, x, rows, y, y_stride);
-    case Format::i4_group:
-      return run_batch<RowProduct<Format::i4_group>>(w, x, rows, y, y_stride);
-    case Format::i4_group_min:
-      return run_batch<RowProduct<Format::i4_group_min>>(w, x, rows, y, y_stride);
-    case Format::ternary:
-      return run_batch<RowProduct<Format::ternary>>(w, x, rows, y, y_stride);
-    case Format::binary:
-      return run_batch<RowProduct<Format::binary>>(w, x, rows, y, y_stride);
-    case Format::binary2:
-      return run_batch<RowProduct<Format::binary2>>(w, x, rows, y, y_stride);
-    case Format::mixed:
-      return run_batch<RowProduct<Format::mixed>>(w, x, rows, y, y_stride);
-  }
-}
+#define SLUICE_DOT_TARGET SLUICE_AVX2
+#define SLUICE_DOT_INLINE SLUICE_AVX2_INLINE
+#include "sluice/engine/kernel/packed_dot_rows-inl.h"
 
 }  // namespace sluice::engine::avx2
 

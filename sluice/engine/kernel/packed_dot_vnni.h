@@ -127,59 +127,13 @@ SLUICE_VNNI_INLINE __m512 scales16(const std::byte* from, int64_t left) {
   return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first16(left), from));
 }
 
-constexpr int64_t kAhead = 16384;  // bytes of codes, in consecutive rows
-constexpr int64_t kStart = 1024;   // where a list jumps: of the next row
-constexpr int64_t kScaleRows = 4;
+constexpr int64_t kAhead = 16384;                   // bytes of codes, in consecutive rows
+constexpr int64_t kCache = 256 << 10;               // bytes of rows between parts of a batch
+constexpr int64_t kMostCodes = 8, kMostFloats = 4;  // inputs a weight meets at once
 
-SLUICE_VNNI_INLINE void prefetch(const std::byte* from, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64)
-    _mm_prefetch(reinterpret_cast<const char*>(from + i), _MM_HINT_T0);
-}
-
-// Scales of groups are a second stream, too thin for the hardware to follow.
-SLUICE_VNNI_INLINE void prefetch_rows(const PackedMatrix& w, const DotRows& rows, int64_t k) {
-  const int64_t after = k + (rows.list ? 1 : kScaleRows);
-  if (after >= rows.count) return;
-  const int64_t o = rows.at(after);
-  if (w.scale_stride >= 64) prefetch(w.scales + o * w.scale_stride, w.scale_stride);
-  if (rows.list) prefetch(w.codes + o * w.code_stride, least(w.code_stride, kStart));
-}
-
-/// RowProduct: template <int B> static void row(codes, scales, columns, inputs, y).
-template <class RowProduct, int B>
-SLUICE_VNNI void run_rows(const PackedMatrix& w, const DotInput& x, int64_t first_input,
-                          const DotRows& rows, float* y, int64_t y_stride) {
-  Inputs<B> in;
-  in.p = places(w.format, x.kind, w.columns);
-  for (int b = 0; b < B; ++b) in.row[b] = x.data + (first_input + b) * x.stride;
-  in.distance = rows.list ? 0 : kAhead;
-  float result[B];
-  for (int64_t k = 0; k < rows.count; ++k) {
-    const int64_t o = rows.at(k);
-    prefetch_rows(w, rows, k);
-    RowProduct::template row<B>(w.codes + o * w.code_stride, w.scales + o * w.scale_stride,
-                                w.columns, in, result);
-    for (int b = 0; b < B; ++b) y[b * y_stride + k] = in.header(b).scale * result[b];
-  }
-}
-
-template <class RowProduct>
-void run_batch(const PackedMatrix& w, const DotInput& x, const DotRows& rows, float* y,
-               int64_t y_stride) {
-  // Batches of 1, 2, 4 and, for integers, 8 are compiled; others are sums of these.
-  int64_t b = 0;
-  if constexpr (RowProduct::kCodes) {
-    for (; x.batch - b >= 8; b += 8)
-      run_rows<RowProduct, 8>(w, x, b, rows, y + b * y_stride, y_stride);
-  }
-  for (; x.batch - b >= 4; b += 4)
-    run_rows<RowProduct, 4>(w, x, b, rows, y + b * y_stride, y_stride);
-  if (x.batch - b >= 2) {
-    run_rows<RowProduct, 2>(w, x, b, rows, y + b * y_stride, y_stride);
-    b += 2;
-  }
-  if (x.batch - b >= 1) run_rows<RowProduct, 1>(w, x, b, rows, y + b * y_stride, y_stride);
-}
+#define SLUICE_DOT_TARGET SLUICE_VNNI
+#define SLUICE_DOT_INLINE SLUICE_VNNI_INLINE
+#include "sluice/engine/kernel/packed_dot_rows-inl.h"
 
 }  // namespace sluice::engine::vnni
 

@@ -243,7 +243,7 @@ SLUICE_VNNI_INLINE void mixed_row(const std::byte* codes, const std::byte* scale
 
 template <Format kFormat>
 struct RowProduct {
-  static constexpr bool kCodes = true;
+  static constexpr int64_t kMost = kMostCodes;
   template <int B>
   SLUICE_VNNI_INLINE void row(const std::byte* codes, const std::byte* scales, int64_t columns,
                               const Inputs<B>& in, float (&y)[B]) {
@@ -262,27 +262,7 @@ struct RowProduct {
 
 void run_codes(const PackedMatrix& w, const DotInput& x, const DotRows& rows, float* y,
                int64_t y_stride) {
-  switch (w.format) {
-    case Format::i8:
-      return run_batch<RowProduct<Format::i8>>(w, x, rows, y, y_stride);
-    case Format::i8_group:
-      return run_batch<RowProduct<Format::i8_group>>(w, x, rows, y, y_stride);
-    case Format::i4_group:
-      return run_batch<RowProduct<Format::i4_group>>(w, x, rows, y, y_stride);
-    case Format::i4_group_min:
-      return run_batch<RowProduct<Format::i4_group_min>>(w, x, rows, y, y_stride);
-    case Format::ternary:
-      return run_batch<RowProduct<Format::ternary>>(w, x, rows, y, y_stride);
-    case Format::binary:
-      return run_batch<RowProduct<Format::binary>>(w, x, rows, y, y_stride);
-    case Format::binary2:
-      return run_batch<RowProduct<Format::binary2>>(w, x, rows, y, y_stride);
-    case Format::mixed:
-      return run_batch<RowProduct<Format::mixed>>(w, x, rows, y, y_stride);
-    case Format::f32:
-    case Format::bf16:
-      return run_floats(w, x, rows, y, y_stride);
-  }
+  run_format<RowProduct, false>(w, x, rows, y, y_stride);
 }
 
 }  // namespace sluice::engine::vnni
