@@ -11,6 +11,7 @@ Neurons and heads go by what calibration texts make of them (prune:score=activat
 (make-retrieval-set.py --others: meanings of WordNet and pages of the Python documentation that are in no query and no
 document). nDCG@10 and recall@10 are those of the whole retrieval test set. Times are interleaved in one run."""
 import argparse
+import functools
 import json
 import os
 import subprocess
@@ -45,11 +46,7 @@ def main():
     if not os.path.exists(sluice):
         sys.exit("minilm_pruned.py: no sluice that trains; build it with scripts/build.sh release")
 
-    def run(*arguments):
-        result = subprocess.run([sluice, *map(str, arguments), "--json"], stdout=subprocess.PIPE, text=True)
-        if result.returncode:
-            sys.exit(f"minilm_pruned.py: sluice {' '.join(map(str, arguments))} failed")
-        return json.loads(result.stdout)
+    run = functools.partial(race.run_json, sluice)
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or temporary

@@ -9,9 +9,8 @@ The model is of `sluice train` with [nest] (configs/decoder-small-nested.toml). 
 English, C and Python, in turns; rates are of decoding alone, without prompt and loading. Proposals must not change the
 text. Nested layers are f32; llama.cpp reads its largest size as GGUF in f16."""
 import argparse
-import json
+import functools
 import os
-import subprocess
 import sys
 import tempfile
 
@@ -41,11 +40,7 @@ def main():
     if not os.path.exists(sluice):
         sys.exit("nested_decoder.py: no sluice that knows passes; build it with scripts/build.sh release")
 
-    def run(*arguments):
-        result = subprocess.run([sluice, *map(str, arguments), "--json"], stdout=subprocess.PIPE, text=True)
-        if result.returncode:
-            sys.exit(f"nested_decoder.py: sluice {' '.join(map(str, arguments))} failed")
-        return json.loads(result.stdout)
+    run = functools.partial(race.run_json, sluice)
 
     about = run("inspect", options.model, "--sizes")
     sizes = [size["name"] for size in about["sizes"]]

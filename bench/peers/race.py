@@ -59,6 +59,15 @@ def race(workers, rounds, **request):
     return times
 
 
+def run_json(program, *arguments):
+    """What `sluice VERB ... --json` prints; ends the script where it fails."""
+    command = [program, *map(str, arguments), "--json"]
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if result.returncode:
+        sys.exit(f"{os.path.basename(sys.argv[0])}: {' '.join(command)} failed")
+    return json.loads(result.stdout)
+
+
 def summary(seconds):
     return {"mean": statistics.median(seconds), "std": statistics.pstdev(seconds), "n": len(seconds)}
 
