@@ -165,8 +165,10 @@ void accumulate_active(const bundle::PackedMatrix& m, const ActiveRows& rows, co
     const size_t first_column = column_part(columns, part, parts),
                  last_column = column_part(columns, part + 1, parts);
     std::byte* mine = scratch + static_cast<size_t>(packed_accumulate_scratch(m, 1)) * part;
-    // Blocks do not depend on the number of threads: they fix the order of the sums.
-    by_blocks(rows, block_rows(m), 0, stride, [&](size_t t, size_t first, size_t last) {
+    // Blocks do not depend on the number of threads: they fix the order of the sums. Rows that add
+    // up as integers stay together.
+    const size_t block = (block_rows(m) + kSumRows - 1) / kSumRows * kSumRows;
+    by_blocks(rows, block, 0, stride, [&](size_t t, size_t first, size_t last) {
       packed_accumulate_columns(m, {rows.list(t) + first, last - first},
                                 {factor + t * stride + first, 1, stride}, y + t * y_stride,
                                 y_stride, mine, first_column, last_column);

@@ -98,18 +98,21 @@ TEST(SparseInput, ThreadsDoNotChangeABit) {
 
 TEST(SparseInput, WhatATokenGetsDoesNotDependOnItsNeighbours) {
   Matrices m;
-  for (const double keep : {0.05, 0.9}) {
-    SparseInput layer;
-    layer.weight = m.make(Format::i8_group, 120, 65);
-    layer.select = {Selector::Kind::statistical, Rank::magnitude, 0, 0, keep};
-    const auto x = random_floats(m.random(), 8 * 120);
-    Buffer scratch(sparse_input_scratch(layer, 1));
-    std::vector<float> together(8 * 65), alone(8 * 65);
-    run_sparse_input(layer, x.data(), together.data(), 8, scratch.data(), 1, nullptr);
-    for (size_t t = 0; t < 8; ++t)
-      run_sparse_input(layer, x.data() + t * 120, alone.data() + t * 65, 1, scratch.data(), 1,
-                       nullptr);
-    EXPECT_EQ(together, alone);
+  constexpr size_t kIn = 700;
+  for (const Format format : {Format::i8_group, Format::i4_group, Format::i4_group_min}) {
+    for (const double keep : {0.05, 0.9}) {
+      SparseInput layer;
+      layer.weight = m.make(format, kIn, 65);
+      layer.select = {Selector::Kind::statistical, Rank::magnitude, 0, 0, keep};
+      const auto x = random_floats(m.random(), 8 * kIn);
+      Buffer scratch(sparse_input_scratch(layer, 1));
+      std::vector<float> together(8 * 65), alone(8 * 65);
+      run_sparse_input(layer, x.data(), together.data(), 8, scratch.data(), 1, nullptr);
+      for (size_t t = 0; t < 8; ++t)
+        run_sparse_input(layer, x.data() + t * kIn, alone.data() + t * 65, 1, scratch.data(), 1,
+                         nullptr);
+      EXPECT_EQ(together, alone);
+    }
   }
 }
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "sluice/engine/kernel/packed_accumulate_integers.h"
 #include "sluice/engine/kernel/packed_accumulate_pass.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -315,6 +316,15 @@ int64_t packed_accumulate_scratch(const PackedMatrix& m, int threads) {
          static_cast<int64_t>(sizeof(float));
 }
 
+void accumulate_floats(const PackedMatrix& m, const RowList& rows, const RowFactors& factors,
+                       float* y, size_t y_stride, size_t first, size_t last) {
+  const Job job{m, rows, factors, y, y_stride};
+  // Many tokens: a narrower piece of y, so that all of them stay in the second-level cache.
+  const size_t width = std::max<size_t>(256, kColumns / ((factors.tokens + 15) / 16));
+  for (size_t from = first; from < last; from += width)
+    job.columns(from, std::min(from + width, last));
+}
+
 void packed_accumulate_columns(const PackedMatrix& m, const RowList& rows,
                                const RowFactors& factors, float* y, size_t y_stride,
                                std::byte* scratch, size_t first, size_t last) {
@@ -340,11 +350,8 @@ void packed_accumulate_columns(const PackedMatrix& m, const RowList& rows,
     }
     return;
   }
-  const Job job{m, rows, factors, y, y_stride};
-  // Many tokens: a narrower piece of y, so that all of them stay in the second-level cache.
-  const size_t width = std::max<size_t>(256, kColumns / ((factors.tokens + 15) / 16));
-  for (size_t from = first; from < last; from += width)
-    job.columns(from, std::min(from + width, last));
+  (sums_integers(m.format) ? accumulate_integers : accumulate_floats)(m, rows, factors, y, y_stride,
+                                                                      first, last);
 }
 
 void packed_accumulate(const PackedMatrix& m, const RowList& rows, const RowFactors& factors,
