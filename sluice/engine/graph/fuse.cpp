@@ -147,7 +147,7 @@ class Grouper {
     }
     const bool nested = node.op == "prefix_conv2d";  // its kernel adds and activates, too
     if (nested) take_add(group);
-    if (product || nested || node.op == "add") {
+    if (product || nested || node.op == "gathered_conv2d" || node.op == "add") {
       take_activation(group);
       while (folds && fold_after_relu(group)) {
       }

@@ -36,7 +36,7 @@ struct Group {
 ///   conv2d | linear, then batch_norm and scale (folded), then activation, or add and activation
 ///   (a packed linear and a prefix_conv2d without the folding); after a conv2d's activation, unary
 ///   linear
-///   add, then activation
+///   add | gathered_conv2d, then activation
 std::vector<Group> group_nodes(const bundle::Bundle& bundle, bool fuse);
 
 /// Per-channel factor and offset of a batch_norm node.

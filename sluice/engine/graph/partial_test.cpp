@@ -135,6 +135,27 @@ TEST(GatheredLayers, MeterCountsTheChannelsThatRan) {
   }
 }
 
+TEST(GatheredLayers, WhatFillsTheLastChunkIsNeitherComputedNorCounted) {
+  const Model model = gated_conv(true);
+  const Network network(model.bundle);
+  constexpr int64_t kBatch = 131;
+  const auto input = random_input(network, kBatch);
+  Session together(network, {.batch = kBatch, .threads = 1}), alone(network, {.batch = 1});
+  ASSERT_NE(kBatch % together.chunk(), 0);
+  const auto in = static_cast<size_t>(numel(network.input_shape())),
+             out = static_cast<size_t>(numel(network.output_shape()));
+  std::vector<float> output(kBatch * out), one(out);
+  Meter batched, singly;
+  together.run(input, output, {.meter = &batched});
+  for (size_t i = 0; i < size_t{kBatch}; ++i) {
+    alone.run({input.data() + i * in, in}, one, {.meter = &singly});
+    const std::vector<float> want(output.begin() + std::ptrdiff_t(i * out),
+                                  output.begin() + std::ptrdiff_t((i + 1) * out));
+    EXPECT_THAT(one, ::testing::Pointwise(::testing::FloatNear(1e-4f), want));
+  }
+  EXPECT_EQ(batched.macs(), singly.macs());
+}
+
 /// A nested FFN: three widths of its 96 hidden neurons.
 Model nested_ffn(Format format) {
   NetworkBuilder net(5);

@@ -9,6 +9,7 @@
 #include "sluice/engine/kernel/elementwise.h"
 #include "sluice/engine/kernel/narrow_conv.h"
 #include "sluice/engine/kernel/packed_conv.h"
+#include "sluice/engine/kernel/plane_pool.h"
 #include "sluice/engine/kernel/reduce.h"
 
 namespace sluice::engine {
@@ -179,8 +180,12 @@ void plan_pool(Planner& planner, size_t index, Step step) {
   const auto kernel = bundle::attr_ints(node.attrs, "kernel", 2, 1);
   std::copy(kernel.begin(), kernel.end(), shape.kernel);
   if (!node.attrs.count("stride")) std::copy(kernel.begin(), kernel.end(), shape.stride);
-  step.kernel = onednn::make_pool(shape, layout, node.op == "max_pool2d",
-                                  planner.threads_for(numel(planner.shape_of(step.inputs[0]))));
+  const bool maximum = node.op == "max_pool2d";
+  const int threads = planner.threads_for(numel(planner.shape_of(step.inputs[0])));
+  step.kernel = layout == Layout::plain &&
+                        !same_bytes(planner.shape_of(step.inputs[0]), layout, Layout::channels_last)
+                    ? make_plane_pool(shape, maximum, threads)
+                    : onednn::make_pool(shape, layout, maximum, threads);
   planner.finish(index, std::move(step), layout);
 }
 

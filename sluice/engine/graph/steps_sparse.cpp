@@ -15,7 +15,7 @@ using bundle::Node;
 void plan_gathered_conv(Planner& planner, size_t index, Step step) {
   const Group& group = planner.group(index);
   const Node& node = planner.node(index);
-  step.inputs = {planner.fetch(group.inputs[0], Layout::channels_last)};
+  step.inputs = {planner.fetch(group.inputs[0], Layout::plain)};
   for (size_t i = 1; i < group.inputs.size(); ++i)
     step.inputs.push_back(planner.fetch(group.inputs[i], Layout::plain));
   const Shape &in = planner.bundle().info().shapes.at(group.inputs[0]),
@@ -23,11 +23,11 @@ void plan_gathered_conv(Planner& planner, size_t index, Step step) {
   onednn::ConvShape shape = conv_shape(node, in, out, planner.options().samples);
   const Shape& weight = planner.bundle().tensor(node.tensors.at("weight")).shape;
   std::copy(weight.begin() + 2, weight.end(), shape.kernel);
-  step.kernel =
-      make_gathered_conv(shape, planner.bundle().tensor(node.tensors.at("weight")).f32(),
-                         copy_tensor(planner.bundle(), node, "bias"), group.inputs.size() > 2,
-                         planner.threads_for(step.info.cost.macs), node.path);
-  planner.finish(index, std::move(step), Layout::channels_last);
+  step.kernel = make_gathered_conv(
+      shape, group.activation, planner.bundle().tensor(node.tensors.at("weight")).f32(),
+      copy_tensor(planner.bundle(), node, "bias"), group.inputs.size() > 2,
+      planner.threads_for(step.info.cost.macs), node.path);
+  planner.finish(index, std::move(step), Layout::plain);
 }
 
 void plan_prefix_linear(Planner& planner, size_t index, Step step) {

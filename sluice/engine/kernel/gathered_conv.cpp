@@ -3,14 +3,14 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <cstring>
 #include <limits>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "sluice/base/error.h"
-#include "sluice/engine/kernel/padded_picture.h"
-#include "sluice/engine/kernel/panel.h"
+#include "sluice/engine/kernel/buffer.h"
+#include "sluice/engine/kernel/elementwise.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "sluice/engine/kernel/gathered_conv.cpp"
@@ -21,15 +21,24 @@
 #define SLUICE_ENGINE_KERNEL_GATHERED_CONV_ONCE_
 namespace sluice::engine {
 
-inline constexpr int64_t kSpill = 16;  // what compressed stores may write past their end
+inline constexpr int64_t kMostLanes = 16;
+inline constexpr int kMostOutputs = 4;
 
-/// Where the weights of up to 32 kept outputs come from: rows of 32 numbers in source panels.
-struct Sources {
-  const float* weight;
-  int64_t panel_stride;
-  const float* keep;     ///< [panel_outputs(O)], above 0 for the wanted outputs
-  const uint32_t* list;  ///< the wanted outputs
-  int64_t count;
+/// Up to four outputs of one sample, over all pixels.
+struct GatheredCall {
+  const float* picture;    ///< [kept inputs][plane]
+  int64_t plane;           ///< floats of a channel's plane
+  const int64_t* taps;     ///< where in a plane each tap's pixels begin
+  int64_t tap_count;       ///< of the window
+  const uint32_t* inputs;  ///< kept ones
+  int64_t input_count;
+  const float* weight[kMostOutputs];  ///< [tap][C] of each output
+  int64_t tap_stride;                 ///< C
+  float bias[kMostOutputs];
+  int64_t outputs;
+  float* flat;         ///< [outputs][flat_stride], what is computed, borders between rows included
+  int64_t flat_count;  ///< pixels, borders between rows included
+  int64_t flat_stride;
 };
 
 }  // namespace sluice::engine
@@ -38,65 +47,103 @@ struct Sources {
 HWY_BEFORE_NAMESPACE();
 namespace sluice::engine::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
-using D = hn::CappedTag<float, 16>;
+using D = hn::CappedTag<float, kMostLanes>;
+using V = hn::Vec<D>;
 
-/// The numbers of `from` whose mask is above 0, one behind the other. Writes up to 15 numbers past
-/// the last one; reads `count` numbers.
-void Squeeze(const float* from, const float* mask, int64_t count, float* to) {
+// Sums of kOutputs x kVectors vectors stay in registers: 24 of 32, or 12 of 16.
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
+constexpr int kMostVectors = 6;
+#else
+constexpr int kMostVectors = 3;
+#endif
+
+template <int kOutputs, int kVectors>
+void Tile(const GatheredCall& call, int64_t first) {
   const D d;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
-  const auto zero = hn::Zero(d);
-  int64_t i = 0;
-  for (; i + lanes <= count; i += lanes) {
-    const auto kept = hn::Gt(hn::LoadU(d, mask + i), zero);
-    const size_t n = hn::CountTrue(d, kept);
-    if (n == 0) continue;
-    hn::StoreU(hn::Compress(hn::LoadU(d, from + i), kept), d, to);
-    to += n;
+  V sums[kOutputs][kVectors];
+#pragma GCC unroll 8
+  for (int o = 0; o < kOutputs; ++o) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) sums[o][v] = hn::Set(d, call.bias[o]);
   }
-  for (; i < count; ++i) {
-    if (mask[i] > 0) *to++ = from[i];
+  const float* weight[kOutputs];
+#pragma GCC unroll 8
+  for (int o = 0; o < kOutputs; ++o) weight[o] = call.weight[o];
+  const uint32_t* const begin = call.inputs;
+  const uint32_t* const end = begin + call.input_count;
+  for (int64_t tap = 0; tap < call.tap_count; ++tap) {
+    const float* x = call.picture + call.taps[tap] + first;
+    for (const uint32_t* input = begin; input != end; ++input) {
+      const size_t c = *input;
+      V pixels[kVectors];
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) pixels[v] = hn::LoadU(d, x + v * lanes);
+#pragma GCC unroll 8
+      for (int o = 0; o < kOutputs; ++o) {
+        const V w = hn::Set(d, weight[o][c]);
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v) sums[o][v] = hn::MulAdd(w, pixels[v], sums[o][v]);
+      }
+      x += call.plane;
+    }
+#pragma GCC unroll 8
+    for (int o = 0; o < kOutputs; ++o) weight[o] += call.tap_stride;
+  }
+#pragma GCC unroll 8
+  for (int o = 0; o < kOutputs; ++o) {
+    float* to = call.flat + o * call.flat_stride + first;
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) hn::StoreU(sums[o][v], d, to + v * lanes);
   }
 }
 
-/// Row `rows[r]` of the wanted outputs to to[r][32].
-void GatherRows(const Sources& s, const uint32_t* rows, int64_t count, float* to) {
-  const D d;
-  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
-  const auto offset = [&](int64_t o) { return o / kPanel * s.panel_stride + o % kPanel; };
-  // Vectors with wanted outputs, and where what they hold goes.
-  int64_t from[kPanel], at[kPanel], vectors = 0;
-  const float* keep[kPanel];
-  for (int64_t k = 0; k < s.count; ++k) {
-    const int64_t first = s.list[k] / lanes * lanes;
-    if (vectors > 0 && keep[vectors - 1] == s.keep + first) continue;
-    from[vectors] = offset(first);
-    keep[vectors] = s.keep + first;
-    at[vectors++] = k;
-  }
-  if (vectors > kPanel / 3) {
-    int64_t single[kPanel];
-    for (int64_t k = 0; k < kPanel; ++k) single[k] = offset(s.list[k < s.count ? k : 0]);
-    for (int64_t r = 0; r < count; ++r, to += kPanel) {
-      const float* row = s.weight + int64_t{rows[r]} * kPanel;
-      for (int64_t k = 0; k < kPanel; ++k) to[k] = row[single[k]];
-    }
-    return;
-  }
-  const auto zero = hn::Zero(d);
-  for (int64_t r = 0; r < count; ++r, to += kPanel) {
-    const float* row = s.weight + int64_t{rows[r]} * kPanel;
-    for (int64_t v = 0; v < vectors; ++v) {
-      hn::StoreU(hn::Compress(hn::LoadU(d, row + from[v]), hn::Gt(hn::LoadU(d, keep[v]), zero)), d,
-                 to + at[v]);
-    }
+using TileFunction = void (*)(const GatheredCall&, int64_t);
+
+template <int kOutputs, size_t... kCounts>
+TileFunction TileFor(int64_t vectors, std::index_sequence<kCounts...>) {
+  static constexpr TileFunction tiles[] = {&Tile<kOutputs, kCounts + 1>...};
+  return tiles[vectors - 1];
+}
+
+/// All pixels, in tiles of as equal a size as possible.
+template <int kOutputs>
+void Pixels(const GatheredCall& call) {
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(D()));
+  const int64_t vectors = (call.flat_count + lanes - 1) / lanes,
+                tiles = (vectors + kMostVectors - 1) / kMostVectors;
+  for (int64_t t = 0, v = 0; t < tiles; ++t) {
+    const int64_t count = (vectors - v) / (tiles - t);
+    TileFor<kOutputs>(count, std::make_index_sequence<kMostVectors>())(call, v * lanes);
+    v += count;
   }
 }
 
-/// to[list[k]] = from[k], the other numbers of `to` are 0.
-void Spread(const float* from, const uint32_t* list, int64_t kept, int64_t count, float* to) {
-  std::fill(to, to + count, 0.0f);
-  for (int64_t k = 0; k < kept; ++k) to[list[k]] = from[k];
+void GatheredProducts(const GatheredCall& call) {
+  switch (call.outputs) {
+    case 1:
+      return Pixels<1>(call);
+    case 2:
+      return Pixels<2>(call);
+    case 3:
+      return Pixels<3>(call);
+    default:
+      return Pixels<4>(call);
+  }
+}
+
+/// Rows of `width` numbers, `pitch` apart, to rows one behind the other.
+void CloseRows(const float* from, int64_t rows, int64_t width, int64_t pitch, float* to) {
+  const D d;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d)), end = rows * width;
+  for (int64_t row = 0; row < rows; ++row, from += pitch) {
+    const int64_t at = row * width;
+    int64_t j = 0;
+    // What is written past a row's end is the next row's, which comes later.
+    for (; j < width && at + j + lanes <= end; j += lanes)
+      hn::StoreU(hn::LoadU(d, from + j), d, to + at + j);
+    for (; j < width; ++j) to[at + j] = from[j];
+  }
 }
 
 }  // namespace sluice::engine::HWY_NAMESPACE
@@ -105,269 +152,232 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace sluice::engine {
 
-HWY_EXPORT(Squeeze);
-HWY_EXPORT(GatherRows);
-HWY_EXPORT(Spread);
+HWY_EXPORT(GatheredProducts);
+HWY_EXPORT(CloseRows);
 
 namespace {
 
-// Weights are gathered for 32 outputs and a block of the depth, which then stays in the first-level
-// cache while a strip of pixels goes by.
-constexpr int64_t kDepth = 256;
-constexpr int64_t kStrip = 480;  // pixels
+constexpr int64_t kFloat = sizeof(float);
 
 struct GatheredConv {
   onednn::ConvShape shape;
-  int64_t padded_height = 0, padded_width = 0, taps = 0;
-  Buffer weight;  // [O / 32][tap][C][32]
+  // A plane is [stride rows][stride columns][height][pitch]: the pixels that one tap meets lie side
+  // by side, whatever the stride is.
+  int64_t height = 0, pitch = 0, plane = 0, flat = 0, taps = 0;
+  std::vector<int64_t> tap_offsets;
+  Buffer weight;  // [O][tap][C]
   Buffer bias;    // [O], empty when there is none
+  Activation activation = Activation::none;
+  float closed = 0;  // what the activation makes of 0
   bool input_mask = false;
   int threads = 1;
   // Parts of the scratch, in bytes from its start.
-  int64_t rows = 0, runs = 0, outputs = 0, bias_at = 0, picture = 0, lane = 0, lane_bytes = 0,
-          scratch_bytes = 0;
+  int64_t inputs = 0, outputs = 0, picture = 0, lane = 0, lane_bytes = 0, scratch_bytes = 0;
 
-  bool padded() const { return is_padded(shape); }
+  int64_t flat_stride() const { return lane_bytes / kFloat / kMostOutputs; }
 };
 
 /// One sample's channels and where its operands lie.
 struct Sample {
-  const float* x;
-  const float *out_mask, *in_mask;  // in_mask null: all
+  const float *x, *out_mask, *in_mask;  // in_mask null: all
   float* y;
-  int64_t outputs, inputs;  // kept
-  int64_t runs;
-};
-
-/// What one sample's threads share.
-struct Scratch {
-  uint32_t* rows;     // of the weights, in the order of the depth: [tap][kept input]
-  PanelRun* runs;     // the window, cut where a block of the depth ends
-  uint32_t* outputs;  // kept ones, ascending
-  float* bias;        // of the kept outputs
+  uint32_t *inputs, *outputs;  // kept ones, ascending
+  int64_t input_count, output_count;
   float* picture;
 };
 
-/// What each thread has for itself.
-struct Lane {
-  float* compact;  // [strip][kept outputs]
-  float* keep;     // [panel_outputs(O)]
-  float* block;    // [kDepth][32]
-};
-
-template <class T>
-T* at(std::byte* base, int64_t offset) {
-  return reinterpret_cast<T*>(base + offset);
-}
-
-/// By one thread: the lists and the taps of a sample.
-void list_channels(const GatheredConv& conv, const Scratch& scratch, Sample& sample) {
-  const onednn::ConvShape& s = conv.shape;
-  sample.outputs = sample.inputs = sample.runs = 0;
-  for (int64_t o = 0; o < s.out_channels; ++o) {
-    if (sample.out_mask[o] > 0) scratch.outputs[sample.outputs++] = static_cast<uint32_t>(o);
+void list_channels(const GatheredConv& conv, Sample& sample) {
+  sample.input_count = sample.output_count = 0;
+  for (int64_t o = 0; o < conv.shape.out_channels; ++o) {
+    if (sample.out_mask[o] > 0) sample.outputs[sample.output_count++] = static_cast<uint32_t>(o);
   }
-  for (int64_t c = 0; c < s.in_channels; ++c) {
+  for (int64_t c = 0; c < conv.shape.in_channels; ++c) {
     if (!sample.in_mask || sample.in_mask[c] > 0)
-      scratch.rows[sample.inputs++] = static_cast<uint32_t>(c);
-  }
-  for (int64_t tap = 1; tap < conv.taps; ++tap) {
-    for (int64_t k = 0; k < sample.inputs; ++k) {
-      scratch.rows[tap * sample.inputs + k] =
-          scratch.rows[k] + static_cast<uint32_t>(tap * s.in_channels);
-    }
-  }
-  std::fill(scratch.bias, scratch.bias + panel_outputs(s.out_channels), 0.0f);
-  for (int64_t k = 0; k < sample.outputs && conv.bias.bytes() > 0; ++k)
-    scratch.bias[k] = conv.bias.floats()[scratch.outputs[k]];
-  int64_t depth = 0;
-  for (int64_t tap = 0; tap < conv.taps; ++tap) {
-    const int64_t u = tap / s.kernel[1], v = tap % s.kernel[1];
-    const int64_t begin =
-        (u * s.dilation[0] * conv.padded_width + v * s.dilation[1]) * sample.inputs;
-    for (int64_t k = 0; k < sample.inputs;) {
-      const int64_t count = std::min(sample.inputs - k, kDepth - depth % kDepth);
-      scratch.runs[sample.runs++] = {begin + k, count};
-      k += count;
-      depth += count;
-    }
+      sample.inputs[sample.input_count++] = static_cast<uint32_t>(c);
   }
 }
 
-/// Row `row` of the padded picture with the kept channels of x.
-void gather_row(const GatheredConv& conv, const Scratch& scratch, const Sample& sample,
-                int64_t row) {
+/// The plane of the k-th kept channel.
+void fill_plane(const GatheredConv& conv, const Sample& sample, int64_t k) {
   const onednn::ConvShape& s = conv.shape;
-  const int64_t kept = sample.inputs;
-  float* to = scratch.picture + row * conv.padded_width * kept;
-  float* const end = to + conv.padded_width * kept;
-  const int64_t y = row - s.padding[0];
-  if (y < 0 || y >= s.in_height) return std::fill(to, end, 0.0f);
-  const float* x = sample.x + y * s.in_width * s.in_channels;
-  const int64_t left = std::min(s.padding[1], conv.padded_width) * kept;
-  std::fill(to, to + left, 0.0f);
-  to += left;
-  if (kept == s.in_channels) {
-    std::memcpy(to, x, static_cast<size_t>(s.in_width * kept) * sizeof(float));
-    to += s.in_width * kept;
-  } else {
-    // What Squeeze writes behind the row's last pixels belongs to another thread: those go one by
-    // one.
-    for (int64_t i = 0; i < s.in_width; ++i, x += s.in_channels, to += kept) {
-      if (end - to >= kept + kSpill) {
-        HWY_DYNAMIC_DISPATCH(Squeeze)(x, sample.in_mask, s.in_channels, to);
-      } else {
-        for (int64_t k = 0; k < kept; ++k) to[k] = x[scratch.rows[k]];
-      }
-    }
-  }
-  std::fill(to, end, 0.0f);
-}
-
-void compute_strip(const GatheredConv& conv, const Scratch& scratch, const Sample& sample,
-                   int64_t first, int64_t count, const Lane& lane) {
-  const onednn::ConvShape& s = conv.shape;
-  const bool every_input = sample.inputs == s.in_channels,
-             every_output = sample.outputs == s.out_channels;
-  const float* picture = conv.padded() || !every_input ? scratch.picture : sample.x;
-  const float* corners[kStrip];
-  for (int64_t p = 0; p < count; ++p) {
-    const int64_t i = (first + p) / s.out_width, j = (first + p) % s.out_width;
-    corners[p] = picture + (i * s.stride[0] * conv.padded_width + j * s.stride[1]) * sample.inputs;
-  }
-  float* y = sample.y + first * s.out_channels;
-  PanelCall call;
-  call.x = corners;
-  call.pixels = count;
-  call.out_stride = every_output ? s.out_channels : sample.outputs;
-  const int64_t panel_stride = conv.taps * s.in_channels * kPanel;
-  for (int64_t o = 0; o < sample.outputs; o += kPanel) {
-    call.outputs = std::min(kPanel, sample.outputs - o);
-    call.bias = scratch.bias + o;
-    call.out = (every_output ? y : lane.compact) + o;
-    call.accumulate = false;
-    const Sources sources{conv.weight.floats(), panel_stride, lane.keep, scratch.outputs + o,
-                          call.outputs};
-    if (!every_output) {
-      for (int64_t k = 0; k < call.outputs; ++k) lane.keep[sources.list[k]] = 1;
-      if (call.outputs < kPanel) std::fill(lane.block, lane.block + kDepth * kPanel, 0.0f);
-    }
-    int64_t depth = 0, run = 0;
-    do {
-      const int64_t begin = run, from = depth;
-      do {
-        if (run < sample.runs) depth += scratch.runs[run++].count;
-      } while (run < sample.runs && depth % kDepth != 0);
-      call.runs = {scratch.runs + begin, static_cast<size_t>(run - begin)};
-      if (every_input && every_output) {
-        call.weight = conv.weight.floats() + o / kPanel * panel_stride + from * kPanel;
-      } else if (every_output) {
-        const float* panel = conv.weight.floats() + o / kPanel * panel_stride;
-        for (int64_t k = from; k < depth; ++k) {
-          std::memcpy(lane.block + (k - from) * kPanel, panel + scratch.rows[k] * kPanel,
-                      kPanel * sizeof(float));
+  const float* x = sample.x + int64_t{sample.inputs[k]} * s.in_height * s.in_width;
+  float* to = sample.picture + k * conv.plane;
+  for (int64_t row_phase = 0; row_phase < s.stride[0]; ++row_phase) {
+    for (int64_t column_phase = 0; column_phase < s.stride[1]; ++column_phase) {
+      // The first number that comes from x, and how many do.
+      const int64_t skipped =
+          std::max<int64_t>(0, (s.padding[1] - column_phase + s.stride[1] - 1) / s.stride[1]);
+      const int64_t column = skipped * s.stride[1] + column_phase - s.padding[1];
+      const int64_t begin = std::min(skipped, conv.pitch);
+      const int64_t count =
+          column >= s.in_width
+              ? 0
+              : std::min(conv.pitch - begin, (s.in_width - column - 1) / s.stride[1] + 1);
+      for (int64_t row = 0; row < conv.height; ++row, to += conv.pitch) {
+        const int64_t i = row * s.stride[0] + row_phase - s.padding[0];
+        if (i < 0 || i >= s.in_height) {
+          std::fill(to, to + conv.pitch, 0.0f);
+          continue;
         }
-        call.weight = lane.block;
-      } else {
-        HWY_DYNAMIC_DISPATCH(GatherRows)(sources, scratch.rows + from, depth - from, lane.block);
-        call.weight = lane.block;
+        const float* from = x + i * s.in_width + column;
+        std::fill(to, to + begin, 0.0f);
+        if (s.stride[1] == 1) {
+          std::copy(from, from + count, to + begin);
+        } else {
+          for (int64_t j = 0; j < count; ++j) to[begin + j] = from[j * s.stride[1]];
+        }
+        std::fill(to + begin + count, to + conv.pitch, 0.0f);
       }
-      panel_products(call);
-      call.accumulate = true;
-    } while (run < sample.runs);
-    if (!every_output) {
-      for (int64_t k = 0; k < call.outputs; ++k) lane.keep[sources.list[k]] = 0;
     }
   }
-  if (every_output) return;
-  const auto spread = HWY_DYNAMIC_DISPATCH(Spread);
-  for (int64_t p = 0; p < count; ++p) {
-    spread(lane.compact + p * sample.outputs, scratch.outputs, sample.outputs, s.out_channels,
-           y + p * s.out_channels);
+}
+
+/// Up to four kept outputs from the `first`-th on.
+void compute(const GatheredConv& conv, const Sample& sample, int64_t first, int64_t count,
+             float* flat) {
+  const onednn::ConvShape& s = conv.shape;
+  GatheredCall call{};
+  call.picture = sample.picture;
+  call.plane = conv.plane;
+  call.taps = conv.tap_offsets.data();
+  call.tap_count = conv.taps;
+  call.inputs = sample.inputs;
+  call.input_count = sample.input_count;
+  call.tap_stride = s.in_channels;
+  call.outputs = count;
+  call.flat = flat;
+  call.flat_count = conv.flat;
+  call.flat_stride = conv.flat_stride();
+  for (int64_t k = 0; k < count; ++k) {
+    const int64_t o = sample.outputs[first + k];
+    call.weight[k] = conv.weight.floats() + o * conv.taps * s.in_channels;
+    call.bias[k] = conv.bias.bytes() > 0 ? conv.bias.floats()[o] : 0.0f;
+  }
+  HWY_DYNAMIC_DISPATCH(GatheredProducts)(call);
+  for (int64_t k = 0; k < count; ++k) {
+    float* y = sample.y + int64_t{sample.outputs[first + k]} * s.out_height * s.out_width;
+    HWY_DYNAMIC_DISPATCH(CloseRows)
+    (flat + k * call.flat_stride, s.out_height, s.out_width, conv.pitch, y);
+    if (conv.activation != Activation::none)
+      activate(conv.activation, y, y, static_cast<size_t>(s.out_height * s.out_width));
   }
 }
 
 Work work_of(const GatheredConv& conv, const Sample& sample) {
   const onednn::ConvShape& s = conv.shape;
   const int64_t pixels = s.out_height * s.out_width,
-                weights = conv.taps * sample.inputs * sample.outputs;
+                weights = conv.taps * sample.input_count * sample.output_count;
   Work work;
   work.macs = weights * pixels;
-  work.bytes = 4 * (weights + s.in_height * s.in_width * sample.inputs + pixels * s.out_channels);
+  work.bytes =
+      4 * (weights + s.in_height * s.in_width * sample.input_count + pixels * s.out_channels);
   return work;
 }
 
 void run_gathered(const GatheredConv& conv, const float* x, const float* out_masks,
-                  const float* in_masks, float* y, std::byte* base, Work* work) {
+                  const float* in_masks, float* y, int64_t samples, std::byte* base, Work* work) {
   const onednn::ConvShape& s = conv.shape;
-  const Scratch scratch{at<uint32_t>(base, conv.rows), at<PanelRun>(base, conv.runs),
-                        at<uint32_t>(base, conv.outputs), at<float>(base, conv.bias_at),
-                        at<float>(base, conv.picture)};
   const int64_t pixels = s.out_height * s.out_width;
-  // Strips of one size, as few as the threads need.
-  const int64_t strips_wanted = std::max<int64_t>(conv.threads, (pixels + kStrip - 1) / kStrip);
-  const int64_t strip = (pixels + strips_wanted - 1) / strips_wanted;
-  const int64_t strips = (pixels + strip - 1) / strip;
   Sample sample{};
+  sample.inputs = reinterpret_cast<uint32_t*>(base + conv.inputs);
+  sample.outputs = reinterpret_cast<uint32_t*>(base + conv.outputs);
+  sample.picture = reinterpret_cast<float*>(base + conv.picture);
+  int64_t blocks = 0;
 #pragma omp parallel num_threads(conv.threads) if (conv.threads > 1)
   {
-    Lane lane;
-    lane.block = at<float>(base, conv.lane + omp_get_thread_num() * conv.lane_bytes);
-    lane.keep = lane.block + kDepth * kPanel + kSpill;
-    lane.compact = lane.keep + panel_outputs(s.out_channels);
-    std::fill(lane.keep, lane.compact, 0.0f);
-    for (int64_t n = 0; n < s.samples; ++n) {
+    auto* flat =
+        reinterpret_cast<float*>(base + conv.lane + omp_get_thread_num() * conv.lane_bytes);
+    for (int64_t n = 0; n < samples; ++n) {
 #pragma omp single
       {
         sample.x = x + n * s.in_height * s.in_width * s.in_channels;
         sample.out_mask = out_masks + n * s.out_channels;
         sample.in_mask = in_masks ? in_masks + n * s.in_channels : nullptr;
         sample.y = y + n * pixels * s.out_channels;
-        list_channels(conv, scratch, sample);
+        list_channels(conv, sample);
+        blocks = (sample.output_count + kMostOutputs - 1) / kMostOutputs;
+        // Lanes past the last plane read on: into numbers that nobody looks at, but for the border
+        // that the last row shares with what comes behind.
+        std::fill_n(sample.picture + sample.input_count * conv.plane, conv.flat_stride(), 0.0f);
         if (work) {
           const Work did = work_of(conv, sample);
           work->macs += did.macs;
           work->bytes += did.bytes;
         }
       }
-      if (conv.padded() || sample.inputs != s.in_channels) {
 #pragma omp for schedule(static)
-        for (int64_t row = 0; row < conv.padded_height; ++row)
-          gather_row(conv, scratch, sample, row);
+      for (int64_t k = 0; k < sample.input_count; ++k) fill_plane(conv, sample, k);
+#pragma omp for schedule(static) nowait
+      for (int64_t o = 0; o < s.out_channels; ++o) {
+        if (!(sample.out_mask[o] > 0)) std::fill_n(sample.y + o * pixels, pixels, conv.closed);
       }
 #pragma omp for schedule(static)
-      for (int64_t i = 0; i < strips; ++i)
-        compute_strip(conv, scratch, sample, i * strip, std::min(strip, pixels - i * strip), lane);
+      for (int64_t b = 0; b < blocks; ++b) {
+        // As equal as possible: 5 are 3 and 2.
+        const int64_t first = b * sample.output_count / blocks,
+                      end = (b + 1) * sample.output_count / blocks;
+        compute(conv, sample, first, end - first, flat);
+      }
     }
   }
 }
 
+/// Rows or columns of a plane as the window reaches them, from the border on.
+int64_t reach(const onednn::ConvShape& s, int i) {
+  const int64_t size = i == 0 ? s.in_height : s.in_width,
+                made = i == 0 ? s.out_height : s.out_width;
+  return std::max(size + s.padding[i],
+                  (made - 1) * s.stride[i] + (s.kernel[i] - 1) * s.dilation[i] + 1);
+}
+
+int64_t pitch_of(const onednn::ConvShape& s) {
+  const int64_t columns = reach(s, 1);
+  if (s.stride[1] > 1) return (columns + s.stride[1] - 1) / s.stride[1];
+  // What is zero behind a row and before the next one is the same border.
+  return std::max(s.in_width + std::max(s.padding[1], columns - s.padding[1] - s.in_width),
+                  s.out_width);
+}
+
 }  // namespace
 
-Kernel make_gathered_conv(const onednn::ConvShape& shape, std::span<const float> weight,
-                          std::span<const float> bias, bool input_mask, int threads,
-                          const std::string& what) {
+Kernel make_gathered_conv(const onednn::ConvShape& shape, Activation activation,
+                          std::span<const float> weight, std::span<const float> bias,
+                          bool input_mask, int threads, const std::string& what) {
   SLUICE_CHECK(shape.groups == 1);
   auto conv = std::make_shared<GatheredConv>();
   conv->shape = shape;
+  conv->activation = activation;
+  activate(activation, &conv->closed, &conv->closed, 1);
   conv->input_mask = input_mask;
   conv->threads = threads;
   conv->taps = checked_mul(shape.kernel[0], shape.kernel[1], "window");
   const int64_t out = shape.out_channels, in = shape.in_channels, taps = conv->taps;
-  constexpr int64_t kFloat = sizeof(float);
   SLUICE_CHECK(static_cast<int64_t>(weight.size()) == out * in * taps);
-  const PaddedPicture picture = padded_picture(shape, what);
-  conv->padded_height = picture.height;
-  conv->padded_width = picture.width;
-  if (checked_mul(taps, in, "weights") > std::numeric_limits<uint32_t>::max())
-    fail(Code::limit, "{}: {} weights per output are too many", what, taps * in);
-  conv->weight =
-      Buffer(checked_mul(panel_outputs(out), taps * in * kFloat, "gathered convolution's weights"));
+  conv->pitch = pitch_of(shape);
+  conv->height = (reach(shape, 0) + shape.stride[0] - 1) / shape.stride[0];
+  const int64_t part = checked_mul(conv->height, conv->pitch, "plane");
+  conv->plane =
+      checked_mul(part, checked_mul(shape.stride[0], shape.stride[1], "strides"), "plane");
+  conv->flat = (shape.out_height - 1) * conv->pitch + shape.out_width;
+  int64_t furthest = 0;
+  for (int64_t tap = 0; tap < taps; ++tap) {
+    const int64_t u = tap / shape.kernel[1] * shape.dilation[0],
+                  v = tap % shape.kernel[1] * shape.dilation[1];
+    const int64_t which = u % shape.stride[0] * shape.stride[1] + v % shape.stride[1];
+    conv->tap_offsets.push_back(which * part + u / shape.stride[0] * conv->pitch +
+                                v / shape.stride[1]);
+    furthest = std::max(furthest, conv->tap_offsets.back());
+  }
+  const int64_t planes = checked_mul(checked_mul(conv->plane, in, "planes"), kFloat, "planes");
+  if (planes > int64_t{1} << 32) {
+    fail(Code::limit, "{}: {} planes of {} numbers are too large", what, in, conv->plane);
+  }
+  conv->weight = Buffer(checked_mul(out, taps * in * kFloat, "gathered convolution's weights"));
   for (int64_t o = 0; o < out; ++o) {
-    float* to = conv->weight.floats() + o / kPanel * taps * in * kPanel + o % kPanel;
+    float* to = conv->weight.floats() + o * taps * in;
     for (int64_t c = 0; c < in; ++c) {
       for (int64_t tap = 0; tap < taps; ++tap)
-        to[(tap * in + c) * kPanel] = weight[static_cast<size_t>((o * in + c) * taps + tap)];
+        to[tap * in + c] = weight[static_cast<size_t>((o * in + c) * taps + tap)];
     }
   }
   if (!bias.empty()) {
@@ -380,19 +390,18 @@ Kernel make_gathered_conv(const onednn::ConvShape& shape, std::span<const float>
     size += align_up(bytes);
     return begin;
   };
-  conv->rows = take(std::max(taps, int64_t{1}) * in * kFloat);
-  conv->runs = take((taps + taps * in / kDepth + 1) * static_cast<int64_t>(sizeof(PanelRun)));
+  const int64_t rounded = (conv->flat + kMostLanes - 1) / kMostLanes * kMostLanes + kMostLanes;
+  conv->inputs = take(in * kFloat);
   conv->outputs = take(out * kFloat);
-  conv->bias_at = take(panel_outputs(out) * kFloat);
-  conv->picture = take(picture.bytes);
-  conv->lane_bytes =
-      align_up((kDepth * kPanel + kSpill + panel_outputs(out) + kStrip * out) * kFloat);
+  conv->picture = take(planes + (furthest + rounded) * kFloat);
+  conv->lane_bytes = rounded * kMostOutputs * kFloat;
   conv->lane = take(conv->lane_bytes * threads);
   conv->scratch_bytes = size;
 
   Kernel kernel;
   kernel.name = "sluice gathered_conv";
   kernel.scratch_bytes = conv->scratch_bytes;
+  kernel.counts_rows = true;
   kernel.metered = true;
   kernel.bind = [conv](const Binding& b) -> std::function<void()> {
     const float* x = b.inputs[0];
@@ -401,7 +410,10 @@ Kernel make_gathered_conv(const onednn::ConvShape& shape, std::span<const float>
     float* y = b.output;
     std::byte* scratch = b.scratch;
     Work* work = b.work;
-    return [=] { run_gathered(*conv, x, out_masks, in_masks, y, scratch, work); };
+    return [=, live = b.rows] {
+      const int64_t samples = live ? live->count : conv->shape.samples;
+      run_gathered(*conv, x, out_masks, in_masks, y, samples, scratch, work);
+    };
   };
   return kernel;
 }

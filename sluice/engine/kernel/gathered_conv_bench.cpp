@@ -35,7 +35,7 @@ void measure(benchmark::State& state, bool gathered) {
              x = random_floats(channels * pixels);
   onednn::PackCache cache;
   const Kernel kernel =
-      gathered ? make_gathered_conv(s, weight, {}, true, 1, "bench")
+      gathered ? make_gathered_conv(s, Activation::none, weight, {}, true, 1, "bench")
                : *onednn::make_conv(s, Layout::channels_last, {}, weight, {}, 1, cache, "w", true);
   Buffer in(channels * pixels * 4), out(channels * pixels * 4), scratch(kernel.scratch_bytes),
       masks(2 * channels * 4);

@@ -15,7 +15,14 @@ struct Case {
   onednn::ConvShape shape;
   std::vector<float> x, weight, bias, out_mask, in_mask;  // in_mask empty: none
   int threads = 1;
+  Activation activation = Activation::none;
 };
+
+double activated(double x, Activation kind) {
+  return kind == Activation::relu      ? std::max(x, 0.0)
+         : kind == Activation::sigmoid ? 1 / (1 + std::exp(-x))
+                                       : x;
+}
 
 std::vector<double> reference(const Case& c, Work* work) {
   const onednn::ConvShape& s = c.shape;
@@ -24,11 +31,11 @@ std::vector<double> reference(const Case& c, Work* work) {
   for (int64_t n = 0; n < s.samples; ++n) {
     const float* out_mask = c.out_mask.data() + n * s.out_channels;
     const float* in_mask = c.in_mask.empty() ? nullptr : c.in_mask.data() + n * s.in_channels;
-    for (int64_t i = 0; i < s.out_height; ++i) {
-      for (int64_t j = 0; j < s.out_width; ++j) {
-        for (int64_t o = 0; o < s.out_channels; ++o) {
+    for (int64_t o = 0; o < s.out_channels; ++o) {
+      for (int64_t i = 0; i < s.out_height; ++i) {
+        for (int64_t j = 0; j < s.out_width; ++j) {
           if (!(out_mask[o] > 0)) {
-            y.push_back(0);
+            y.push_back(activated(0, c.activation));
             continue;
           }
           double sum = c.bias.empty() ? 0.0 : c.bias[size_t(o)];
@@ -41,13 +48,13 @@ std::vector<double> reference(const Case& c, Work* work) {
                 const int64_t column = j * s.stride[1] + v * s.dilation[1] - s.padding[1];
                 if (row < 0 || row >= s.in_height || column < 0 || column >= s.in_width) continue;
                 sum +=
-                    double(c.x[size_t(
-                        ((n * s.in_height + row) * s.in_width + column) * s.in_channels + k)]) *
+                    double(c.x[size_t(((n * s.in_channels + k) * s.in_height + row) * s.in_width +
+                                      column)]) *
                     c.weight[size_t(((o * s.in_channels + k) * s.kernel[0] + u) * s.kernel[1] + v)];
               }
             }
           }
-          y.push_back(sum);
+          y.push_back(activated(sum, c.activation));
         }
       }
     }
@@ -56,8 +63,8 @@ std::vector<double> reference(const Case& c, Work* work) {
 }
 
 std::vector<float> run(const Case& c, Work* work) {
-  const Kernel kernel =
-      make_gathered_conv(c.shape, c.weight, c.bias, !c.in_mask.empty(), c.threads, "test");
+  const Kernel kernel = make_gathered_conv(c.shape, c.activation, c.weight, c.bias,
+                                           !c.in_mask.empty(), c.threads, "test");
   Guarded x(c.x.size()), out_mask(c.out_mask.size()), in_mask(c.in_mask.size()),
       y(size_t(c.shape.samples * c.shape.out_channels * c.shape.out_height * c.shape.out_width));
   std::copy(c.x.begin(), c.x.end(), x.data());
@@ -124,6 +131,7 @@ Case random_case(std::mt19937_64& random) {
   c.out_mask = random_mask(random, s.samples, s.out_channels);
   if (random() % 3) c.in_mask = random_mask(random, s.samples, s.in_channels);
   c.threads = int(pick(1, 3));
+  c.activation = std::array{Activation::none, Activation::relu, Activation::sigmoid}[random() % 3];
   return c;
 }
 
@@ -151,11 +159,9 @@ TEST(GatheredConv, NeverTouchesSkippedInputChannels) {
   c.in_mask = random_mask(random, c.shape.samples, channels);
   const int64_t pixels = c.shape.in_height * c.shape.in_width;
   for (int64_t n = 0; n < c.shape.samples; ++n) {
-    for (int64_t p = 0; p < pixels; ++p) {
-      for (int64_t k = 0; k < channels; ++k) {
-        if (!(c.in_mask[size_t(n * channels + k)] > 0))
-          c.x[size_t((n * pixels + p) * channels + k)] = NAN;
-      }
+    for (int64_t k = 0; k < channels; ++k) {
+      if (c.in_mask[size_t(n * channels + k)] > 0) continue;
+      std::fill_n(c.x.begin() + (n * channels + k) * pixels, pixels, NAN);
     }
   }
   Work work;
@@ -189,11 +195,11 @@ TEST(GatheredConv, RefusesAPictureThatDoesNotFit) {
   s.out_height = s.out_width = 3;
   const std::vector<float> weight{1};
   try {
-    make_gathered_conv(s, weight, {}, false, 1, "layer");
+    make_gathered_conv(s, Activation::none, weight, {}, false, 1, "layer");
     FAIL() << "not refused";
   } catch (const Error& e) {
     EXPECT_EQ(e.code(), Code::limit);
-    EXPECT_THAT(e.what(), ::testing::HasSubstr("layer: the padded picture"));
+    EXPECT_THAT(e.what(), ::testing::HasSubstr("layer: 1 planes of"));
   }
 }
 
