@@ -27,7 +27,11 @@ struct Curve {
 class Comparison {
  public:
   Comparison(RecipeRun& run, const Plan& plan, const data::ImageSet& data, uint64_t seed)
-      : run_(run), plan_(plan), study_(plan, data, run.options.device, seed), seed_(seed) {}
+      : run_(run),
+        plan_(plan),
+        data_(data),
+        study_(plan, data, run.options.device, seed),
+        seed_(seed) {}
   void run_all();
 
  private:
@@ -49,6 +53,7 @@ class Comparison {
 
   RecipeRun& run_;
   const Plan& plan_;
+  const data::ImageSet& data_;
   Study study_;
   uint64_t seed_;
   std::map<std::string, Curve> curves_;
@@ -104,7 +109,7 @@ void Comparison::run_all() {
     run_controls(tuned, budget, measured);
     if (std::abs(budget - 0.5) < 1e-9 && first()) {
       draw_loads(measured, budget);
-      measure_engine(run_, dense, tuned, study_.test());
+      measure_engine(run_, dense, tuned, data_);
     }
   }
   add("acm", "system", "least_margin", least_margin);

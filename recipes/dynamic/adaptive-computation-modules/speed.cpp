@@ -6,6 +6,7 @@
 #include <deque>
 
 #include "recipes/engine_model.h"
+#include "recipes/engine_race.h"
 #include "sluice/base/machine.h"
 #include "sluice/lab/inspect/recorder.h"
 
@@ -46,11 +47,12 @@ lab::Model alone(const lab::SlotRef& ref, const at::Tensor& x) {
 }  // namespace
 
 void measure_engine(RecipeRun& run, const lab::Model& dense, const lab::Model& modules,
-                    const lab::Feed& test) {
+                    const data::ImageSet& data) {
   const torch::NoGradGuard no_grad;
   const std::string& folder = run.options.work_directory;
   lab::Model dense_copy = lab::clone(dense), module_copy = lab::clone(modules);
-  const at::Tensor pixels = test.range(0, std::min(kBatch, test.count())).inputs.cpu();
+  const lab::Feed test(data.test, data.mean, data.std, c10::kCPU);
+  const at::Tensor pixels = test.range(0, std::min(kBatch, test.count())).inputs;
   std::deque<Runner> layers[2], whole;
   double worst = 0;
   Meter mine, theirs;
@@ -84,32 +86,30 @@ void measure_engine(RecipeRun& run, const lab::Model& dense, const lab::Model& m
       for (Runner& runner : runners) runner.run();
     };
   };
-  const auto seconds = time_interleaved(
-      {all(layers[0]), all(layers[1]), [&] { whole[0].run(); }, [&] { whole[1].run(); }}, 15);
+  const auto seconds = time_interleaved({all(layers[0]), all(layers[1])}, 15);
   const auto images = double(pixels.size(0));
   const auto add = [&](const char* arm, const char* role, const char* metric, double value) {
     run.report.add(arm, role, metric, value);
   };
   add("dense", "baseline", "us_mlp", 1e6 * seconds[0] / images);
-  add("dense", "baseline", "us_image", 1e6 * seconds[2] / images);
   add("dense", "baseline", "mlp_time_of_dense", 1);
   add("acm", "system", "us_mlp", 1e6 * seconds[1] / images);
-  add("acm", "system", "us_image", 1e6 * seconds[3] / images);
   add("acm", "system", "mlp_time_of_dense", seconds[1] / seconds[0]);
-  add("acm", "system", "time_of_dense", seconds[3] / seconds[2]);
   add("acm", "system", "meter_difference",
       std::abs(double(theirs.macs()) / double(mine.macs()) - 1));
   add("acm", "system", "engine_difference", worst);
   run.report.notes.push_back(
       "us_mlp: microseconds per image of all feed-forward layers alone, on what 64 test images "
-      "bring "
-      "to them in one batch; us_image: of the whole network; one thread, first seed, median of 15 "
-      "interleaved rounds");
+      "bring to them in one batch; one thread, first seed, median of 15 interleaved rounds");
+  race_pictures(run,
+                {{.arm = "dense", .role = "baseline", .network = &whole[0].network},
+                 {.arm = "acm", .role = "system", .network = &whole[1].network}},
+                data);
 }
 
 #else
 
-void measure_engine(RecipeRun& run, const lab::Model&, const lab::Model&, const lab::Feed&) {
+void measure_engine(RecipeRun& run, const lab::Model&, const lab::Model&, const data::ImageSet&) {
   run.report.notes.push_back("built without the engine: no latencies");
 }
 

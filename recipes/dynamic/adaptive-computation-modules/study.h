@@ -38,7 +38,6 @@ class Study {
   double accuracy(lab::Model& model) const;
   /// By layer: relative error |h_k - y| / |y| for k = 0..N on test images.
   std::vector<std::vector<double>> prefix_errors(const lab::Model& dense, lab::Model& model) const;
-  const lab::Feed& test() const { return test_; }
 
  private:
   int64_t steps(double epochs, int64_t batch) const;

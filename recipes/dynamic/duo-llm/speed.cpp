@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "recipes/engine_model.h"
+#include "recipes/engine_race.h"
 #include "sluice/base/machine.h"
 
 namespace sluice::recipes::duo_llm {
@@ -49,8 +50,17 @@ void measure_routing(RecipeRun& run, const DuoPlan& plan, const lab::Model& mode
     networks.push_back(
         in_engine(routed[i], fmt::format("{}/router-{}.safetensors", folder, plan.budgets[i])));
   }
+  std::vector<Racer> racers = {
+      {.arm = "all-big", .role = "baseline", .network = &networks.front()}};
+  for (size_t i = 0; i < routed.size(); ++i) {
+    racers.push_back({.arm = "router",
+                      .role = "system",
+                      .network = &networks[i + 1],
+                      .ending = fmt::format("_at_{}", plan.budgets[i])});
+  }
+  race_decoding(run, racers, test.ids, {.decoded = plan.decoded_tokens});
+
   const int64_t tokens = plan.context;
-  const int64_t decoded = std::min(plan.decoded_tokens, tokens);
   const at::Tensor ids = test.ids.narrow(0, 0, 1).cpu();
   const at::Tensor floats = ids.to(at::kFloat).contiguous();
   const std::span<const float> text(floats.data_ptr<float>(), static_cast<size_t>(tokens));
@@ -61,34 +71,20 @@ void measure_routing(RecipeRun& run, const DuoPlan& plan, const lab::Model& mode
         engine::Session::Options{.batch = 1, .threads = 1, .sequences = true, .last_rows = 1});
   }
   std::vector<float> logits(static_cast<size_t>(networks[0].output_shape().back()));
-  const int64_t one = 1;
   const auto read = [&](engine::Session& session, Meter* meter) {
     session.reset();
     session.run_tokens(text, logits, {&tokens, 1}, {.meter = meter});
   };
-  const auto decode = [&](engine::Session& session) {
-    session.reset();
-    for (int64_t t = 0; t < decoded; ++t)
-      session.run_tokens(text.subspan(static_cast<size_t>(t), 1), logits, {&one, 1});
-  };
   std::vector<std::function<void()>> calls;
-  for (engine::Session& session : sessions) calls.push_back([&] { decode(session); });
   for (engine::Session& session : sessions) calls.push_back([&] { read(session, nullptr); });
   const std::vector<double> seconds = time_interleaved(calls, 7);
   double difference = 0;
   for (size_t i = 0; i < sessions.size(); ++i) {
+    run.report.add(racers[i].arm, racers[i].role, "prefill_per_second" + racers[i].ending,
+                   double(tokens) / seconds[i]);
+    if (i == 0) continue;
     Meter meter;
     read(sessions[i], &meter);
-    const char* arm = i == 0 ? "all-big" : "router";
-    const char* role = i == 0 ? "baseline" : "system";
-    const std::string ending = i == 0 ? "" : fmt::format("_at_{}", plan.budgets[i - 1]);
-    const auto add = [&](const std::string& metric, double value) {
-      run.report.add(arm, role, metric + ending, value);
-    };
-    add("tokens_per_second", double(decoded) / seconds[i]);
-    add("prefill_per_second", double(tokens) / seconds[sessions.size() + i]);
-    add("macs_per_token", double(meter.macs()) / double(tokens));
-    if (i == 0) continue;
     const auto counted = double(counted_macs(routed[i - 1], ids));
     const double off = std::abs(double(option_macs(meter)) - counted) / counted;
     difference = std::max(difference, off);

@@ -3,7 +3,7 @@
 #include <torch/types.h>
 
 #include "recipes/engine_model.h"
-#include "sluice/base/machine.h"
+#include "recipes/engine_race.h"
 #include "sluice/lab/train/feed.h"
 
 namespace sluice::recipes::fire_together {
@@ -11,36 +11,23 @@ namespace sluice::recipes::fire_together {
 #if SLUICE_HAS_ENGINE
 void measure_engine(RecipeRun& run, const lab::Model& dense, const lab::Model& gated,
                     const lab::Model& open, const data::ImageSet& data) {
-  struct Case {
-    const char *arm, *role;
-    engine::Network network;
-  };
   const std::string& folder = run.options.work_directory;
-  const std::vector<Case> cases = {
-      {"dense-tuned", "baseline", in_engine(dense, folder + "/dense.safetensors")},
-      {"ftwt", "system", in_engine(gated, folder + "/ftwt.safetensors")},
-      {"open", "control", in_engine(open, folder + "/open.safetensors")}};
+  const auto plain = in_engine(dense, folder + "/dense.safetensors"),
+             wired = in_engine(gated, folder + "/ftwt.safetensors"),
+             never = in_engine(open, folder + "/open.safetensors");
+  race_pictures(run,
+                {{.arm = "dense-tuned", .role = "baseline", .network = &plain},
+                 {.arm = "ftwt", .role = "system", .network = &wired},
+                 {.arm = "open", .role = "control", .network = &never}},
+                data, {.samples = 128});
+
+  // Of what is skipped: the same in the lab and in the engine, image by image.
   const lab::Feed test(data.test, data.mean, data.std, c10::kCPU);
   const int64_t images = std::min<int64_t>(64, test.count());
   const at::Tensor x = test.range(0, images).inputs.contiguous();
   const auto each = static_cast<size_t>(x.numel() / images);
-  std::vector<float> y(size_t(numel(cases[0].network.output_shape())));
-  std::vector<engine::Session> sessions;
-  for (const Case& one : cases)
-    sessions.emplace_back(one.network, engine::Session::Options{.batch = 1, .threads = 1});
-  std::vector<std::function<void()>> calls;
-  for (engine::Session& session : sessions) {
-    // Every call takes another image: masks, and so weights, change from one to the next.
-    calls.push_back([&, at = int64_t{0}]() mutable {
-      session.run({x.data_ptr<float>() + size_t(at++ % images) * each, each}, y);
-    });
-  }
-  const auto seconds = time_interleaved(calls, 15);
-  for (size_t i = 0; i < cases.size(); ++i) {
-    run.report.add(cases[i].arm, cases[i].role, "us_image", 1e6 * seconds[i]);
-    run.report.add(cases[i].arm, cases[i].role, "time_of_dense", seconds[i] / seconds[0]);
-  }
-
+  std::vector<float> y(size_t(numel(wired.output_shape())));
+  engine::Session session(wired, {.batch = 1, .threads = 1});
   lab::Model model = lab::clone(gated);
   model.root->to(c10::kCPU);
   model.root->eval();
@@ -51,7 +38,7 @@ void measure_engine(RecipeRun& run, const lab::Model& dense, const lab::Model& g
     lab::Context context;
     context.meter = &mine;
     const at::Tensor expected = model.forward(x.narrow(0, i, 1), context).flatten();
-    sessions[1].run({x.data_ptr<float>() + size_t(i) * each, each}, y, {.meter = &theirs});
+    session.run({x.data_ptr<float>() + size_t(i) * each, each}, y, {.meter = &theirs});
     const at::Tensor found = torch::tensor(y);
     worst = std::max(worst, ((found - expected).norm() / expected.norm()).item<double>());
   }
@@ -59,9 +46,7 @@ void measure_engine(RecipeRun& run, const lab::Model& dense, const lab::Model& g
                  std::abs(double(theirs.macs()) / double(mine.macs()) - 1));
   run.report.add("ftwt", "system", "engine_difference", worst);
   run.report.notes.push_back(
-      "us_image: microseconds per image in the engine, one image at a time, another one each time, "
-      "one thread, first seed, median of 15 interleaved rounds; open: the same network with gates "
-      "that never close, through the same kernels");
+      "open: the same network with gates that never close, through the same kernels");
 }
 
 #else

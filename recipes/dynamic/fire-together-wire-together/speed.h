@@ -6,10 +6,10 @@
 
 namespace sluice::recipes::fire_together {
 
-/// Adds to the report for test images one at a time, one thread: microseconds of the dense network,
-/// of `gated`, and of `open` (its gates never close), interleaved; time over the dense one's; the
-/// MACs that the engine metered for `gated` against the lab's for the same images; and the largest
-/// relative difference of outputs. A note in builds without the engine.
+/// Adds to the report what race_pictures() does (recipes/engine_race.h) of the dense network, of
+/// `gated`, and of `open` (its gates never close); the MACs that the engine metered for `gated`
+/// against the lab's for the same images; and the largest relative difference of outputs. A note in
+/// builds without the engine.
 void measure_engine(RecipeRun& run, const lab::Model& dense, const lab::Model& gated,
                     const lab::Model& open, const data::ImageSet& data);
 

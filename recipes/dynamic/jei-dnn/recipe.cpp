@@ -273,8 +273,7 @@ void run(RecipeRun& run) {
       "at the arm's own validation cost; gain_over_thresholds: points of accuracy above the better "
       "of both threshold rules at that cost");
   run.report.notes.push_back(
-      "metered_cost, time_ratio: the first seed's network, in the engine where there is one, "
-      "batch 64, one thread, median of 11 interleaved rounds");
+      "metered_cost: the first seed's network, in the engine where there is one");
 }
 
 const bool registered = register_recipe("jei-dnn", run);

@@ -13,7 +13,7 @@ struct Deployed {
 };
 
 /// Adds metered_cost (shares of the backbone's MACs over test images), cost_error (relative to the
-/// promise) and, with the engine, time_ratio (of the backbone's time at batch 64, one thread).
+/// promise) and, with the engine, what race_pictures() adds (recipes/engine_race.h).
 void measure(RecipeRun& run, const lab::Model& backbone, const std::vector<Deployed>& deployed,
              const data::ImageSet& data);
 

@@ -214,6 +214,7 @@ void SparkStudy::run_all() {
     report(arm, "control", control);
   }
   compare_with_engine(run_, system, probe_);
+  if (seed_ == run_.seeds.front()) race_decoders(run_, dense, system, probe_);
   if (seed_ == run_.seeds.front() && plan_.measured_speed)
     measure_spark_speed(run_, plan_.speed, own);
 }

@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "recipes/engine_model.h"
+#include "recipes/engine_race.h"
 #include "sluice/base/machine.h"
 #include "sluice/base/random.h"
 #include "sluice/bundle/bundle.h"
@@ -190,6 +191,18 @@ void compare_with_engine(RecipeRun& run, const lab::Model& model, const at::Tens
   run.report.add("spark", "system", "engine_macs", double(meter.macs()) / double(lab_meter.macs()));
 }
 
+void race_decoders(RecipeRun& run, const lab::Model& dense, const lab::Model& spark,
+                   const at::Tensor& ids) {
+  const std::string& folder = run.options.work_directory;
+  const auto whole = in_engine(dense, folder + "/dense.safetensors"),
+             sparse = in_engine(spark, folder + "/spark.safetensors");
+  // As far behind as a text gets: attention has most to leave out there.
+  race_decoding(run,
+                {{.arm = "dense", .role = "baseline", .network = &whole},
+                 {.arm = "spark", .role = "system", .network = &sparse}},
+                ids, {.decoded = ids.size(1)});
+}
+
 void measure_spark_speed(RecipeRun& run, const SpeedSizes& sizes, uint64_t seed) {
   measure_selection(run, sizes, seed);
   measure_layer(run, sizes, seed);
@@ -199,6 +212,8 @@ void measure_spark_speed(RecipeRun& run, const SpeedSizes& sizes, uint64_t seed)
 #else
 
 void compare_with_engine(RecipeRun&, const lab::Model&, const at::Tensor&) {}
+
+void race_decoders(RecipeRun&, const lab::Model&, const lab::Model&, const at::Tensor&) {}
 
 void measure_spark_speed(RecipeRun& run, const SpeedSizes&, uint64_t) {
   run.report.notes.push_back("built without the engine: no times");

@@ -26,4 +26,8 @@ void measure_spark_speed(RecipeRun& run, const SpeedSizes& sizes, uint64_t seed)
 /// lab's, relative; engine_macs, what it metered over what the lab did.
 void compare_with_engine(RecipeRun& run, const lab::Model& model, const at::Tensor& ids);
 
+/// The trained networks decode what `ids` holds: what race_decoding() adds (recipes/engine_race.h).
+void race_decoders(RecipeRun& run, const lab::Model& dense, const lab::Model& spark,
+                   const at::Tensor& ids);
+
 }  // namespace sluice::recipes::spark_transformer

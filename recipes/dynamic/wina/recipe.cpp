@@ -198,19 +198,23 @@ void draw_curves(Report& report, const Plan& plan) {
   }
   if (!quality.series.empty()) report.figures.push_back({"perplexity", std::move(quality)});
   const Arm *wina = report.find("wina"), *dense = report.find("dense");
-  if (dense == nullptr || !dense->metrics.contains("tokens_per_second")) return;
+  if (wina == nullptr || dense == nullptr || !dense->metrics.contains("time_alone")) return;
   Figure speed;
   speed.title = "Decoding in the engine, one thread";
   speed.x_label = "inputs left out, %";
-  speed.y_label = "tokens / s";
-  Series measured{"wina"}, level{"dense"};
-  for (const double sparsity : plan.sparsities) {
-    measured.x.push_back(100 * sparsity);
-    measured.y.push_back(wina->metrics.at("tokens_per_second_at_" + percent(sparsity)).front());
-    level.x.push_back(100 * sparsity);
-    level.y.push_back(dense->metrics.at("tokens_per_second").front());
+  speed.y_label = "share of the dense network's";
+  for (const auto& [metric, name] : {std::pair{"time_alone", "time, one text"},
+                                     std::pair{"time_batched", "time, texts together"},
+                                     std::pair{"macs_alone", "MACs, one text"},
+                                     std::pair{"macs_batched", "MACs, texts together"}}) {
+    Series series{.name = name};
+    for (const double sparsity : plan.sparsities) {
+      series.x.push_back(100 * sparsity);
+      series.y.push_back(
+          wina->metrics.at(fmt::format("{}_at_{}", metric, percent(sparsity))).front());
+    }
+    speed.series.push_back(std::move(series));
   }
-  speed.series = {measured, level};
   report.figures.push_back({"speed", std::move(speed)});
 }
 

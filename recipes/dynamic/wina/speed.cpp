@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "recipes/engine_model.h"
+#include "recipes/engine_race.h"
 #include "sluice/base/machine.h"
 #include "sluice/base/random.h"
 #include "sluice/lab/brick/init.h"
@@ -114,30 +115,23 @@ void measure_decoding(RecipeRun& run, const Plan& plan, const lab::Model& dense,
   const at::Tensor text = windows.narrow(0, 0, 1).narrow(1, 0, count).cpu().contiguous();
   const at::Tensor floats = text.to(at::kFloat).contiguous();
   const std::vector<float> ids(floats.data_ptr<float>(), floats.data_ptr<float>() + count);
-  std::vector<engine::Session> sessions;
-  for (const engine::Network& network : networks) {
-    sessions.emplace_back(
-        network,
-        engine::Session::Options{.batch = 1, .threads = 1, .sequences = true, .last_rows = 1});
-  }
   std::vector<float> logits(static_cast<size_t>(networks[0].output_shape().back()));
-  std::vector<std::function<void()>> calls;
-  for (engine::Session& session : sessions)
-    calls.push_back([&] { decode(session, ids, logits, nullptr); });
-  const std::vector<double> seconds = time_interleaved(calls, 7);
+  std::vector<Racer> racers = {{.arm = "dense", .role = "baseline", .network = &networks.front()}};
+  for (size_t i = 0; i < sparse.size(); ++i) {
+    racers.push_back({.arm = "wina",
+                      .role = "system",
+                      .network = &networks[i + 1],
+                      .ending = "_at_" + percent(plan.sparsities[i])});
+  }
+  race_decoding(run, racers, windows, {.decoded = count});
   Report& report = run.report;
   int64_t difference = 0;
-  for (size_t i = 0; i < sessions.size(); ++i) {
+  for (size_t i = 1; i < networks.size(); ++i) {
+    engine::Session session(networks[i],
+                            {.batch = 1, .threads = 1, .sequences = true, .last_rows = 1});
     Meter meter;
-    decode(sessions[i], ids, logits, &meter);
-    const char* arm = i == 0 ? "dense" : "wina";
-    const char* role = i == 0 ? "baseline" : "system";
-    const std::string ending = i == 0 ? "" : "_at_" + percent(plan.sparsities[i - 1]);
-    report.add(arm, role, "tokens_per_second" + ending, double(count) / seconds[i]);
-    report.add(arm, role, "macs_per_token" + ending, double(meter.macs()) / double(count));
-    if (i > 0) {
-      difference = std::max(difference, meter_difference(lab::clone(sparse[i - 1]), text, meter));
-    }
+    decode(session, ids, logits, &meter);
+    difference = std::max(difference, meter_difference(lab::clone(sparse[i - 1]), text, meter));
   }
   report.add("wina", "system", "meter_difference", double(difference));
 }

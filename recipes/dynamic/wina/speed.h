@@ -11,10 +11,9 @@ namespace sluice::recipes::wina {
 /// holds.
 void measure_gemv(RecipeRun& run, const Plan& plan, uint64_t seed);
 
-/// Decoding one token at a time on one thread: tokens_per_second_at_P and macs_per_token_at_P of
-/// `sparse` (by sparsity), tokens_per_second and macs_per_token of `dense`, and meter_difference:
-/// the largest difference between MACs that the lab's meter counted in the sparse layers and those
-/// that the engine executed.
+/// What race_decoding() adds (recipes/engine_race.h) of `dense`, and with "_at_P" of `sparse` by
+/// sparsity; and meter_difference: the largest difference between MACs that the lab's meter counted
+/// in the sparse layers and those that the engine executed, a token at a time.
 void measure_decoding(RecipeRun& run, const Plan& plan, const lab::Model& dense,
                       const std::vector<lab::Model>& sparse, const at::Tensor& windows);
 
