@@ -157,8 +157,26 @@ void prepare(const PackedMatrix& w, DotKind kind, const float* x, std::byte* out
 
 }  // namespace avx2
 
+namespace avx2 {
+namespace {
+void run(const PackedMatrix& w, const DotInput& x, const DotRows& rows, float* y,
+         int64_t y_stride) {
+  const int64_t done = run_streams(w, x, rows, y);
+  if (done == rows.count) return;
+  DotRows rest = rows;
+  rest.count -= done;
+  if (rows.list) {
+    rest.list += done;
+  } else {
+    rest.first += done;
+  }
+  run_strips(w, x, rest, y + done, y_stride);
+}
+}  // namespace
+}  // namespace avx2
+
 const DotPath& avx2_dot() {
-  static constexpr DotPath path{avx2::stride, avx2::prepare, avx2::run_strips};
+  static constexpr DotPath path{avx2::stride, avx2::prepare, avx2::run};
   return path;
 }
 

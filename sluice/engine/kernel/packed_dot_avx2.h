@@ -66,6 +66,11 @@ void run_codes(const PackedMatrix& w, const DotInput& x, const DotRows& rows, fl
                int64_t y_stride);
 void run_floats(const PackedMatrix& w, const DotInput& x, const DotRows& rows, float* y,
                 int64_t y_stride);
+/// One row of x and formats whose unpacking keeps up with the memory: kStreams rows of weights at a
+/// time. Returns how many of the rows are done, from the first on; the others are left to those
+/// above.
+int64_t run_streams(const PackedMatrix& w, const DotInput& x, const DotRows& rows, float* y);
+constexpr int kStreams = 3;
 /// Rows of x that one pass over the weights serves: as many as there are registers for.
 constexpr int64_t kMostCodes = 4, kMostFloats = 2;
 

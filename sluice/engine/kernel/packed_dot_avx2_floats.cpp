@@ -8,16 +8,16 @@
 namespace sluice::engine::avx2 {
 namespace {
 
-// Floats always go into the same four sums, so that a row of x gives the same numbers in a batch of
-// any size.
+// Floats always go into the same four sums, f32 and bf16 into two, so that a row of x gives the
+// same numbers in a batch of any size and in one of several streams (packed_dot_avx2_streams.cpp).
 constexpr int kChains = 4;
 
-template <int B>
+template <int B, int C = kChains>
 struct Sums {
-  __m256 of[B][kChains];
+  __m256 of[B][C];
   SLUICE_AVX2 __attribute__((always_inline)) inline Sums() {
     for (int b = 0; b < B; ++b)
-      for (int c = 0; c < kChains; ++c) of[b][c] = _mm256_setzero_ps();
+      for (int c = 0; c < C; ++c) of[b][c] = _mm256_setzero_ps();
   }
   /// Chain c += w x.
   SLUICE_AVX2 __attribute__((always_inline)) inline void add(int c, __m256 w,
@@ -26,6 +26,7 @@ struct Sums {
     for (int b = 0; b < B; ++b) of[b][c] = _mm256_fmadd_ps(w, _mm256_loadu_ps(x[b] + i), of[b][c]);
   }
   SLUICE_AVX2 __attribute__((always_inline)) inline float sum(int b) const {
+    if constexpr (C == 2) return total(_mm256_add_ps(of[b][0], of[b][1]));
     return total(
         _mm256_add_ps(_mm256_add_ps(of[b][0], of[b][1]), _mm256_add_ps(of[b][2], of[b][3])));
   }
@@ -39,31 +40,34 @@ SLUICE_AVX2_INLINE void values_of(const Inputs<B>& in, const float* (&x)[B]) {
 /// 32 columns, the rest of a row through a copy with zeros behind it.
 struct DecodeF32 {
   static constexpr int64_t kBytes = 4;
+  static constexpr int kChains = 2;
   template <int B>
   SLUICE_AVX2_INLINE void add(const std::byte* w, const float* const (&x)[B], int64_t i,
-                              Sums<B>& sums) {
+                              Sums<B, 2>& sums) {
 #pragma GCC unroll 4
     for (int c = 0; c < 4; ++c)
-      sums.add(c, _mm256_loadu_ps(reinterpret_cast<const float*>(w) + 8 * c), x, i + 8 * c);
+      sums.add(c % 2, _mm256_loadu_ps(reinterpret_cast<const float*>(w) + 8 * c), x, i + 8 * c);
   }
 };
 // 16 numbers at a time: those at even places, then those at odd ones.
 struct DecodeBf16 {
   static constexpr int64_t kBytes = 2;
+  static constexpr int kChains = 2;
   template <int B>
   SLUICE_AVX2_INLINE void add(const std::byte* w, const float* const (&x)[B], int64_t i,
-                              Sums<B>& sums) {
+                              Sums<B, 2>& sums) {
     const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xFFFF0000u));
 #pragma GCC unroll 2
     for (int h = 0; h < 2; ++h) {
       const __m256i both = load(w + 32 * h);
-      sums.add(2 * h, _mm256_castsi256_ps(_mm256_slli_epi32(both, 16)), x, i + 16 * h);
-      sums.add(2 * h + 1, _mm256_castsi256_ps(_mm256_and_si256(both, upper)), x, i + 16 * h + 8);
+      sums.add(0, _mm256_castsi256_ps(_mm256_slli_epi32(both, 16)), x, i + 16 * h);
+      sums.add(1, _mm256_castsi256_ps(_mm256_and_si256(both, upper)), x, i + 16 * h + 8);
     }
   }
 };
 struct DecodeI8 {
   static constexpr int64_t kBytes = 1;
+  static constexpr int kChains = 4;
   SLUICE_AVX2_INLINE __m256 eight(const std::byte* w) {
     return _mm256_cvtepi32_ps(
         _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(w))));
@@ -80,7 +84,7 @@ template <class Decode, int B>
 SLUICE_AVX2_INLINE void float_dot(const std::byte* codes, int64_t count, const float* const (&x)[B],
                                   int64_t ahead, float (&y)[B]) {
   constexpr int64_t kBytes = Decode::kBytes;
-  Sums<B> sums;
+  Sums<B, Decode::kChains> sums;
   int64_t i = 0;
   for (; i + 32 <= count; i += 32) {
     for (int64_t line = 0; line < 32 * kBytes; line += 64)
