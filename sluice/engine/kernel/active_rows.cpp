@@ -167,7 +167,7 @@ void accumulate_active(const bundle::PackedMatrix& m, const ActiveRows& rows, co
     std::byte* mine = scratch + static_cast<size_t>(packed_accumulate_scratch(m, 1)) * part;
     // Blocks do not depend on the number of threads: they fix the order of the sums. Rows that add
     // up as integers stay together.
-    const size_t block = (block_rows(m) + kSumRows - 1) / kSumRows * kSumRows;
+    const size_t block = (block_rows(m) + kSumRange - 1) / kSumRange * kSumRange;
     by_blocks(rows, block, 0, stride, [&](size_t t, size_t first, size_t last) {
       packed_accumulate_columns(m, {rows.list(t) + first, last - first},
                                 {factor + t * stride + first, 1, stride}, y + t * y_stride,

@@ -11,7 +11,7 @@
 namespace sluice::engine {
 
 /// Rows of the matrix that add up as integers (i4-32, i4-32-min) do so within ranges of as many.
-inline constexpr size_t kSumRows = 256;  // 2^15 x 15 x 256 is below 2^31
+inline constexpr size_t kSumRange = 1024;
 
 struct RowList {
   const int32_t* index = nullptr;  ///< rows, any order; null: 0, 1, .. count - 1
@@ -33,11 +33,11 @@ int64_t packed_accumulate_scratch(const bundle::PackedMatrix& matrix, int thread
 /// tokens change a bit of it. Indices must be inside the matrix.
 ///
 /// i4-32 and i4-32-min on x86: successive rows (without those of factor zero) of one range of
-/// kSumRows rows of the matrix add up as integers. Of such rows, with scales s_j of a group of
-/// columns, f_j s_j is rounded to a multiple of max |f_j| max |s_j| / 32767, so that a row is off
-/// by at most 4 times that (i4-32-min: 7.5 times): less than its weights were rounded by, wherever
-/// a factor is above 1/4096 of the largest. Factors of 1e30 and more, infinities and NaN make their
-/// range add up in floats.
+/// kSumRange rows of the matrix, up to 256, add up as integers. Of such rows, with scales s_j of a
+/// group of columns, f_j s_j is rounded to a multiple of max |f_j| max |s_j| / 32767, so that a row
+/// is off by at most 4 times that (i4-32-min: 7.5 times): less than its weights were rounded by,
+/// wherever a factor is above 1/4096 of the largest. Factors of 1e30 and more, infinities and NaN
+/// make their range add up in floats.
 void packed_accumulate(const bundle::PackedMatrix& matrix, const RowList& rows,
                        const RowFactors& factors, float* y, size_t y_stride, std::byte* scratch,
                        int threads);

@@ -12,7 +12,7 @@ using bundle::PackedMatrix;
 
 constexpr size_t kTokensTogether = 16;
 
-// A row's range of kSumRows rows of the matrix decides about its block, and rows whose factor is
+// A row's range of kSumRange rows of the matrix decides about its block, and rows whose factor is
 // zero are in none: so a token's blocks are the same whoever else reads the rows, and however the
 // list is cut where the ranges begin.
 class Blocks {
@@ -51,8 +51,8 @@ class Blocks {
       const float f = factor[j];
       if (f == 0) continue;
       const size_t row = rows_.index ? static_cast<size_t>(rows_.index[j]) : j;
-      if (block.count == 0) range = row / kSumRows;
-      if (row / kSumRows != range || block.count == kSumRows) break;
+      if (block.count == 0) range = row / kSumRange;
+      if (row / kSumRange != range || block.count == kSumRows) break;
       block.row[block.count] = static_cast<int32_t>(row);
       block.codes[block.count] = m_.codes + row * static_cast<size_t>(m_.code_stride) + code_at_;
       block.scales[block.count] =

@@ -14,6 +14,7 @@
 
 namespace sluice::engine {
 
+inline constexpr size_t kSumRows = 256;      // of a block: 2^15 x 15 x 256 is below 2^31
 inline constexpr size_t kSumColumns = 4096;  // that one call takes at most
 
 /// The rows of a block from one column on, for one token.

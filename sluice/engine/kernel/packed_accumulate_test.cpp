@@ -157,7 +157,7 @@ TEST(PackedAccumulate, NanAndInfinityReachEveryColumnAndZeroReachesNone) {
 // Rows that add up as integers share a step: which do must not follow from who else is there.
 TEST(PackedAccumulate, NeitherZerosNorOtherTokensNorCutsAtRangesChangeABit) {
   std::mt19937_64 random(6);
-  constexpr size_t kCount = 3 * kSumRows - 40, kColumns = 70, kTokens = 19;
+  constexpr size_t kCount = 2 * kSumRange - 40, kColumns = 40, kTokens = 18;
   for_each_target([&] {
     for (const Format format : {Format::i8, Format::i4_group, Format::i4_group_min}) {
       const Packed m(format, int64_t(kCount), kColumns, random);
@@ -176,7 +176,7 @@ TEST(PackedAccumulate, NeitherZerosNorOtherTokensNorCutsAtRangesChangeABit) {
         }
         run(m, {list.data(), list.size()}, {mine.data(), 1, 0}, alone.data() + t * kColumns,
             kColumns, 1);
-        const auto at = std::lower_bound(list.begin(), list.end(), int32_t(kSumRows));
+        const auto at = std::lower_bound(list.begin(), list.end(), int32_t(kSumRange));
         const auto before = size_t(at - list.begin());
         run(m, {list.data(), before}, {mine.data(), 1, 0}, cut.data() + t * kColumns, kColumns, 1);
         run(m, {list.data() + before, list.size() - before}, {mine.data() + before, 1, 0},
@@ -193,18 +193,18 @@ TEST(PackedAccumulate, NeitherZerosNorOtherTokensNorCutsAtRangesChangeABit) {
   });
 }
 
-TEST(PackedAccumulate, IntegersOfWholeRangesDoNotOverflow) {
+TEST(PackedAccumulate, IntegersOfWholeBlocksDoNotOverflow) {
   for_each_target([&] {
     // All codes and coefficients at their largest.
-    const std::vector<float> values(kSumRows * 160, -8.0f);
+    constexpr size_t kAll = 256;
+    const std::vector<float> values(kAll * 160, -8.0f);
     for (const Format format : {Format::i4_group, Format::i4_group_min}) {
-      const auto bytes = bundle::pack(format, values, int64_t(kSumRows), 160);
-      const PackedMatrix m = bundle::view_packed(format, int64_t(kSumRows), 160, bytes, "test");
-      const std::vector<float> factors(kSumRows, 3.0f);
+      const auto bytes = bundle::pack(format, values, int64_t(kAll), 160);
+      const PackedMatrix m = bundle::view_packed(format, int64_t(kAll), 160, bytes, "test");
+      const std::vector<float> factors(kAll, 3.0f);
       std::vector<float> y(160), row(160);
       bundle::unpack_row(m, 0, row);
-      packed_accumulate(m, {nullptr, kSumRows}, {factors.data(), 1, kSumRows}, y.data(), 160,
-                        nullptr, 1);
+      packed_accumulate(m, {nullptr, kAll}, {factors.data(), 1, kAll}, y.data(), 160, nullptr, 1);
       for (size_t c = 0; c < 160; ++c) EXPECT_NEAR(y[c], 768 * row[c], 1e-3 * 768 * 8);
     }
   });
