@@ -22,9 +22,9 @@
 namespace sluice::engine {
 
 inline constexpr int64_t kMostLanes = 16;
-inline constexpr int kMostOutputs = 4;
+inline constexpr int kMostOutputs = 6;
 
-/// Up to four outputs of one sample, over all pixels.
+/// Up to kMostOutputs outputs of one sample, over all pixels.
 struct GatheredCall {
   const float* picture;    ///< [kept inputs][plane]
   int64_t plane;           ///< floats of a channel's plane
@@ -50,12 +50,17 @@ namespace hn = hwy::HWY_NAMESPACE;
 using D = hn::CappedTag<float, kMostLanes>;
 using V = hn::Vec<D>;
 
-// Sums of kOutputs x kVectors vectors stay in registers: 24 of 32, or 12 of 16.
+// Sums of kTogether x kMostVectors vectors stay in registers: 24 of 32, or 12 of 16. A tap's pixels
+// begin anywhere, and 64 bytes then lie in two lines of the cache: few vectors, many outputs.
 #if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
-constexpr int kMostVectors = 6;
+constexpr int kMostVectors = 4, kTogether = 6;
 #else
-constexpr int kMostVectors = 3;
+constexpr int kMostVectors = 3, kTogether = 4;
 #endif
+static_assert(kTogether <= kMostOutputs);
+
+/// How many outputs a call is best given.
+int64_t OutputsTogether() { return kTogether; }
 
 template <int kOutputs, int kVectors>
 void Tile(const GatheredCall& call, int64_t first) {
@@ -119,16 +124,40 @@ void Pixels(const GatheredCall& call) {
   }
 }
 
+template <size_t... kOutputs>
+void ForOutputs(const GatheredCall& call, std::index_sequence<kOutputs...>) {
+  static constexpr void (*all[])(const GatheredCall&) = {&Pixels<kOutputs + 1>...};
+  all[call.outputs - 1](call);
+}
+
 void GatheredProducts(const GatheredCall& call) {
-  switch (call.outputs) {
-    case 1:
-      return Pixels<1>(call);
-    case 2:
-      return Pixels<2>(call);
-    case 3:
-      return Pixels<3>(call);
-    default:
-      return Pixels<4>(call);
+  ForOutputs(call, std::make_index_sequence<kTogether>());
+}
+
+/// Rows of `width` numbers, one behind the other, to rows `pitch` apart; the numbers between are 0,
+/// `before` of them before a row. Writes exactly rows * pitch numbers.
+void OpenRows(const float* from, int64_t rows, int64_t width, int64_t before, int64_t pitch,
+              float* to) {
+  const D d;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  const float* const from_end = from + rows * width;
+  float* const to_end = to + rows * pitch;
+  for (int64_t row = 0; row < rows; ++row, from += width, to += pitch) {
+    // What is written past a part's end is another part, which comes later.
+    float* at = to;
+    const auto zeros = [&](int64_t count) {
+      float* const end = at + count;
+      for (; at < end && at + lanes <= to_end; at += lanes) hn::StoreU(hn::Zero(d), d, at);
+      while (at < end) *at++ = 0;
+      at = end;
+    };
+    zeros(before);
+    int64_t j = 0;
+    for (; j < width && from + j + lanes <= from_end && at + j + lanes <= to_end; j += lanes)
+      hn::StoreU(hn::LoadU(d, from + j), d, at + j);
+    for (; j < width; ++j) at[j] = from[j];
+    at += width;
+    zeros(pitch - before - width);
   }
 }
 
@@ -153,7 +182,9 @@ HWY_AFTER_NAMESPACE();
 namespace sluice::engine {
 
 HWY_EXPORT(GatheredProducts);
+HWY_EXPORT(OpenRows);
 HWY_EXPORT(CloseRows);
+HWY_EXPORT(OutputsTogether);
 
 namespace {
 
@@ -202,6 +233,14 @@ void fill_plane(const GatheredConv& conv, const Sample& sample, int64_t k) {
   const onednn::ConvShape& s = conv.shape;
   const float* x = sample.x + int64_t{sample.inputs[k]} * s.in_height * s.in_width;
   float* to = sample.picture + k * conv.plane;
+  if (s.stride[0] == 1 && s.stride[1] == 1 && conv.pitch >= s.padding[1] + s.in_width) {
+    const int64_t above = std::min(s.padding[0], conv.height),
+                  rows = std::min(s.in_height, conv.height - above);
+    to = std::fill_n(to, above * conv.pitch, 0.0f);
+    HWY_DYNAMIC_DISPATCH(OpenRows)(x, rows, s.in_width, s.padding[1], conv.pitch, to);
+    std::fill_n(to + rows * conv.pitch, (conv.height - above - rows) * conv.pitch, 0.0f);
+    return;
+  }
   for (int64_t row_phase = 0; row_phase < s.stride[0]; ++row_phase) {
     for (int64_t column_phase = 0; column_phase < s.stride[1]; ++column_phase) {
       // The first number that comes from x, and how many do.
@@ -232,7 +271,7 @@ void fill_plane(const GatheredConv& conv, const Sample& sample, int64_t k) {
   }
 }
 
-/// Up to four kept outputs from the `first`-th on.
+/// `count` kept outputs from the `first`-th on.
 void compute(const GatheredConv& conv, const Sample& sample, int64_t first, int64_t count,
              float* flat) {
   const onednn::ConvShape& s = conv.shape;
@@ -295,7 +334,8 @@ void run_gathered(const GatheredConv& conv, const float* x, const float* out_mas
         sample.in_mask = in_masks ? in_masks + n * s.in_channels : nullptr;
         sample.y = y + n * pixels * s.out_channels;
         list_channels(conv, sample);
-        blocks = (sample.output_count + kMostOutputs - 1) / kMostOutputs;
+        const int64_t together = HWY_DYNAMIC_DISPATCH(OutputsTogether)();
+        blocks = (sample.output_count + together - 1) / together;
         // Lanes past the last plane read on: into numbers that nobody looks at, but for the border
         // that the last row shares with what comes behind.
         std::fill_n(sample.picture + sample.input_count * conv.plane, conv.flat_stride(), 0.0f);
@@ -313,7 +353,7 @@ void run_gathered(const GatheredConv& conv, const float* x, const float* out_mas
       }
 #pragma omp for schedule(static)
       for (int64_t b = 0; b < blocks; ++b) {
-        // As equal as possible: 5 are 3 and 2.
+        // As equal as possible.
         const int64_t first = b * sample.output_count / blocks,
                       end = (b + 1) * sample.output_count / blocks;
         compute(conv, sample, first, end - first, flat);
