@@ -378,7 +378,11 @@ void merge_kernels(KernelRun& run, const KernelRun& before) {
   }
   run.cases = std::move(merged);
   for (const auto& [threads, limits] : before.limits) {
-    run.limits.emplace(threads, limits);
+    KernelLimits& now = run.limits[threads];
+    const auto keep = [](double& value, double old) { value = value > 0 ? value : old; };
+    keep(now.read_bandwidth, limits.read_bandwidth);
+    keep(now.f32_peak, limits.f32_peak);
+    keep(now.int8_peak, limits.int8_peak);
   }
   run.notes.push_back("measured in several runs of the same machine (--keep)");
 }
