@@ -158,8 +158,14 @@ std::vector<double> shares_of(const std::vector<Subject>& subjects,
   return shares;
 }
 
+bool tokens_decide(const engine::Network& network) {
+  return std::ranges::any_of(network.bundle().graph().nodes, [](const bundle::Node& node) {
+    return node.op == "compact_rows" || node.op == "gathered_linear" || node.op == "sparse_ffn";
+  });
+}
+
 std::vector<float> first_ids(const engine::Network& network, const std::string& text) {
-  const bool decides = bundle::rows_leave(network.bundle().graph());
+  const bool decides = tokens_decide(network);
   size_t bytes = std::min(text.size(), decides ? kDecidingBytes : kTriedBytes);
   while (bytes > 0 && bytes < text.size() && (static_cast<uint8_t>(text[bytes]) & 0xC0) == 0x80)
     --bytes;

@@ -38,7 +38,9 @@ std::string label_of(const std::vector<Subject>& subjects, size_t index);
 std::vector<double> shares_of(const std::vector<Subject>& subjects,
                               const std::vector<double>& costs);
 
-/// The beginning of a text, as a network's tokens.
+/// Each token decides what it costs: exits or gates.
+bool tokens_decide(const engine::Network& network);
+/// The beginning of a text, as a network's tokens; more of them where tokens decide.
 std::vector<float> first_ids(const engine::Network& network, const std::string& text);
 /// MACs of a token when they come one at a time, as a decoder writes: of several at once, what any
 /// of them asks for is computed for all.

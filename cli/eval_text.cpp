@@ -84,10 +84,12 @@ std::vector<double> time_tokens(const std::vector<Subject>& subjects, int64_t to
       engine::Session& session = *sessions[i];
       session.reset();
       const int64_t each = decode ? 1 : tokens;
-      for (int64_t t = 0; t < tokens; t += each)
+      for (int64_t t = 0; t < tokens; t += each) {
+        if (decode && session.position(0) == session.capacity()) session.reset();
         session.run_tokens(
             std::span(inputs[i]).subspan(static_cast<size_t>(t), static_cast<size_t>(each)),
             outputs[i], {&each, 1}, {.size = subjects[i].size});
+      }
     });
   }
   return time_interleaved(functions, kRounds);
@@ -113,14 +115,17 @@ int evaluate_perplexity(const std::vector<Subject>& subjects, const EvalTextOpti
                                           progress->update(done);
                                         }}));
   }
-  // A curve is about what the text costs: its own tokens are decoded, else any will do.
+  // The text's own tokens are decoded: what gates skip depends on them.
   std::vector<std::vector<float>> ids;
   std::vector<double> costs;
-  int64_t timed = kTimedTokens;
-  for (size_t i = 0; options.curve.wanted && i < subjects.size(); ++i) {
-    ids.push_back(first_ids(subjects[i].network, text));
-    costs.push_back(decode_macs(subjects[i], ids.back(), globals.threads));
-    timed = std::min(i == 0 ? kMostTimed : timed, std::ssize(ids[i]));
+  const bool many = options.curve.wanted || std::ranges::any_of(subjects, [](const Subject& each) {
+                      return tokens_decide(each.network);
+                    });
+  int64_t timed = many ? kMostTimed : kTimedTokens;
+  for (const Subject& subject : subjects) {
+    ids.push_back(first_ids(subject.network, text));
+    costs.push_back(decode_macs(subject, ids.back(), globals.threads));
+    timed = std::min(timed, std::ssize(ids.back()));
   }
   const auto seconds = time_tokens(subjects, timed, true, globals.threads, ids);
   const std::vector<double> shares = shares_of(subjects, costs);
@@ -143,8 +148,8 @@ int evaluate_perplexity(const std::vector<Subject>& subjects, const EvalTextOpti
                 {"computed_tokens", p.computed},
                 {"macs_per_token", p.macs_per_token()},
                 {"tokens_per_second", rate},
-                {"decode_seconds_per_token", decode}};
-    if (!costs.empty()) row["decode_macs_per_token"] = costs[i];
+                {"decode_seconds_per_token", decode},
+                {"decode_macs_per_token", costs[i]}};
     add_cost(row, subjects[i].network);
     rows.push_back(std::move(row));
     table.row(with_cost(shares, i,
@@ -153,13 +158,10 @@ int evaluate_perplexity(const std::vector<Subject>& subjects, const EvalTextOpti
                          format_macs(p.macs_per_token()), fmt::format("{:.0f}", rate),
                          format_seconds(decode), file_cell(subjects[i].network)}));
   }
-  finish_curve(options.curve, subjects, shares,
-               {"perplexity",
-                {"perplexity"},
-                "decode_seconds_per_token",
-                "token",
-                ids.empty() ? 0 : std::ssize(ids.front())},
-               rows);
+  finish_curve(
+      options.curve, subjects, shares,
+      {"perplexity", {"perplexity"}, "decode_seconds_per_token", "token", std::ssize(ids.front())},
+      rows);
   show(
       globals, {{"text", options.text}, {"bytes", text.size()}}, rows, table,
       fmt::format("{}, {}; windows of {} tokens, {} apart", options.text,
@@ -167,8 +169,8 @@ int evaluate_perplexity(const std::vector<Subject>& subjects, const EvalTextOpti
                   found[0].stride),
       std::string(
           "Perplexity: per token of the model's own tokenizer; bits per byte compare between "
-          "tokenizers.\nMACs: metered. Decode: a token at a time, median of interleaved "
-          "rounds.") +
+          "tokenizers.\nMACs: metered. Decode: the text's first tokens one at a time, median of "
+          "interleaved rounds.") +
           (shares.empty() ? ""
                           : "\nCost: MACs of the text's first tokens, one at a time, over those of "
                             "the largest size."));
