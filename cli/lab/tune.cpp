@@ -4,6 +4,8 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cmath>
+#include <optional>
+#include <utility>
 
 #include "cli/lab/lab_verb.h"
 #include "cli/lab/picture_samples.h"
@@ -29,6 +31,8 @@ struct Options {
   std::vector<std::string> only;      ///< parameters that learn; none: all
   int64_t steps = 500, batch = 16, tokens = 64, lines = 100000;
   double rate = 1e-4, temperature = 1;
+  std::optional<double> open;  ///< --gate-budget
+  lab::GateBudgetOptions gates;
   uint64_t seed = 1;
 };
 
@@ -75,19 +79,26 @@ void train_only(const lab::Model& model, const std::vector<std::string>& pattern
   }
 }
 
+struct HeldOut {
+  double output = 0, features = 0;
+  lab::OpenedMacs opened;  ///< by the gates under a budget
+};
+
 /// Means over the samples, in evaluation mode; `size` as Context::size.
-lab::DistillLoss held_out(lab::Model& student, lab::Distiller& distiller,
-                          const TextSamples& samples, int64_t first, int64_t batch,
-                          c10::Device device, int64_t size = -1) {
+HeldOut held_out(lab::Model& student, lab::Distiller& distiller, const TextSamples& samples,
+                 int64_t first, int64_t batch, c10::Device device,
+                 const lab::GateBudget* budget = nullptr, int64_t size = -1) {
   const torch::NoGradGuard no_grad;
   const lab::EvaluationMode evaluation(*student.root);
-  lab::DistillLoss sum;
+  HeldOut sum;
   const int64_t count = samples.ids.size(0);
   for (int64_t at = first; at < count; at += batch) {
     const at::Tensor rows = at::arange(at, std::min(count, at + batch), at::kLong);
     lab::DistillBatch part = pick(samples, rows, device);
     part.size = size;
-    const lab::DistillLoss loss = distiller.loss(student, part);
+    lab::GateLog log;
+    const lab::DistillLoss loss = distiller.loss(student, part, budget != nullptr ? &log : nullptr);
+    if (budget != nullptr) sum.opened.add(budget->opened(log, part.lengths));
     const double share = double(rows.numel()) / double(count - first);
     sum.output += loss.output * share;
     sum.features += loss.features * share;
@@ -101,11 +112,38 @@ std::vector<double> size_losses(lab::Model& student, lab::Distiller& distiller,
                                 c10::Device device) {
   std::vector<double> losses;
   for (size_t i = 0; i < student.sizes.size(); ++i) {
-    losses.push_back(
-        held_out(student, distiller, samples, first, batch, device, static_cast<int64_t>(i))
-            .output);
+    losses.push_back(held_out(student, distiller, samples, first, batch, device, nullptr,
+                              static_cast<int64_t>(i))
+                         .output);
   }
   return losses;
+}
+
+/// What --gate-budget and its options ask for, on a network that has gates.
+std::optional<lab::GateBudget> gate_budget(const Options& options, const lab::Model& student) {
+  if (!options.open) return {};
+  const auto refuse = [](const char* option, double found, const char* expected) {
+    fail(Code::usage, "{} {}: expected {}", option, found, expected);
+  };
+  if (!(*options.open > 0 && *options.open <= 1))
+    refuse("--gate-budget", *options.open, "a share above 0 and up to 1");
+  for (const auto& [option, value] : {std::pair{"--gate-weight", options.gates.weight},
+                                      std::pair{"--gate-rate", options.gates.rate}}) {
+    if (!(std::isfinite(value) && value > 0)) refuse(option, value, "a number above 0");
+  }
+  if (!student.sizes.empty()) {
+    fail(Code::usage,
+         "--gate-budget: {} has {} sizes, a budget is of a network of one; tune before the pass "
+         "that makes sizes (calibrate-gates, nest)",
+         options.input, student.sizes.size());
+  }
+  lab::GateBudgetOptions wanted = options.gates;
+  wanted.open = *options.open;
+  try {
+    return lab::GateBudget(*student.root, wanted);
+  } catch (const Error& error) {
+    fail(error.code(), "--gate-budget: {}: {}", options.input, error.what());
+  }
 }
 
 int tune(Options options, const Globals& globals) {
@@ -143,6 +181,8 @@ int tune(Options options, const Globals& globals) {
          kept, options.batch);
   }
   if (!options.only.empty()) train_only(student, options.only);
+  const std::optional<lab::GateBudget> budget = gate_budget(options, student);
+  const lab::GateBudget* gates = budget ? &*budget : nullptr;
   student.root->to(device);
   teacher.root->to(device);
   lab::DistillOptions distill;
@@ -151,8 +191,8 @@ int tune(Options options, const Globals& globals) {
     if (!pattern.empty()) distill.features.push_back({pattern});
   }
   lab::Distiller distiller(teacher, distill);
-  const lab::DistillLoss before =
-      held_out(student, distiller, samples, trained, options.batch, device);
+  const HeldOut before =
+      held_out(student, distiller, samples, trained, options.batch, device, gates);
   const auto before_sizes =
       size_losses(student, distiller, samples, trained, options.batch, device);
   const lab::MaskSet masks = zeros_of(student);
@@ -162,6 +202,7 @@ int tune(Options options, const Globals& globals) {
   lab::TuneOptions tune_options;
   tune_options.steps = options.steps;
   tune_options.optimizer.rate = options.rate;
+  if (budget) tune_options.gates = budget->options();
   tune_options.title = globals.json ? "" : "tune";
   tune_options.after_step = [&](int64_t) { masks.apply(*student.root); };
   const lab::TuneResult result = lab::tune(
@@ -175,8 +216,8 @@ int tune(Options options, const Globals& globals) {
         return batch;
       },
       tune_options);
-  const lab::DistillLoss after =
-      held_out(student, distiller, samples, trained, options.batch, device);
+  const HeldOut after =
+      held_out(student, distiller, samples, trained, options.batch, device, gates);
   const auto after_sizes = size_losses(student, distiller, samples, trained, options.batch, device);
   Json losses = {{"held_out", kept},
                  {"output", {{"before", before.output}, {"after", after.output}}},
@@ -184,6 +225,15 @@ int tune(Options options, const Globals& globals) {
   for (size_t i = 0; i < student.sizes.size(); ++i) {
     losses["sizes"].push_back(
         {{"name", student.sizes[i].name}, {"before", before_sizes[i]}, {"after", after_sizes[i]}});
+  }
+  if (budget) {
+    const lab::GateBudgetOptions& wanted = budget->options();
+    losses["gates"] = {
+        {"count", budget->gates()},
+        {"budget", wanted.open},
+        {"weight", wanted.weight},
+        {"rate", wanted.rate},
+        {"open", {{"before", before.opened.share()}, {"after", after.opened.share()}}}};
   }
   student.add_step({{"step", "tune"},
                     {"steps", options.steps},
@@ -200,6 +250,8 @@ int tune(Options options, const Globals& globals) {
     Json json = {{"input", options.input},   {"teacher", options.teacher},
                  {"output", options.output}, {"steps", options.steps},
                  {"samples", trained},       {"seconds", result.seconds}};
+    if (budget) json["gates"] = losses["gates"];
+    losses.erase("gates");
     json["loss"] = losses;
     print_json(json);
     return kSuccess;
@@ -214,6 +266,11 @@ int tune(Options options, const Globals& globals) {
   if (!distill.features.empty()) {
     table.row({"features, relative squares", fmt::format("{:.4g}", before.features),
                fmt::format("{:.4g}", after.features)});
+  }
+  if (budget) {
+    table.row({fmt::format("open of {} gates' MACs, budget {:.4g}", budget->gates(), *options.open),
+               fmt::format("{:.1f}%", 100 * before.opened.share()),
+               fmt::format("{:.1f}%", 100 * after.opened.share())});
   }
   print(fmt::format("{} steps of {} samples in {}; on {} samples held out\n\n{}\nwrote {}\n",
                     options.steps, options.batch, format_seconds(result.seconds), kept,
@@ -258,6 +315,18 @@ Action setup(CLI::App& app) {
   app.add_option("--only", options->only,
                  "Parameters that learn, the others stay: '**.lora_*' after pass add-lora")
       ->type_name("PATTERN");
+  auto* budget =
+      app.add_option("--gate-budget", options->open,
+                     "Train the gates, too (pass insert-gates): share of what they can skip that "
+                     "they may open, counted in multiply-accumulates, 0 to 1")
+          ->type_name("SHARE");
+  app.add_option("--gate-weight", options->gates.weight,
+                 "How hard the loss pulls towards --gate-budget")
+      ->needs(budget)
+      ->capture_default_str();
+  app.add_option("--gate-rate", options->gates.rate, "Highest rate of the gates' AdamW")
+      ->needs(budget)
+      ->capture_default_str();
   app.add_option("--temperature", options->temperature, "Of a decoder's distributions")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();

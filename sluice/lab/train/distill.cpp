@@ -71,7 +71,7 @@ Distiller::Distiller(const Model& teacher, DistillOptions options)
   }
 }
 
-DistillLoss Distiller::loss(Model& student, const DistillBatch& batch) {
+DistillLoss Distiller::loss(Model& student, const DistillBatch& batch, GateLog* log) {
   std::vector<Recorder> taught, learnt;
   /// One recorder per pair, all fed by one watcher.
   struct Fan final : SlotWatcher {
@@ -90,7 +90,10 @@ DistillLoss Distiller::loss(Model& student, const DistillBatch& batch) {
     fan.recorders = &recorders;
     Context context;
     context.lengths = batch.lengths;
-    if (&model == &student) context.size = batch.size;
+    if (&model == &student) {
+      context.size = batch.size;
+      context.gate_log = log;
+    }
     if (!recorders.empty()) context.watcher = &fan;
     return model.forward(batch.x, context);
   };
@@ -131,6 +134,35 @@ DistillLoss Distiller::loss(Model& student, const DistillBatch& batch) {
   return result;
 }
 
+namespace {
+
+/// Parameters that one optimizer changes.
+struct Part {
+  NamedParameters parameters;
+  double rate;
+  std::unique_ptr<Optimizer> optimizer;
+};
+
+/// The gates under a budget, and the rest; those that are not empty.
+std::vector<Part> parts_of(const NamedParameters& parameters, const GateBudget* budget,
+                           const OptimizerOptions& options) {
+  std::vector<Part> all(2);
+  for (const auto& entry : parameters) {
+    all[budget != nullptr && budget->owns(entry.first) ? 1 : 0].parameters.push_back(entry);
+  }
+  std::erase_if(all, [](const Part& part) { return part.parameters.empty(); });
+  for (Part& part : all) {
+    OptimizerOptions own = options;
+    if (budget != nullptr && budget->owns(part.parameters.front().first))
+      own.rate = budget->options().rate;
+    part.rate = own.rate;
+    part.optimizer = build_optimizer(own, part.parameters);
+  }
+  return all;
+}
+
+}  // namespace
+
 TuneResult tune(Model& student, Distiller& distiller,
                 const std::function<DistillBatch(int64_t step)>& batches,
                 const TuneOptions& options) {
@@ -139,29 +171,44 @@ TuneResult tune(Model& student, Distiller& distiller,
   if (parameters.empty()) {
     fail(Code::usage, "tune: the network has no weights to train; dequantize it first");
   }
-  const auto optimizer = build_optimizer(options.optimizer, parameters);
+  std::optional<GateBudget> budget;
+  if (options.gates) budget.emplace(*student.root, *options.gates);
+  std::vector<Part> parts = parts_of(parameters, budget ? &*budget : nullptr, options.optimizer);
   Progress progress(options.title, options.title.empty() ? 0 : options.steps);
   const auto begin = std::chrono::steady_clock::now();
   const int64_t window = std::max<int64_t>(1, options.steps / 10);
   TuneResult result;
   student.root->train();
   for (int64_t step = 0; step < options.steps; ++step) {
-    optimizer->set_rate(options.optimizer.rate *
-                        schedule_factor(options.schedule, step, options.steps));
+    const double factor = schedule_factor(options.schedule, step, options.steps);
+    for (Part& part : parts) part.optimizer->set_rate(part.rate * factor);
     student.root->zero_grad();
-    const DistillLoss loss = distiller.loss(student, batches(step));
+    const DistillBatch batch = batches(step);
+    GateLog log;
+    const DistillLoss loss = distiller.loss(student, batch, budget ? &log : nullptr);
     const double value = loss.total.item<double>();
     if (!std::isfinite(value)) {
       fail(Code::numeric, "tune: the loss of step {} is {}; try a lower rate than {}", step, value,
            options.optimizer.rate);
     }
-    loss.total.backward();
-    if (options.clip > 0) clip_gradients(parameters, options.clip);
-    optimizer->step();
+    at::Tensor total = loss.total;
+    std::string note = fmt::format("loss {:.4g}", value);
+    if (budget) {
+      const at::Tensor share = budget->open_share(log, batch.lengths);
+      const auto open = share.item<double>();
+      total = total + budget->loss(share, step, options.steps);
+      budget->learn(open, step, options.steps);
+      note += fmt::format(", open {:.1f}%", 100 * open);
+    }
+    total.backward();
+    for (Part& part : parts) {
+      if (options.clip > 0) clip_gradients(part.parameters, options.clip);
+      part.optimizer->step();
+    }
     if (options.after_step) options.after_step(step);
     if (step < window) result.first_loss += value / static_cast<double>(window);
     if (step >= options.steps - window) result.last_loss += value / static_cast<double>(window);
-    if (!options.title.empty()) progress.update(step + 1, fmt::format("loss {:.4g}", value));
+    if (!options.title.empty()) progress.update(step + 1, note);
   }
   student.root->eval();
   result.steps = options.steps;

@@ -2,9 +2,11 @@
 // teacher's bricks give on the way (Hinton et al. 2015; features as in TinyBERT, Jiao et al. 2020).
 #pragma once
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "sluice/lab/gate/budget.h"
 #include "sluice/lab/model/model.h"
 #include "sluice/lab/train/trainer.h"
 
@@ -45,9 +47,10 @@ class Distiller {
   /// The teacher runs in evaluation mode and without gradients; it is not changed. Throws
   /// Error{config} for unknown options.
   Distiller(const Model& teacher, DistillOptions options);
-  /// Runs both on the batch. Throws Error{usage} for patterns that match nothing or not equally
-  /// many slots, Error{shape} naming the slots whose outputs differ in shape.
-  DistillLoss loss(Model& student, const DistillBatch& batch);
+  /// Runs both on the batch; `log` gets what the student's gates decide. Throws Error{usage} for
+  /// patterns that match nothing or not equally many slots, Error{shape} naming the slots whose
+  /// outputs differ in shape.
+  DistillLoss loss(Model& student, const DistillBatch& batch, GateLog* log = nullptr);
 
  private:
   Model teacher_;
@@ -59,7 +62,9 @@ struct TuneOptions {
   int64_t steps = 500;
   OptimizerOptions optimizer = {.kind = "adamw", .rate = 1e-4, .weight_decay = 0.01};
   ScheduleOptions schedule = {};
-  double clip = 1;  ///< global gradient norm; 0: off
+  double clip = 1;  ///< global gradient norm; 0: off. Of the gates under a budget another one
+  /// What the student's gates may open; unset: they learn from the teacher alone, as all else does.
+  std::optional<GateBudgetOptions> gates = {};
   std::string title = {};
   /// After each step's update (apply masks, ...).
   std::function<void(int64_t step)> after_step = {};
@@ -72,7 +77,7 @@ struct TuneResult {
 };
 
 /// Trains the student in place, one batch a step. Throws Error{numeric} naming the step when the
-/// loss is not finite.
+/// loss is not finite, and as GateBudget.
 TuneResult tune(Model& student, Distiller& distiller,
                 const std::function<DistillBatch(int64_t step)>& batches,
                 const TuneOptions& options);

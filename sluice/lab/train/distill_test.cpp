@@ -108,5 +108,56 @@ TEST(Tune, DrawsADamagedStudentBackToItsTeacher) {
   }
 }
 
+/// What the student's gates open of `x`, in evaluation mode.
+double open_share(Model& student, const at::Tensor& x) {
+  const at::NoGradGuard no_grad;
+  const EvaluationMode evaluation(*student.root);
+  GateLog log;
+  Context context;
+  context.gate_log = &log;
+  student.forward(x, context);
+  return GateBudget(*student.root, {}).open_share(log, {}).item<double>();
+}
+
+TEST(Tune, GatesOpenWhatTheBudgetSays) {
+  const std::pair<const char*, const char*> cases[] = {
+      {"decoder", "neuron"}, {"decoder", "token"}, {"decoder", "head"}, {"encoder", "neuron"}};
+  for (const auto& [name, granularity] : cases) {
+    SCOPED_TRACE(std::string(name) + " " + granularity);
+    const Model teacher = text_model(name);
+    Model student = run_pass(teacher, "insert-gates", with({{"granularity", granularity}}));
+    const at::Tensor seen = random_input(student, 8, 90);
+    EXPECT_EQ(open_share(student, seen), 1);
+    Distiller distiller(teacher, {});
+    TuneOptions options;
+    options.steps = 80;
+    options.optimizer.rate = 1e-3;
+    options.gates = GateBudgetOptions{.open = 0.5, .weight = 10, .rate = 3e-2};
+    tune(
+        student, distiller,
+        [&](int64_t step) {
+          return DistillBatch{random_input(student, 6, static_cast<uint64_t>(step)), {}};
+        },
+        options);
+    EXPECT_NEAR(open_share(student, seen), 0.5, 0.1);
+  }
+}
+
+TEST(Tune, WithoutABudgetGatesThatCannotMoveAreNoError) {
+  const Model teacher = text_model("decoder");
+  Model student =
+      run_pass(teacher, "insert-gates", with({{"granularity", "neuron"}, {"decision", "top_k"}}));
+  Distiller distiller(teacher, {});
+  TuneOptions options;
+  options.steps = 2;
+  const auto batches = [&](int64_t step) {
+    return DistillBatch{random_input(student, 2, static_cast<uint64_t>(step)), {}};
+  };
+  EXPECT_EQ(tune(student, distiller, batches, options).steps, 2);
+  options.gates.emplace();
+  expect_error(Code::usage, "can learn how much it opens",
+               [&] { tune(student, distiller, batches, options); });
+}
+
 }  // namespace distill_test
 }  // namespace sluice::lab
