@@ -324,9 +324,10 @@ HWY_INLINE void finish_chunk(const Coefficients& c, size_t group, float most, co
 template <size_t P, bool kStart>
 void add_chunks(const std::byte* const* codes, const std::byte* const* ahead, size_t chunks,
                 const int32_t* coefficients, int32_t* sums) {
+  const size_t distance = std::min(kAhead, chunks);
   for (size_t k = 0; k < chunks; ++k) {
-    const bool same = k + kAhead < chunks;
-    const size_t then = same ? k + kAhead : std::min(k + kAhead - chunks, chunks);
+    const bool same = k + distance < chunks;
+    const size_t then = same ? k + distance : k + distance - chunks;
     add_chunk<P, kStart>(codes, k * kChunkBytes, same ? codes : ahead, then * kChunkBytes,
                          coefficients + k * kGroups, sums + k * kChunk);
   }
