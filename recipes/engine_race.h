@@ -20,27 +20,28 @@ struct Racer {
   std::string ending = {};  ///< behind the names of the metrics, "_at_50"
 };
 
-/// The first racer is the dense network. One thread; the same samples for all, interleaved. Adds to
-/// every racer's arm, with B the samples that run together:
-///   us_alone, us_batched             microseconds of a sample, one at a time and B at a time
-///   time_alone, time_batched         those over the first racer's
-///   macs_alone, macs_batched         multiply-accumulates that the engine executed, over the first
-///                                    racer's
-/// A sample is a picture of the test split (`samples` of them, another one in each run), or a token
-/// that is decoded behind others (`decoded` in each of B texts).
 struct RaceSize {
-  int64_t batch = 64, samples = 256;
+  int64_t batch = 64;     ///< pictures that run together
+  int64_t samples = 256;  ///< of the test split, all of them in every round
   int rounds = 11;
 };
+/// The first racer is the dense network. One thread; the same samples for all, interleaved. Adds to
+/// every racer's arm:
+///   us_alone, us_batched       microseconds of a sample, one at a time and `batch` at a time
+///   time_alone, time_batched   those over the first racer's
+///   macs_alone, macs_batched   multiply-accumulates that the engine executed, over the first
+///                              racer's
+/// and to the limits race_batch.
 void race_pictures(RecipeRun& run, const std::vector<Racer>& racers, const data::ImageSet& data,
                    const RaceSize& size = {});
 
-/// `windows`: ids, at least size.batch rows of at least `decoded` tokens; fewer rows, fewer
-/// together. Logits of the last row only, as for choosing a token.
 struct DecodeRaceSize {
-  int64_t batch = 8, decoded = 48;
+  int64_t batch = 8;     ///< texts that are decoded side by side; as many as there are windows
+  int64_t decoded = 48;  ///< tokens of each, from its first on
   int rounds = 7;
 };
+/// The same of decoders: a sample is a token that is decoded behind those before it. `windows`: ids
+/// [texts, tokens]. Logits of the last row only, as for choosing a token.
 void race_decoding(RecipeRun& run, const std::vector<Racer>& racers, const at::Tensor& windows,
                    const DecodeRaceSize& size = {});
 
