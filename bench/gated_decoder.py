@@ -84,7 +84,7 @@ def main():
         """Runs a command that writes `name`, once; what it printed stays beside it."""
         path, note = at(name + ".safetensors"), at(name + ".json")
         if not os.path.exists(note):
-            found = run(*arguments[:1], *arguments[1:], "-o", path)
+            found = run(*arguments, "-o", path)
             race.write(note, found)
         reports[name] = json.load(open(note))
         return path

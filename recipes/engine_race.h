@@ -1,5 +1,5 @@
 // Networks that skip beside the dense one, in the engine: one sample after another, and many
-// together. Every recipe reports the same metrics, so that the catalogue can show them.
+// together. Recipes that race report the same metrics, so that the catalogue can show them.
 #pragma once
 #if SLUICE_HAS_ENGINE
 #include <cstdint>

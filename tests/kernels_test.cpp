@@ -75,7 +75,7 @@ TEST(BenchKernels, ReportFollowsTheSchemaOfAllReports) {
 TEST(BenchKernels, WritesTheReportAndItsPicturesAndKeepsOtherCases) {
   const TempDirectory directory;
   const std::string out = directory / "results", file = out + "/kernels.json";
-  const Finished first = sluice(quick({"--only", "gathered-conv out", "--out", out}));
+  const Finished first = sluice(quick({"--only", "gathered-conv out,gemv i8", "--out", out}));
   ASSERT_EQ(first.exit_code, 0) << first.err;
   const Json before = parse_json(read_bytes(file), file);
   const size_t arms = before["arms"].size();
@@ -91,6 +91,10 @@ TEST(BenchKernels, WritesTheReportAndItsPicturesAndKeepsOtherCases) {
     EXPECT_EQ(after["arms"][i], before["arms"][i])
         << "what was measured before comes back as it was";
   }
+  const char* read = "read_gb_per_second_threads_1";
+  EXPECT_GT(before["limits"][read].get<double>(), 0);
+  EXPECT_NEAR(after["limits"][read].get<double>(), before["limits"][read].get<double>(), 1e-6)
+      << "a limit that the new part did not measure";
   const Finished third = sluice(quick({"--only", "xnor-conv", "--out", out}));
   ASSERT_EQ(third.exit_code, 0) << third.err;
   EXPECT_LT(parse_json(read_bytes(file), file)["arms"].size(), arms);

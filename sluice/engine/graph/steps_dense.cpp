@@ -182,10 +182,8 @@ void plan_pool(Planner& planner, size_t index, Step step) {
   if (!node.attrs.count("stride")) std::copy(kernel.begin(), kernel.end(), shape.stride);
   const bool maximum = node.op == "max_pool2d";
   const int threads = planner.threads_for(numel(planner.shape_of(step.inputs[0])));
-  step.kernel = layout == Layout::plain &&
-                        !same_bytes(planner.shape_of(step.inputs[0]), layout, Layout::channels_last)
-                    ? make_plane_pool(shape, maximum, threads)
-                    : onednn::make_pool(shape, layout, maximum, threads);
+  step.kernel = layout == Layout::plain ? make_plane_pool(shape, maximum, threads)
+                                        : onednn::make_pool(shape, maximum, threads);
   planner.finish(index, std::move(step), layout);
 }
 

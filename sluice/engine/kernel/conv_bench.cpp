@@ -8,6 +8,7 @@
 
 #include "sluice/engine/kernel/narrow_conv.h"
 #include "sluice/engine/kernel/onednn.h"
+#include "sluice/engine/kernel/plane_pool.h"
 
 namespace sluice::engine {
 namespace {
@@ -88,8 +89,9 @@ void ConvNarrow(benchmark::State& state) {
 void Pool(benchmark::State& state) {
   onednn::ConvShape s = shape_of(state);
   s.out_channels = s.in_channels;
-  const Layout layout = state.range(5) ? Layout::channels_last : Layout::plain;
-  measure(state, s, onednn::make_pool(s, layout, true, 1), s.in_channels, 0);
+  const bool last = state.range(5) != 0;
+  measure(state, s, last ? onednn::make_pool(s, true, 1) : make_plane_pool(s, true, 1),
+          s.in_channels, 0);
 }
 
 const std::vector<std::string> kNames{"samples", "in", "out", "size", "stride"};

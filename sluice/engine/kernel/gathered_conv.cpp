@@ -233,7 +233,7 @@ void fill_plane(const GatheredConv& conv, const Sample& sample, int64_t k) {
   const onednn::ConvShape& s = conv.shape;
   const float* x = sample.x + int64_t{sample.inputs[k]} * s.in_height * s.in_width;
   float* to = sample.picture + k * conv.plane;
-  if (s.stride[0] == 1 && s.stride[1] == 1 && conv.pitch >= s.padding[1] + s.in_width) {
+  if (s.stride[0] == 1 && s.stride[1] == 1) {
     const int64_t above = std::min(s.padding[0], conv.height),
                   rows = std::min(s.in_height, conv.height - above);
     to = std::fill_n(to, above * conv.pitch, 0.0f);

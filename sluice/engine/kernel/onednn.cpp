@@ -581,8 +581,9 @@ void multiply_matrices(const float* a, const float* b, int64_t rows, int64_t in,
   multiply(a, b, rows, in, out, transposed, scale, y, out);
 }
 
-Kernel make_pool(const ConvShape& s, Layout layout, bool maximum, int threads) {
+Kernel make_pool(const ConvShape& s, bool maximum, int threads) {
   return translated("pool", s, [&]() -> Kernel {
+    constexpr Layout layout = Layout::channels_last;
     const ThreadScope scope(threads);
     const memory::desc src = image(s.samples, s.in_channels, s.in_height, s.in_width, layout);
     const memory::desc dst = image(s.samples, s.in_channels, s.out_height, s.out_width, layout);

@@ -82,9 +82,9 @@ void multiply_rows(const float* x, const float* weight, int64_t rows, int64_t in
 /// multiply_rows.
 void multiply_matrices(const float* a, const float* b, int64_t rows, int64_t in, int64_t out,
                        bool transposed, float scale, float* y);
-/// kernel, stride, padding of `shape`; channels are in_channels. Average pooling does not count the
-/// padding.
-Kernel make_pool(const ConvShape& shape, Layout layout, bool maximum, int threads);
+/// kernel, stride, padding of `shape`; channels are in_channels, and last. Average pooling does not
+/// count the padding.
+Kernel make_pool(const ConvShape& shape, bool maximum, int threads);
 
 /// True while the calling thread is inside oneDNN: what it allocates there is not ours to avoid.
 bool inside();

@@ -5,6 +5,7 @@
 #include "sluice/base/random.h"
 #include "sluice/lab/brick/init.h"
 #include "sluice/lab/model/testing.h"
+#include "sluice/lab/model/text_testing.h"
 #include "sluice/lab/train/distill.h"
 #if SLUICE_HAS_ENGINE
 #include "sluice/lab/model/engine_testing.h"
@@ -14,20 +15,6 @@ namespace sluice::lab {
 namespace lora_test {
 
 using namespace testing;  // NOLINT: test helpers
-
-Model text_model(const std::string& name = "decoder") {
-  Model model = make_model(name,
-                           {{"vocab", 30},
-                            {"layers", 2},
-                            {"width", 16},
-                            {"heads", 2},
-                            {"ffn", 24},
-                            {"context", 12},
-                            {"init_std", 0.3}},
-                           3);
-  model.root->eval();
-  return model;
-}
 
 /// As after training: B is not 0.
 void learn(Model& model) {

@@ -4,6 +4,7 @@
 
 #include "sluice/lab/brick/transformer.h"
 #include "sluice/lab/model/testing.h"
+#include "sluice/lab/model/text_testing.h"
 #include "sluice/lab/pass/pass.h"
 
 namespace sluice::lab {
@@ -12,15 +13,7 @@ namespace budget_test {
 using namespace testing;  // NOLINT: test helpers
 
 Model decoder(const Json& gates = {}) {
-  Model model = make_model("decoder",
-                           {{"vocab", 30},
-                            {"layers", 2},
-                            {"width", 16},
-                            {"heads", 2},
-                            {"ffn", 24},
-                            {"context", 12},
-                            {"init_std", 0.3}},
-                           3);
+  Model model = text_model();
   if (gates.is_null()) return model;
   return run_pass(model, "insert-gates", with(gates));
 }

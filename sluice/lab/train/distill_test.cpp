@@ -3,25 +3,12 @@
 #include "sluice/base/random.h"
 #include "sluice/lab/inspect/recorder.h"
 #include "sluice/lab/model/testing.h"
+#include "sluice/lab/model/text_testing.h"
 
 namespace sluice::lab {
 namespace distill_test {
 
 using namespace testing;  // NOLINT: test helpers
-
-Model text_model(const std::string& name) {
-  Model model = make_model(name,
-                           {{"vocab", 30},
-                            {"layers", 2},
-                            {"width", 16},
-                            {"heads", 2},
-                            {"ffn", 24},
-                            {"context", 12},
-                            {"init_std", 0.3}},
-                           3);
-  model.root->eval();
-  return model;
-}
 
 TEST(Recorder, KeepsWhatMatchingSlotsGiveAndTake) {
   Model model = text_model("decoder");
