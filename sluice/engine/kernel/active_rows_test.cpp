@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "sluice/engine/kernel/buffer.h"
+#include "sluice/engine/kernel/expert_groups.h"
 #include "sluice/engine/kernel/experts.h"
 #include "sluice/engine/kernel/lora.h"
 #include "sluice/engine/kernel/sparse_ffn.h"
@@ -153,6 +154,87 @@ TEST(Experts, ThreadsDoNotChangeABit) {
       Buffer scratch(experts_scratch(experts, 40, threads));
       run_experts(experts, x.data(), logits.data(), y, 40, scratch.data(), threads, nullptr);
     });
+  }
+}
+
+TEST(Experts, ThreadsThatShareOutExpertsDoNotChangeABit) {
+  Matrices m;
+  constexpr size_t kRows = 300, kIn = 45;
+  for (const bool gated : {false, true}) {
+    Experts experts;
+    experts.top_k = 2;
+    for (int e = 0; e < 5; ++e) {  // inputs in two parts, tokens in several
+      experts.up.push_back(m.make(Format::f32, 600, kIn));
+      if (gated) experts.gate.push_back(m.make(Format::f32, 600, kIn));
+      experts.down.push_back(m.make(Format::f32, 600, 70));
+    }
+    const auto x = random_floats(m.random(), kRows * kIn);
+    auto logits = random_floats(m.random(), kRows * 5);
+    for (size_t t = 0; t < kRows; ++t) {  // one expert of most tokens, one of nobody, one of two
+      logits[5 * t] += t % 8 ? 9.0f : 0.0f;
+      logits[5 * t + 3] = -99;
+      logits[5 * t + 4] = t == 3 || t == 299 ? 99.0f : -98.0f;
+    }
+    std::vector<float> want(kRows * 70), got(want.size());
+    Buffer plain(experts_scratch(experts, kRows, 1));
+    run_experts(experts, x.data(), logits.data(), want.data(), kRows, plain.data(), 1, nullptr);
+    make_expert_panels(experts);
+    Buffer memory(experts_scratch(experts, kRows, 1));
+    run_experts(experts, x.data(), logits.data(), got.data(), kRows, memory.data(), 1, nullptr);
+    const float scale = *std::max_element(want.begin(), want.end());
+    for (size_t i = 0; i < want.size(); ++i) ASSERT_NEAR(got[i], want[i], 1e-5f * scale);
+    expect_same_for_threads(kRows * 70, [&](int threads, float* y) {
+      Buffer scratch(experts_scratch(experts, kRows, threads));
+      run_experts(experts, x.data(), logits.data(), y, kRows, scratch.data(), threads, nullptr);
+    });
+  }
+}
+
+TEST(ExpertGroups, SortTokensByExpert) {
+  constexpr size_t kRows = 6, kExperts = 3;
+  const std::vector<float> logits{3, 2, 1, 1, 2, 3, 5, 5, 0, 0, 1, 0, 2, 1, 1, NAN, 1, 2};
+  Buffer scratch(ExpertGroups::scratch_bytes(kRows, kExperts, 2));
+  ExpertGroups groups(scratch.data(), kRows, kExperts, 2);
+  groups.route(logits.data(), false);
+  EXPECT_EQ(std::vector<int32_t>(groups.start, groups.start + 4),
+            (std::vector<int32_t>{0, 4, 10, 12}));
+  EXPECT_EQ(std::vector<int32_t>(groups.token, groups.token + 12),
+            (std::vector<int32_t>{0, 2, 3, 4, 0, 1, 2, 3, 4, 5, 1, 5}));
+  for (size_t t = 0; t < kRows; ++t) {
+    double sum = 0;
+    for (size_t i = 0; i < 2; ++i) {
+      const int32_t place = groups.places[2 * t + i];
+      EXPECT_EQ(groups.token[place], int32_t(t));
+      sum += double(groups.weight[place]);
+    }
+    EXPECT_LT(groups.places[2 * t], groups.places[2 * t + 1]);
+    EXPECT_NEAR(sum, 1, 1e-6);
+  }
+}
+
+TEST(ExpertGroups, NoThreadGetsMoreThanItsPartOfTheJobs) {
+  std::mt19937 random(3);
+  for (int round = 0; round < 200; ++round) {
+    const int threads = 1 + int(random() % 6);
+    std::vector<ExpertJob> jobs(1 + random() % 20);
+    int64_t all = 0;
+    for (ExpertJob& job : jobs) {
+      job.last = 1 + int32_t(random() % 112);
+      all += job.tokens() + 2;
+    }
+    std::vector<int32_t> order(jobs.size());
+    std::vector<int64_t> loads(static_cast<size_t>(threads));
+    share_jobs(jobs, threads, order.data(), loads.data());
+    std::vector<int64_t> found(loads.size());
+    int64_t shared = 0;
+    for (const ExpertJob& job : jobs) {
+      ASSERT_LT(job.owner, threads);
+      (job.owner == ExpertJob::kAll ? shared : found[size_t(job.owner)]) += job.tokens() + 2;
+    }
+    for (const int64_t load : found) EXPECT_LE(load * threads * 32, (all + threads) * 33);
+    // What remains did not fit anywhere.
+    if (threads == 1) EXPECT_EQ(shared, 0);
+    if (int64_t(jobs.size()) < threads) EXPECT_GT(shared, 0);
   }
 }
 

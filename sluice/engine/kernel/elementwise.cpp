@@ -63,6 +63,11 @@ void Multiply(const float* a, const float* b, float* out, size_t count) {
   map2(a, b, out, count, [](V x, V y) HWY_ATTR { return hn::Mul(x, y); });
 }
 
+void AddScaled(const float* in, float factor, float* out, size_t count) {
+  const V f = hn::Set(D(), factor);
+  map2(in, out, out, count, [=](V x, V y) HWY_ATTR { return hn::MulAdd(f, x, y); });
+}
+
 void Threshold(const float* in, float value, float* out, size_t count) {
   const D d;
   const V bound = hn::Set(d, value), one = hn::Set(d, 1.0f);
@@ -106,6 +111,7 @@ namespace sluice::engine {
 HWY_EXPORT(Activate);
 HWY_EXPORT(Add);
 HWY_EXPORT(Multiply);
+HWY_EXPORT(AddScaled);
 HWY_EXPORT(Threshold);
 HWY_EXPORT(ScaleAll);
 HWY_EXPORT(ScaleChannels);
@@ -132,6 +138,9 @@ void add(const float* a, const float* b, Activation kind, float* out, size_t cou
 }
 void multiply(const float* a, const float* b, float* out, size_t count) {
   HWY_DYNAMIC_DISPATCH(Multiply)(a, b, out, count);
+}
+void add_scaled(const float* in, float factor, float* out, size_t count) {
+  HWY_DYNAMIC_DISPATCH(AddScaled)(in, factor, out, count);
 }
 void threshold(const float* in, float value, float* out, size_t count) {
   HWY_DYNAMIC_DISPATCH(Threshold)(in, value, out, count);

@@ -18,6 +18,8 @@ void threshold(const float* in, float value, float* out, size_t count);
 /// out = in * scale[c] + shift[c]; `shift` may be null.
 void scale_channels(const float* in, const float* scale, const float* shift, float* out,
                     size_t outer, size_t channels, size_t inner);
+/// out = out + factor * in; `out` is not `in`.
+void add_scaled(const float* in, float factor, float* out, size_t count);
 /// out = in * factor
 void scale_all(const float* in, float factor, float* out, size_t count);
 

@@ -106,6 +106,21 @@ TEST(Elementwise, AddAndMultiplyHandleTailsAndWriteInPlace) {
   });
 }
 
+TEST(Elementwise, AddScaledAddsUpForEveryLength) {
+  std::mt19937_64 random(6);
+  for_each_target([&] {
+    for (size_t count = 0; count < 70; ++count) {
+      const auto x = random_floats(random, count), before = random_floats(random, count);
+      Guarded y(count, count % 5);
+      std::copy(before.begin(), before.end(), y.data());
+      add_scaled(x.data(), -1.5f, y.data(), count);
+      ASSERT_TRUE(y.intact());
+      for (size_t i = 0; i < count; ++i)
+        ASSERT_NEAR(y.data()[i], before[i] - 1.5 * double(x[i]), 1e-6);
+    }
+  });
+}
+
 TEST(Elementwise, ScaleWalksChannelsInBothMemoryOrders) {
   std::mt19937_64 random(3);
   for_each_target([&] {

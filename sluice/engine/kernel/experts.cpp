@@ -3,16 +3,15 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
 #include "sluice/base/shape.h"
 #include "sluice/engine/kernel/elementwise.h"
+#include "sluice/engine/kernel/expert_groups.h"
 #include "sluice/engine/kernel/packed_accumulate.h"
 #include "sluice/engine/kernel/packed_tiles.h"
 #include "sluice/engine/kernel/panel.h"
 #include "sluice/engine/kernel/reduce.h"
-#include "sluice/engine/kernel/select.h"
 
 namespace sluice::engine {
 namespace {
@@ -24,6 +23,12 @@ constexpr size_t kTokens = kMaxDotBatch;
 constexpr int64_t kFloat = static_cast<int64_t>(sizeof(float));
 // Groups of so many tokens take the panels, see active_rows_bench.cpp.
 constexpr size_t kPanelsFrom = 3;
+// So many tokens at a time: their hidden layer stays in the second-level cache. Whole tiles of
+// every vector width.
+constexpr size_t kPanelTokens = 112;
+// Weights of so many inputs at a time (64 KB a panel; the whole 1024: up to 3% more time, 6% with
+// AVX2).
+constexpr int64_t kDepth = 512;
 // Floats between rows that are multiplied together: rows that lie a power of two apart would share
 // one set of the first-level cache.
 constexpr int64_t kPad = 16;
@@ -34,13 +39,24 @@ bool takes_tiles(const Experts& e) {
          (!e.gated() || tiles_apply(e.gate[0]));
 }
 
+/// Tokens that one thread computes at a time.
+size_t most_tokens(const Experts& e, size_t rows) {
+  if (takes_tiles(e)) return rows;
+  return std::min(rows, e.up_panels.empty() ? kTokens : kPanelTokens);
+}
+
 struct Places {
-  int64_t choice = 0, weight = 0, order = 0, start = 0, ranked = 0, probability = 0, pointers = 0,
-          hidden = 0, other = 0, result = 0, gathered = 0, dot = 0, sums = 0, end = 0;
+  // Shared: routing, jobs, results by place (one thread: of a job), scratch of the dot products.
+  int64_t groups = 0, jobs = 0, order = 0, loads = 0, result = 0, dot = 0, sums = 0;
+  // Of each thread, relative to lanes + its number * lane_bytes.
+  int64_t lanes = 0, lane_bytes = 0, pointers = 0, hidden = 0, other = 0, gathered = 0;
+  int64_t end = 0;
 
   Places(const Experts& e, int64_t rows, int threads) {
-    const int64_t slots = checked_mul(rows, static_cast<int64_t>(e.top_k), "expert slots");
-    const int64_t count = static_cast<int64_t>(e.count());
+    const int64_t count = static_cast<int64_t>(e.count()), top_k = static_cast<int64_t>(e.top_k);
+    const int64_t slots = checked_mul(rows, top_k, "expert slots"),
+                  most = static_cast<int64_t>(most_tokens(e, static_cast<size_t>(rows))),
+                  most_jobs = count + slots / std::max<int64_t>(1, most);
     const PackedMatrix &up = e.up[0], &down = e.down[0];
     const auto take = [&](int64_t items, int64_t size) {
       const int64_t at = end;
@@ -48,27 +64,31 @@ struct Places {
           checked_add(end, align_up(checked_mul(items, size, "expert scratch")), "expert scratch");
       return at;
     };
-    choice = take(slots, kFloat);
-    weight = take(slots, kFloat);
-    order = take(slots, kFloat);
-    start = take(count + 1, kFloat);
-    ranked = take(count, kFloat);
-    probability = take(count, kFloat);
-    pointers = take(2 * rows, static_cast<int64_t>(sizeof(float*)));
-    // A token has an expert once, so a group is no larger than all tokens.
-    hidden = take(checked_mul(rows, up.rows + kPad, "hidden"), kFloat);
-    if (e.gated()) other = take(checked_mul(rows, up.rows + kPad, "hidden"), kFloat);
-    result = take(checked_mul(rows, down.columns, "expert results"), kFloat);
-    gathered = take(checked_mul(rows, up.columns + kPad, "gathered rows"), kFloat);
-    int64_t most = dot_scratch_bytes(up.format, e.kind, up.columns, kTokens);
+    groups = take(ExpertGroups::scratch_bytes(rows, count, top_k), 1);
+    jobs = take(most_jobs, static_cast<int64_t>(sizeof(ExpertJob)));
+    order = take(most_jobs, kFloat);
+    loads = take(threads, static_cast<int64_t>(sizeof(int64_t)));
+    const bool by_place = threads > 1 && !e.up_panels.empty();
+    result = take(checked_mul(by_place ? slots : most, down.columns, "expert results"), kFloat);
+    int64_t bytes = dot_scratch_bytes(up.format, e.kind, up.columns, kTokens);
     if (e.gated())
-      most = std::max(most, dot_scratch_bytes(e.gate[0].format, e.kind, up.columns, kTokens));
+      bytes = std::max(bytes, dot_scratch_bytes(e.gate[0].format, e.kind, up.columns, kTokens));
     if (takes_tiles(e)) {
-      most = std::max(most, tiles_scratch_bytes(up, rows, threads));
-      if (e.gated()) most = std::max(most, tiles_scratch_bytes(e.gate[0], rows, threads));
+      bytes = std::max(bytes, tiles_scratch_bytes(up, rows, threads));
+      if (e.gated()) bytes = std::max(bytes, tiles_scratch_bytes(e.gate[0], rows, threads));
     }
-    dot = take(most, 1);
+    dot = take(bytes, 1);
     sums = take(packed_accumulate_scratch(down, threads), 1);
+    lanes = end;
+    end = 0;
+    pointers = take(2 * most, static_cast<int64_t>(sizeof(float*)));
+    hidden = take(checked_mul(most, up.rows + kPad, "hidden"), kFloat);
+    if (e.gated()) other = take(checked_mul(most, up.rows + kPad, "hidden"), kFloat);
+    gathered = take(checked_mul(most, up.columns + kPad, "gathered rows"), kFloat);
+    lane_bytes = end;
+    end = checked_add(lanes,
+                      checked_mul(lane_bytes, e.up_panels.empty() ? 1 : threads, "expert scratch"),
+                      "expert scratch");
   }
 };
 
@@ -86,23 +106,43 @@ class Run {
         rows_(rows),
         in_(static_cast<size_t>(experts.up[0].columns)),
         hidden_(static_cast<size_t>(experts.up[0].rows)),
-        out_(static_cast<size_t>(experts.down[0].columns)) {
-    route(logits);
+        out_(static_cast<size_t>(experts.down[0].columns)),
+        groups_(scratch + at_.groups, rows, experts.count(), experts.top_k) {
+    groups_.route(logits, experts.softmax_first);
+    list_jobs();
   }
 
   void all() {
-    std::fill_n(y_, rows_ * out_, 0.0f);
-    const int32_t* start = at<int32_t>(at_.start);
-    for (size_t e = 0; e < e_.count(); ++e) {
-      const size_t first = static_cast<size_t>(start[e]), last = static_cast<size_t>(start[e + 1]);
-      if (first == last) continue;
-      if (last - first >= kPanelsFrom && !e_.up_panels.empty()) {
-        by_panels(e, first, last);
-      } else {
-        const size_t step = takes_tiles(e_) ? last - first : kTokens;
-        for (size_t i = first; i < last; i += step) by_dots(e, i, std::min(i + step, last));
+    const bool panels = std::any_of(jobs_.begin(), jobs_.end(),
+                                    [this](const ExpertJob& job) { return takes_panels(job); });
+    // Each y adds up by ascending expert. Threads that compute experts of their own leave the
+    // results by place and add them up in the end.
+    by_place_ = panels && threads_ > 1;
+    if (!by_place_) {
+      std::fill_n(y_, rows_ * out_, 0.0f);
+      for (size_t j = 0; j < jobs_.size(); ++j) run(j, 0, 0, 1);
+      return;
+    }
+    share_jobs(jobs_, threads_, at<int32_t>(at_.order), at<int64_t>(at_.loads));
+    for (const ExpertJob& job : jobs_)
+      if (!takes_panels(job)) by_dots(job);
+#pragma omp parallel num_threads(threads_)
+    {
+      const size_t me = static_cast<size_t>(omp_get_thread_num()),
+                   team = static_cast<size_t>(omp_get_num_threads());  // fewer where nested
+      const auto mine = [&](const ExpertJob& job) {
+        return job.owner != ExpertJob::kAll && static_cast<size_t>(job.owner) % team == me;
+      };
+      for (size_t j = 0; j < jobs_.size(); ++j)
+        if (mine(jobs_[j]) && takes_panels(jobs_[j])) run(j, me, 0, 1);
+      for (size_t j = 0; j < jobs_.size(); ++j) {
+        if (jobs_[j].owner == ExpertJob::kAll && takes_panels(jobs_[j])) {
+#pragma omp barrier
+          run(j, 0, me, team);
+        }
       }
-      count_work(e, last - first);
+#pragma omp barrier
+      for (size_t t = rows_ * me / team; t < rows_ * (me + 1) / team; ++t) add_places(t);
     }
   }
 
@@ -111,57 +151,73 @@ class Run {
   T* at(int64_t place) const {
     return reinterpret_cast<T*>(scratch_ + place);
   }
-  float* floats(int64_t place) const { return at<float>(place); }
-  size_t token_of(size_t place) const {
-    return static_cast<size_t>(at<int32_t>(at_.order)[place]) / e_.top_k;
+  float* lane_floats(size_t lane, int64_t place) const {
+    return at<float>(at_.lanes + static_cast<int64_t>(lane) * at_.lane_bytes + place);
   }
-  float weight_of(size_t place) const { return floats(at_.weight)[at<int32_t>(at_.order)[place]]; }
+  bool takes_panels(const ExpertJob& job) const {
+    return !e_.up_panels.empty() && static_cast<size_t>(job.tokens()) >= kPanelsFrom;
+  }
+  float* result(const ExpertJob& job) const {
+    return at<float>(at_.result) + (by_place_ ? static_cast<size_t>(job.first) * out_ : 0);
+  }
+  const float* input(const ExpertJob& job, size_t i) const {
+    return x_ + static_cast<size_t>(groups_.token[static_cast<size_t>(job.first) + i]) * in_;
+  }
 
-  /// Chooses experts and weights of every token, and sorts the slots by expert.
-  void route(const float* logits) {
-    const size_t count = e_.count(), k = e_.top_k;
-    int32_t *choice = at<int32_t>(at_.choice), *start = at<int32_t>(at_.start),
-            *ranked = at<int32_t>(at_.ranked);
-    float *weight = floats(at_.weight), *probability = floats(at_.probability);
-    std::fill_n(start, count + 1, 0);
-    for (size_t t = 0; t < rows_; ++t) {
-      const float* from = logits + t * count;
-      select_top_k({from, count, Rank::value}, k, ranked);
-      float* mine = weight + t * k;
-      if (e_.softmax_first) {
-        softmax(from, probability, 1, count);
-        for (size_t i = 0; i < k; ++i) mine[i] = probability[ranked[i]];
-      } else {
-        for (size_t i = 0; i < k; ++i) mine[i] = from[ranked[i]];
-        softmax(mine, mine, 1, k);
-      }
-      for (size_t i = 0; i < k; ++i) {
-        choice[t * k + i] = ranked[i];
-        ++start[ranked[i] + 1];
+  /// By ascending expert.
+  void list_jobs() {
+    ExpertJob* jobs = at<ExpertJob>(at_.jobs);
+    size_t count = 0;
+    for (size_t e = 0; e < e_.count(); ++e) {
+      const int32_t first = groups_.start[e], tokens = groups_.start[e + 1] - first;
+      if (tokens == 0) continue;
+      count_work(e, static_cast<size_t>(tokens));
+      const int32_t most = static_cast<int32_t>(most_tokens(e_, rows_)),
+                    parts = (tokens + most - 1) / most;
+      for (int32_t p = 0; p < parts; ++p) {
+        jobs[count++] = {static_cast<int32_t>(e), first + tokens * p / parts,
+                         first + tokens * (p + 1) / parts};
       }
     }
-    for (size_t e = 0; e < count; ++e) start[e + 1] += start[e];
-    int32_t* next = ranked;  // its work is done
-    std::copy_n(start, count, next);
-    for (size_t slot = 0; slot < rows_ * k; ++slot)
-      at<int32_t>(at_.order)[next[choice[slot]]++] = static_cast<int32_t>(slot);
+    jobs_ = {jobs, count};
   }
 
-  void add_result(size_t first, size_t last, size_t from, size_t to) const {
-    for (size_t i = first; i < last; ++i) {
-      const float w = weight_of(i);
-      const float* result = floats(at_.result) + (i - first) * out_;
-      float* y = y_ + token_of(i) * out_;
-      for (size_t c = from; c < to; ++c) y[c] += w * result[c];
+  /// Part `part` of `parts` of a job, whose threads all come here, in the memory of `lane`.
+  void run(size_t j, size_t lane, size_t part, size_t parts) const {
+    const ExpertJob& job = jobs_[j];
+    if (!takes_panels(job)) return by_dots(job);
+    // What this thread reads next.
+    const auto next = std::find_if(
+        jobs_.begin() + static_cast<std::ptrdiff_t>(j) + 1, jobs_.end(), [&](const ExpertJob& n) {
+          return n.owner == job.owner && n.expert != job.expert && takes_panels(n);
+        });
+    by_panels(job, lane, part, parts, next == jobs_.end() ? nullptr : &*next);
+  }
+
+  void add_result(size_t place, const float* result) const {
+    add_scaled(result, groups_.weight[place], y_ + static_cast<size_t>(groups_.token[place]) * out_,
+               out_);
+  }
+
+  void add_places(size_t token) const {
+    std::fill_n(y_ + token * out_, out_, 0.0f);
+    for (size_t i = 0; i < e_.top_k; ++i) {
+      const size_t place = static_cast<size_t>(groups_.places[token * e_.top_k + i]);
+      add_result(place, at<float>(at_.result) + place * out_);
     }
   }
 
-  void by_dots(size_t e, size_t first, size_t last) const {
-    const size_t tokens = last - first;
-    float *gathered = floats(at_.gathered), *hidden = floats(at_.hidden),
-          *other = floats(at_.other), *result = floats(at_.result);
+  void add_results(const ExpertJob& job) const {
+    for (size_t i = 0; i < static_cast<size_t>(job.tokens()); ++i)
+      add_result(static_cast<size_t>(job.first) + i, result(job) + i * out_);
+  }
+
+  void by_dots(const ExpertJob& job) const {
+    const size_t tokens = static_cast<size_t>(job.tokens()), e = static_cast<size_t>(job.expert);
+    float *gathered = lane_floats(0, at_.gathered), *hidden = lane_floats(0, at_.hidden),
+          *other = lane_floats(0, at_.other), *result = this->result(job);
     for (size_t i = 0; i < tokens; ++i)
-      std::memcpy(gathered + i * in_, x_ + token_of(first + i) * in_, in_ * sizeof(float));
+      std::memcpy(gathered + i * in_, input(job, i), in_ * sizeof(float));
     const auto product = [&](const PackedMatrix& m, float* to) {
       if (tokens > kTokens) {
         return multiply_tiles(m, gathered, static_cast<int64_t>(tokens), to, scratch_ + at_.dot,
@@ -180,58 +236,76 @@ class Run {
     std::fill_n(result, tokens * out_, 0.0f);
     packed_accumulate(e_.down[e], {nullptr, hidden_}, {hidden, tokens, hidden_}, result, out_,
                       scratch_ + at_.sums, threads_);
-    add_result(first, last, 0, out_);
+    if (!by_place_) add_results(job);
   }
 
   /// Threads share out the columns of the hidden layer, then those of the result.
-  void by_panels(size_t e, size_t first, size_t last) const {
-    const size_t tokens = last - first, in_stride = in_ + kPad, stride = hidden_ + kPad;
-    const float** rows = at<const float*>(at_.pointers);
-    const float** hidden_rows = rows + rows_;
-    float *gathered = floats(at_.gathered), *hidden = floats(at_.hidden),
-          *other = floats(at_.other), *result = floats(at_.result);
-    for (size_t i = 0; i < tokens; ++i) {
+  void by_panels(const ExpertJob& job, size_t lane, size_t part, size_t parts,
+                 const ExpertJob* next) const {
+    const size_t tokens = static_cast<size_t>(job.tokens()), e = static_cast<size_t>(job.expert),
+                 in_stride = in_ + kPad, stride = hidden_ + kPad;
+    const float** rows =
+        at<const float*>(at_.lanes + static_cast<int64_t>(lane) * at_.lane_bytes + at_.pointers);
+    const float** hidden_rows = rows + tokens;
+    float *gathered = lane_floats(lane, at_.gathered), *hidden = lane_floats(lane, at_.hidden),
+          *other = lane_floats(lane, at_.other), *result = this->result(job);
+    const auto meet = [&] {
+      if (parts > 1) {
+#pragma omp barrier
+      }
+    };
+    for (size_t i = tokens * part / parts; i < tokens * (part + 1) / parts; ++i) {
       rows[i] = gathered + i * in_stride;
       hidden_rows[i] = hidden + i * stride;
+      std::memcpy(gathered + i * in_stride, input(job, i), in_ * sizeof(float));
     }
-#pragma omp parallel num_threads(threads_) if (threads_ > 1)
-    {
-      const size_t part = static_cast<size_t>(omp_get_thread_num()),
-                   parts = static_cast<size_t>(omp_get_num_threads());
-      for (size_t i = tokens * part / parts; i < tokens * (part + 1) / parts; ++i)
-        std::memcpy(gathered + i * in_stride, x_ + token_of(first + i) * in_, in_ * sizeof(float));
-#pragma omp barrier
-      const size_t from = column_part(hidden_, part, parts),
-                   to = column_part(hidden_, part + 1, parts);
-      panels(e_.gated() ? e_.gate_panels[e] : e_.up_panels[e], in_, rows, tokens, hidden, stride,
-             from, to);
-      if (e_.gated()) panels(e_.up_panels[e], in_, rows, tokens, other, stride, from, to);
-      for (size_t i = 0; i < tokens && to > from; ++i) {
-        float* h = hidden + i * stride + from;
-        activate(e_.activation, h, h, to - from);
-        if (e_.gated()) multiply(h, other + i * stride + from, h, to - from);
-      }
-#pragma omp barrier
-      const size_t begin = column_part(out_, part, parts), end = column_part(out_, part + 1, parts);
-      panels(e_.down_panels[e], hidden_, hidden_rows, tokens, result, out_, begin, end);
-      add_result(first, last, begin, end);
+    meet();
+    const size_t from = column_part(hidden_, part, parts),
+                 to = column_part(hidden_, part + 1, parts);
+    const size_t begin = column_part(out_, part, parts), end = column_part(out_, part + 1, parts);
+    const auto first_matrix = [&](size_t expert) -> const Buffer& {
+      return e_.gated() ? e_.gate_panels[expert] : e_.up_panels[expert];
+    };
+    const float *down = panel(e_.down_panels[e], hidden_, begin),
+                *up = panel(e_.up_panels[e], in_, from),
+                *then = next ? panel(first_matrix(static_cast<size_t>(next->expert)), in_, from)
+                             : nullptr;
+    products(panel(first_matrix(e), in_, from), in_, rows, tokens, hidden + from, stride, to - from,
+             e_.gated() ? up : down);
+    if (e_.gated()) products(up, in_, rows, tokens, other + from, stride, to - from, down);
+    for (size_t i = 0; i < tokens && to > from; ++i) {
+      float* h = hidden + i * stride + from;
+      activate(e_.activation, h, h, to - from);
+      if (e_.gated()) multiply(h, other + i * stride + from, h, to - from);
     }
+    meet();
+    products(down, hidden_, hidden_rows, tokens, result + begin, out_, end - begin, then);
+    if (!by_place_) add_results(job);
   }
 
-  static void panels(const Buffer& weight, size_t depth, const float* const* x, size_t tokens,
-                     float* out, size_t stride, size_t from, size_t to) {
-    if (from == to) return;
-    const PanelRun run{0, static_cast<int64_t>(depth)};
+  static const float* panel(const Buffer& weight, size_t depth, size_t output) {
+    return weight.floats() + output / kPanel * depth * kPanel;
+  }
+
+  static void products(const float* weight, size_t depth, const float* const* x, size_t tokens,
+                       float* out, size_t stride, size_t outputs, const float* next) {
+    if (outputs == 0) return;
+    const int64_t all = static_cast<int64_t>(depth);
     PanelCall call;
-    call.panel_stride = static_cast<int64_t>(depth) * kPanel;
-    call.weight = weight.floats() + static_cast<int64_t>(from) / kPanel * call.panel_stride;
-    call.outputs = static_cast<int64_t>(to - from);
-    call.runs = {&run, 1};
+    call.panel_stride = all * kPanel;
+    call.outputs = static_cast<int64_t>(outputs);
     call.x = x;
     call.pixels = static_cast<int64_t>(tokens);
-    call.out = out + from;
+    call.out = out;
     call.out_stride = static_cast<int64_t>(stride);
-    panel_products(call);
+    for (int64_t k = 0; k < all; k += kDepth) {
+      const PanelRun run{k, std::min(kDepth, all - k)};
+      call.weight = weight + k * kPanel;
+      call.runs = {&run, 1};
+      call.accumulate = k > 0;
+      call.next = k + kDepth < all ? call.weight + kDepth * kPanel : next;
+      panel_products(call);
+    }
   }
 
   void count_work(size_t e, size_t tokens) const {
@@ -254,6 +328,9 @@ class Run {
   const float* x_;
   float* y_;
   const size_t rows_, in_, hidden_, out_;
+  ExpertGroups groups_;
+  std::span<ExpertJob> jobs_;
+  bool by_place_ = false;
 };
 
 /// Panels of `matrix`, or of its transpose.

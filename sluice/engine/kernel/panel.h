@@ -34,6 +34,8 @@ struct PanelCall {
   float* out = nullptr;
   int64_t out_stride = 0;   ///< floats from pixel to pixel
   bool accumulate = false;  ///< onto what is in `out`, instead of the bias
+  /// Weights that are wanted after these, or null: the last panel asks for as many as it has.
+  const float* next = nullptr;
 };
 
 /// Reads and writes exactly `outputs` numbers a pixel of `out`, whole panels of weights.
