@@ -163,13 +163,7 @@ void run(const PackedMatrix& w, const DotInput& x, const DotRows& rows, float* y
          int64_t y_stride) {
   const int64_t done = run_streams(w, x, rows, y);
   if (done == rows.count) return;
-  DotRows rest = rows;
-  rest.count -= done;
-  if (rows.list) {
-    rest.list += done;
-  } else {
-    rest.first += done;
-  }
+  const DotRows rest = rows_from(rows, done, rows.count - done);
   run_strips(w, x, rest, y + done, y_stride);
 }
 }  // namespace

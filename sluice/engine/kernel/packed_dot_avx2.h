@@ -70,7 +70,6 @@ void run_floats(const PackedMatrix& w, const DotInput& x, const DotRows& rows, f
 /// time. Returns how many of the rows are done, from the first on; the others are left to those
 /// above.
 int64_t run_streams(const PackedMatrix& w, const DotInput& x, const DotRows& rows, float* y);
-constexpr int kStreams = 3;
 /// Rows of x that one pass over the weights serves: as many as there are registers for.
 constexpr int64_t kMostCodes = 4, kMostFloats = 2;
 
@@ -132,7 +131,8 @@ SLUICE_AVX2_INLINE __m256 scales_of_two(__m256 scales, int vector) {
 }
 
 constexpr int64_t kAhead = 2048;  // bytes of codes, in consecutive rows; 8192: i4-32 40% slower
-constexpr int64_t kCache = 128 << 10;  // bytes of rows between parts of a batch
+constexpr int64_t kStreamAhead = 1024;  // the same in each of several streams
+constexpr int64_t kCache = 128 << 10;   // bytes of rows between parts of a batch
 
 #define SLUICE_DOT_TARGET SLUICE_AVX2
 #define SLUICE_DOT_INLINE SLUICE_AVX2_INLINE

@@ -238,11 +238,14 @@ SLUICE_AVX2_INLINE void mixed_row(const std::byte* codes, const std::byte* scale
 }
 
 template <Format kFormat>
-struct RowProduct {
+struct Product {
   static constexpr int64_t kMost = kMostCodes;
-  template <int B>
-  SLUICE_AVX2_INLINE void row(const std::byte* codes, const std::byte* scales, int64_t columns,
-                              const Inputs<B>& in, float (&y)[B]) {
+  static constexpr int kStreams = 1;
+  template <int R, int B>
+  SLUICE_AVX2_INLINE void rows(const Streams<R>& w, int64_t columns, const Inputs<B>& in,
+                               float (&sums)[R][B]) {
+    const std::byte *codes = w.codes[0], *scales = w.scales[0];
+    float(&y)[B] = sums[0];
     if constexpr (kFormat == Format::i8) i8_row<B>(codes, scales, columns, in, y);
     if constexpr (kFormat == Format::i8_group) i8_group_row<B>(codes, scales, columns, in, y);
     if constexpr (kFormat == Format::i4_group) i4_row<B, false>(codes, scales, columns, in, y);
@@ -258,7 +261,7 @@ struct RowProduct {
 
 void run_codes(const PackedMatrix& w, const DotInput& x, const DotRows& rows, float* y,
                int64_t y_stride) {
-  run_format<RowProduct, false>(w, x, rows, y, y_stride);
+  run_format<Product, false>(w, x, rows, y, y_stride);
 }
 
 }  // namespace sluice::engine::avx2

@@ -242,11 +242,14 @@ SLUICE_AVX2_INLINE void plain_row(const std::byte* codes, int64_t columns, const
 }
 
 template <Format kFormat>
-struct RowProduct {
+struct Product {
   static constexpr int64_t kMost = kMostFloats;
-  template <int B>
-  SLUICE_AVX2_INLINE void row(const std::byte* codes, const std::byte* scales, int64_t columns,
-                              const Inputs<B>& in, float (&y)[B]) {
+  static constexpr int kStreams = 1;
+  template <int R, int B>
+  SLUICE_AVX2_INLINE void rows(const Streams<R>& w, int64_t columns, const Inputs<B>& in,
+                               float (&sums)[R][B]) {
+    const std::byte *codes = w.codes[0], *scales = w.scales[0];
+    float(&y)[B] = sums[0];
     if constexpr (kFormat == Format::f32) plain_row<DecodeF32, B>(codes, columns, in, y);
     if constexpr (kFormat == Format::bf16) plain_row<DecodeBf16, B>(codes, columns, in, y);
     if constexpr (kFormat == Format::i8) {
@@ -267,7 +270,7 @@ struct RowProduct {
 
 void run_floats(const PackedMatrix& w, const DotInput& x, const DotRows& rows, float* y,
                 int64_t y_stride) {
-  run_format<RowProduct, true>(w, x, rows, y, y_stride);
+  run_format<Product, true>(w, x, rows, y, y_stride);
 }
 
 }  // namespace sluice::engine::avx2

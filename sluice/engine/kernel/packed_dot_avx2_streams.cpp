@@ -9,20 +9,14 @@
 namespace sluice::engine::avx2 {
 namespace {
 
-constexpr int R = kStreams;
-constexpr int64_t kStreamAhead = 1024;  // bytes
+constexpr int R = 3;
 
-struct Streams {
-  const std::byte* codes[R];
-  const std::byte* scales[R];
-  // A row's cache line is used up before the next row's turn: lines whose addresses agree in the
-  // lowest 12 bits, as those of most rows do, are in each other's way (Zen 3: three cycles a load).
-  SLUICE_AVX2 __attribute__((always_inline)) inline void ahead(int64_t at) const {
+// A row's cache line is used up before the next row's turn: lines whose addresses agree in the
+// lowest 12 bits, as those of most rows do, are in each other's way (Zen 3: three cycles a load).
+SLUICE_AVX2_INLINE void ahead(const Streams<R>& w, const Inputs<1>& in, int64_t at) {
 #pragma GCC unroll 3
-    for (int r = 0; r < R; ++r)
-      _mm_prefetch(reinterpret_cast<const char*>(codes[r] + at + kStreamAhead), _MM_HINT_T0);
-  }
-};
+  for (int r = 0; r < R; ++r) in.ahead(w.codes[r] + at);
+}
 
 // ---------------------------------------------------------------- floats
 
@@ -65,14 +59,15 @@ struct StreamBf16 {
 };
 
 template <class Step>
-SLUICE_AVX2_INLINE void float_rows(const Streams& w, int64_t columns, const Inputs<1>& in,
-                                   float (&y)[R]) {
+SLUICE_AVX2_INLINE void float_rows(const Streams<R>& w, int64_t columns, const Inputs<1>& in,
+                                   float (&y)[R][1]) {
   const float* x = in.floats(0);
   __m256 sums[R][2];
   for (int r = 0; r < R; ++r) sums[r][0] = sums[r][1] = _mm256_setzero_ps();
   int64_t i = 0;
   for (; i + 32 <= columns; i += 32) {
-    for (int64_t line = 0; line < 32 * Step::kBytes; line += 64) w.ahead(i * Step::kBytes + line);
+    for (int64_t line = 0; line < 32 * Step::kBytes; line += 64)
+      ahead(w, in, i * Step::kBytes + line);
     Step::add(w.codes, i * Step::kBytes, x + i, sums);
   }
   if (i < columns) {
@@ -85,7 +80,7 @@ SLUICE_AVX2_INLINE void float_rows(const Streams& w, int64_t columns, const Inpu
     }
     Step::add(parts, 0, x + i, sums);
   }
-  for (int r = 0; r < R; ++r) y[r] = total(_mm256_add_ps(sums[r][0], sums[r][1]));
+  for (int r = 0; r < R; ++r) y[r][0] = total(_mm256_add_ps(sums[r][0], sums[r][1]));
 }
 
 // ---------------------------------------------------------------- codes
@@ -94,8 +89,8 @@ SLUICE_AVX2_INLINE __m256i widen(__m256i sums) {
   return _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
 }
 
-SLUICE_AVX2_INLINE void i8_rows(const Streams& w, int64_t columns, const Inputs<1>& in,
-                                float (&y)[R]) {
+SLUICE_AVX2_INLINE void i8_rows(const Streams<R>& w, int64_t columns, const Inputs<1>& in,
+                                float (&y)[R][1]) {
   const int8_t* x = in.codes(0);
   int64_t out[R] = {};
   for (int64_t first = 0; first < columns; first += kBlock) {
@@ -108,7 +103,7 @@ SLUICE_AVX2_INLINE void i8_rows(const Streams& w, int64_t columns, const Inputs<
     };
     int64_t i = first;
     for (; i + 64 <= last; i += 64) {
-      w.ahead(i);
+      ahead(w, in, i);
       const __m256i v[2] = {load(x + i), load(x + i + 32)};
 #pragma GCC unroll 3
       for (int r = 0; r < R; ++r) {
@@ -120,11 +115,11 @@ SLUICE_AVX2_INLINE void i8_rows(const Streams& w, int64_t columns, const Inputs<
       for (int r = 0; r < R; ++r) step(r, load_some(w.codes[r] + i, last - i), load(x + i));
     for (int r = 0; r < R; ++r) out[r] += total(sums[r]);
   }
-  for (int r = 0; r < R; ++r) y[r] = load_f32(w.scales[r]) * static_cast<float>(out[r]);
+  for (int r = 0; r < R; ++r) y[r][0] = load_f32(w.scales[r]) * static_cast<float>(out[r]);
 }
 
-SLUICE_AVX2_INLINE void i8_group_rows(const Streams& w, int64_t columns, const Inputs<1>& in,
-                                      float (&y)[R]) {
+SLUICE_AVX2_INLINE void i8_group_rows(const Streams<R>& w, int64_t columns, const Inputs<1>& in,
+                                      float (&y)[R][1]) {
   const int64_t groups = (columns + 31) / 32;
   const int8_t* x = in.codes(0);
   alignas(32) float s[R][8];
@@ -142,7 +137,7 @@ SLUICE_AVX2_INLINE void i8_group_rows(const Streams& w, int64_t columns, const I
     if (g + 8 <= groups) {
 #pragma GCC unroll 4
       for (int v = 0; v < 8; v += 2) {
-        w.ahead(32 * (g + v));
+        ahead(w, in, 32 * (g + v));
 #pragma GCC unroll 3
         for (int r = 0; r < R; ++r) {
           add(r, v, 0);
@@ -154,12 +149,12 @@ SLUICE_AVX2_INLINE void i8_group_rows(const Streams& w, int64_t columns, const I
         for (int r = 0; r < R; ++r) add(r, v, 0);
     }
   }
-  for (int r = 0; r < R; ++r) y[r] = total(_mm256_add_ps(sums[r][0], sums[r][1]));
+  for (int r = 0; r < R; ++r) y[r][0] = total(_mm256_add_ps(sums[r][0], sums[r][1]));
 }
 
 template <bool kMin>
-SLUICE_AVX2_INLINE void i4_rows(const Streams& w, int64_t columns, const Inputs<1>& in,
-                                float (&y)[R]) {
+SLUICE_AVX2_INLINE void i4_rows(const Streams<R>& w, int64_t columns, const Inputs<1>& in,
+                                float (&y)[R][1]) {
   const int64_t groups = (columns + 31) / 32, bytes = groups * 16;
   const __m256i low = _mm256_set1_epi8(15), halves = _mm256_set_epi32(1, 1, 1, 1, 0, 0, 0, 0);
   const int8_t* x = in.codes(0);
@@ -186,7 +181,7 @@ SLUICE_AVX2_INLINE void i4_rows(const Streams& w, int64_t columns, const Inputs<
     if (i + 128 <= bytes) {
 #pragma GCC unroll 2
       for (int v = 0; v < 4; v += 2) {
-        w.ahead(i + 32 * v);
+        ahead(w, in, i + 32 * v);
 #pragma GCC unroll 3
         for (int r = 0; r < R; ++r) {
           add(r, v, 0, load(w.codes[r] + i + 32 * v));
@@ -205,63 +200,42 @@ SLUICE_AVX2_INLINE void i4_rows(const Streams& w, int64_t columns, const Inputs<
                                      group_sums, sums[r][0]);
     }
   }
-  for (int r = 0; r < R; ++r) y[r] = total(_mm256_add_ps(sums[r][0], sums[r][1]));
+  for (int r = 0; r < R; ++r) y[r][0] = total(_mm256_add_ps(sums[r][0], sums[r][1]));
 }
 
-/// rows(streams, columns, inputs, y) for parts of the rows at a time.
-template <class Rows>
-SLUICE_AVX2 void run_parts(const PackedMatrix& w, const DotInput& x, const DotRows& rows, float* y,
-                           const Rows& product) {
-  Inputs<1> in;
-  in.p = places(w.format, x.kind, w.columns);
-  in.row[0] = x.data;
-  in.distance = 0;
-  const int64_t part = rows.count / R;
-  float result[R];
-  for (int64_t k = 0; k < part; ++k) {
-    Streams streams;
-    for (int r = 0; r < R; ++r) {
-      const int64_t at = k + r * part, o = rows.at(at);
-      streams.codes[r] = w.codes + o * w.code_stride;
-      streams.scales[r] = w.scales + o * w.scale_stride;
-      // Scales of groups are streams of their own, too thin for the hardware to follow.
-      const int64_t then = at + (rows.list ? 1 : kScaleRows);
-      if (w.scale_stride >= 64 && then < rows.count)
-        prefetch(w.scales + rows.at(then) * w.scale_stride, w.scale_stride);
-    }
-    product(streams, in, result);
-    for (int r = 0; r < R; ++r) y[k + r * part] = in.header(0).scale * result[r];
+template <Format kFormat>
+struct Product {
+  template <int, int>
+  SLUICE_AVX2_INLINE void rows(const Streams<R>& w, int64_t columns, const Inputs<1>& in,
+                               float (&y)[R][1]) {
+    if constexpr (kFormat == Format::f32) float_rows<StreamF32>(w, columns, in, y);
+    if constexpr (kFormat == Format::bf16) float_rows<StreamBf16>(w, columns, in, y);
+    if constexpr (kFormat == Format::i8) i8_rows(w, columns, in, y);
+    if constexpr (kFormat == Format::i8_group) i8_group_rows(w, columns, in, y);
+    if constexpr (kFormat == Format::i4_group) i4_rows<false>(w, columns, in, y);
+    if constexpr (kFormat == Format::i4_group_min) i4_rows<true>(w, columns, in, y);
   }
-}
+};
 
 }  // namespace
 
 int64_t run_streams(const PackedMatrix& w, const DotInput& x, const DotRows& rows, float* y) {
   if (x.batch != 1 || rows.count < R) return 0;
-  const auto run = [&](auto product) { run_parts(w, x, rows, y, product); };
-  const int64_t columns = w.columns;
-#define SLUICE_STREAMS(function)                                                   \
-  run([columns](const Streams& s, const Inputs<1>& in, float(&out)[R]) SLUICE_AVX2 \
-      __attribute__((always_inline)) { function(s, columns, in, out); })
-  if (w.format == Format::f32) {
-    SLUICE_STREAMS(float_rows<StreamF32>);
-  } else if (w.format == Format::bf16) {
-    SLUICE_STREAMS(float_rows<StreamBf16>);
-  } else if (x.kind != DotKind::i8) {
-    return 0;  // unpacking to floats is what takes time
-  } else if (w.format == Format::i8) {
-    SLUICE_STREAMS(i8_rows);
-  } else if (w.format == Format::i8_group) {
-    SLUICE_STREAMS(i8_group_rows);
-  } else if (w.format == Format::i4_group) {
-    SLUICE_STREAMS(i4_rows<false>);
-  } else if (w.format == Format::i4_group_min) {
-    SLUICE_STREAMS(i4_rows<true>);
-  } else {
-    return 0;
+  if (w.format == Format::f32) return run_rows<Product<Format::f32>, R, 1>(w, x, 0, rows, y, 0);
+  if (w.format == Format::bf16) return run_rows<Product<Format::bf16>, R, 1>(w, x, 0, rows, y, 0);
+  if (x.kind != DotKind::i8) return 0;  // unpacking to floats is what takes time
+  switch (w.format) {
+    case Format::i8:
+      return run_rows<Product<Format::i8>, R, 1>(w, x, 0, rows, y, 0);
+    case Format::i8_group:
+      return run_rows<Product<Format::i8_group>, R, 1>(w, x, 0, rows, y, 0);
+    case Format::i4_group:
+      return run_rows<Product<Format::i4_group>, R, 1>(w, x, 0, rows, y, 0);
+    case Format::i4_group_min:
+      return run_rows<Product<Format::i4_group_min>, R, 1>(w, x, 0, rows, y, 0);
+    default:
+      return 0;
   }
-#undef SLUICE_STREAMS
-  return rows.count / R * R;
 }
 
 }  // namespace sluice::engine::avx2

@@ -1,7 +1,7 @@
 // How the rows of packed weights go by, whatever multiplies them; internal. Included by
-// packed_dot_vnni.h and packed_dot_avx2.h, each in its namespace, which gives kAhead, kCache,
-// kMostCodes, kMostFloats, places(), Inputs, run_codes() and run_floats(). For one target at a
-// time, because functions of another are not inlined into it: no include guard.
+// packed_dot_vnni.h and packed_dot_avx2.h, each in its namespace, which gives kAhead, kStreamAhead,
+// kCache, kMostCodes, kMostFloats, places(), Inputs, run_codes() and run_floats(). For one target
+// at a time, because functions of another are not inlined into it: no include guard.
 constexpr int64_t kStart = 1024;  // bytes of codes where a list jumps: of the next row
 constexpr int64_t kScaleRows = 4;
 
@@ -19,69 +19,96 @@ SLUICE_DOT_INLINE void prefetch_rows(const PackedMatrix& w, const DotRows& rows,
   if (rows.list) prefetch(w.codes + o * w.code_stride, least(w.code_stride, kStart));
 }
 
-/// RowProduct: template <int B> static void row(codes, scales, columns, inputs, y).
-template <class RowProduct, int B>
-SLUICE_DOT_TARGET void run_rows(const PackedMatrix& w, const DotInput& x, int64_t first_input,
-                                const DotRows& rows, float* y, int64_t y_stride) {
+/// R rows of weights that go by side by side.
+template <int R>
+struct Streams {
+  const std::byte* codes[R];
+  const std::byte* scales[R];
+};
+
+/// As many rows of `rows` as R divides, R at a time, which lie that part of all of them apart: a
+/// core has more reads under way in several streams than in one. Returns how many that are.
+/// Product: template <int R, int B> static void rows(streams, columns, inputs, float (&y)[R][B]).
+template <class Product, int R, int B>
+SLUICE_DOT_TARGET int64_t run_rows(const PackedMatrix& w, const DotInput& x, int64_t first_input,
+                                   const DotRows& rows, float* y, int64_t y_stride) {
   Inputs<B> in;
   in.p = places(w.format, x.kind, w.columns);
   for (int b = 0; b < B; ++b) in.row[b] = x.data + (first_input + b) * x.stride;
-  in.distance = rows.list ? 0 : kAhead;
-  float result[B];
-  for (int64_t k = 0; k < rows.count; ++k) {
-    const int64_t o = rows.at(k);
-    prefetch_rows(w, rows, k);
-    RowProduct::template row<B>(w.codes + o * w.code_stride, w.scales + o * w.scale_stride,
-                                w.columns, in, result);
-    for (int b = 0; b < B; ++b) y[b * y_stride + k] = in.header(b).scale * result[b];
+  in.distance = rows.list ? 0 : R == 1 ? kAhead : kStreamAhead;
+  Streams<R> streams;
+  const int64_t part = rows.count / R;
+  float result[R][B];
+  for (int64_t k = 0; k < part; ++k) {
+    for (int r = 0; r < R; ++r) {
+      const int64_t o = rows.at(k + r * part);
+      prefetch_rows(w, rows, k + r * part);
+      streams.codes[r] = w.codes + o * w.code_stride;
+      streams.scales[r] = w.scales + o * w.scale_stride;
+    }
+    Product::template rows<R, B>(streams, w.columns, in, result);
+    for (int r = 0; r < R; ++r) {
+      for (int b = 0; b < B; ++b)
+        y[b * y_stride + k + r * part] = in.header(b).scale * result[r][b];
+    }
   }
+  return part * R;
 }
 
-template <class RowProduct>
+inline DotRows rows_from(const DotRows& rows, int64_t k, int64_t count) {
+  return {rows.list ? rows.list + k : nullptr, rows.first + k, count};
+}
+
+template <class Product>
 void run_batch(const PackedMatrix& w, const DotInput& x, const DotRows& rows, float* y,
                int64_t y_stride) {
   // Batches of powers of two are compiled; others are sums of these.
   int64_t b = 0;
-  if constexpr (RowProduct::kMost >= 8) {
+  if constexpr (Product::kMost >= 8) {
     for (; x.batch - b >= 8; b += 8)
-      run_rows<RowProduct, 8>(w, x, b, rows, y + b * y_stride, y_stride);
+      run_rows<Product, 1, 8>(w, x, b, rows, y + b * y_stride, y_stride);
   }
-  if constexpr (RowProduct::kMost >= 4) {
+  if constexpr (Product::kMost >= 4) {
     for (; x.batch - b >= 4; b += 4)
-      run_rows<RowProduct, 4>(w, x, b, rows, y + b * y_stride, y_stride);
+      run_rows<Product, 1, 4>(w, x, b, rows, y + b * y_stride, y_stride);
   }
   for (; x.batch - b >= 2; b += 2)
-    run_rows<RowProduct, 2>(w, x, b, rows, y + b * y_stride, y_stride);
-  if (x.batch - b >= 1) run_rows<RowProduct, 1>(w, x, b, rows, y + b * y_stride, y_stride);
+    run_rows<Product, 1, 2>(w, x, b, rows, y + b * y_stride, y_stride);
+  if (x.batch == b) return;
+  int64_t done = 0;
+  if constexpr (Product::kStreams > 1)
+    done = run_rows<Product, Product::kStreams, 1>(w, x, b, rows, y + b * y_stride, y_stride);
+  run_rows<Product, 1, 1>(w, x, b, rows_from(rows, done, rows.count - done),
+                          y + b * y_stride + done, y_stride);
 }
 
 /// kFloats: f32 and bf16 weights, too; else they are not given.
-template <template <Format> class RowProduct, bool kFloats>
+template <template <Format> class Product, bool kFloats>
 void run_format(const PackedMatrix& w, const DotInput& x, const DotRows& rows, float* y,
                 int64_t y_stride) {
   switch (w.format) {
     case Format::f32:
-      if constexpr (kFloats) run_batch<RowProduct<Format::f32>>(w, x, rows, y, y_stride);
+      if constexpr (kFloats) run_batch<Product<Format::f32>>(w, x, rows, y, y_stride);
       return;
     case Format::bf16:
-      if constexpr (kFloats) run_batch<RowProduct<Format::bf16>>(w, x, rows, y, y_stride);
+      if constexpr (kFloats) run_batch<Product<Format::bf16>>(w, x, rows, y, y_stride);
       return;
     case Format::i8:
-      return run_batch<RowProduct<Format::i8>>(w, x, rows, y, y_stride);
+      return run_batch<Product<Format::i8>>(w, x, rows, y, y_stride);
     case Format::i8_group:
-      return run_batch<RowProduct<Format::i8_group>>(w, x, rows, y, y_stride);
+      return run_batch<Product<Format::i8_group>>(w, x, rows, y, y_stride);
     case Format::i4_group:
-      return run_batch<RowProduct<Format::i4_group>>(w, x, rows, y, y_stride);
+      return run_batch<Product<Format::i4_group>>(w, x, rows, y, y_stride);
     case Format::i4_group_min:
-      return run_batch<RowProduct<Format::i4_group_min>>(w, x, rows, y, y_stride);
+      return run_batch<Product<Format::i4_group_min>>(w, x, rows, y, y_stride);
     case Format::ternary:
-      return run_batch<RowProduct<Format::ternary>>(w, x, rows, y, y_stride);
+      return run_batch<Product<Format::ternary>>(w, x, rows, y, y_stride);
     case Format::binary:
-      return run_batch<RowProduct<Format::binary>>(w, x, rows, y, y_stride);
+      return run_batch<Product<Format::binary>>(w, x, rows, y, y_stride);
     case Format::binary2:
-      return run_batch<RowProduct<Format::binary2>>(w, x, rows, y, y_stride);
+      return run_batch<Product<Format::binary2>>(w, x, rows, y, y_stride);
     case Format::mixed:
-      return run_batch<RowProduct<Format::mixed>>(w, x, rows, y, y_stride);
+      return run_batch<Product<Format::mixed>>(w, x, rows, y, y_stride);
   }
 }
 
@@ -94,12 +121,7 @@ inline void run_strips(const PackedMatrix& w, const DotInput& x, const DotRows& 
   const int64_t bytes = w.row_bytes() > 0 ? w.row_bytes() : 1;
   const int64_t strip = once ? rows.count : (kCache + bytes - 1) / bytes;
   for (int64_t k = 0; k < rows.count; k += strip) {
-    DotRows part = rows;
-    part.count = least(strip, rows.count - k);
-    if (rows.list)
-      part.list = rows.list + k;
-    else
-      part.first = rows.first + k;
+    const DotRows part = rows_from(rows, k, least(strip, rows.count - k));
     (integers ? run_codes : run_floats)(w, x, part, y + k, y_stride);
   }
 }

@@ -140,6 +140,40 @@ TEST(PackedDot, EveryBatchGivesTheNumbersOfOneRowAtATime) {
   });
 }
 
+// Rows that go side by side, those left over, and lists of them.
+TEST(PackedDot, RowsTogetherGiveTheNumbersOfEachAlone) {
+  for_each_target([] {
+    std::mt19937_64 random(11);
+    for (const Format format : bundle::all_formats()) {
+      for (const DotKind kind : kKinds) {
+        for (const int64_t columns : {1, 33, 95, 300, 1100}) {
+          const Weights w(format, 11, columns, random());
+          const auto x = random_floats(random, static_cast<size_t>(columns));
+          const Buffer scratch = scratch_for(w.matrix, kind, 1);
+          const DotInput input = prepare_dot(w.matrix, kind, x.data(), columns, 1, scratch.data());
+          float alone[11];
+          for (int64_t o = 0; o < 11; ++o)
+            packed_dot_range(w.matrix, input, o, o + 1, alone + o, 1);
+          for (int64_t rows = 1; rows <= 11; ++rows) {
+            const auto count = static_cast<size_t>(rows);
+            Guarded y(count);
+            packed_dot_range(w.matrix, input, 11 - rows, 11, y.data(), rows);
+            for (size_t k = 0; k < count; ++k) ASSERT_EQ(y.span()[k], alone[11 - count + k]);
+            std::vector<int32_t> list(count);
+            for (int32_t& o : list) o = static_cast<int32_t>(random() % 11);
+            packed_dot_rows(w.matrix, input, list, y.data(), rows);
+            for (size_t k = 0; k < count; ++k)
+              ASSERT_EQ(y.span()[k], alone[static_cast<size_t>(list[k])])
+                  << bundle::format_name(format) << ", " << columns << " columns, row " << k
+                  << " of " << rows;
+            EXPECT_TRUE(y.intact());
+          }
+        }
+      }
+    }
+  });
+}
+
 TEST(PackedDot, ListsOfRowsMayRepeatAndJump) {
   for_each_target([] {
     std::mt19937_64 random(7);

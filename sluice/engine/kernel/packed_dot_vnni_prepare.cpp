@@ -121,6 +121,17 @@ void permute(Format format, int8_t* codes, int64_t padded) {
   }
 }
 
+/// Of every 32 numbers those at even places, then those at odd ones: as bf16 weights unpack.
+SLUICE_VNNI void permute_pairs(float* x, int64_t padded) {
+  const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+  const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+  for (int64_t i = 0; i < padded; i += 32) {
+    const __m512 a = _mm512_loadu_ps(x + i), b = _mm512_loadu_ps(x + i + 16);
+    _mm512_storeu_ps(x + i, _mm512_permutex2var_ps(a, even, b));
+    _mm512_storeu_ps(x + i + 16, _mm512_permutex2var_ps(a, odd, b));
+  }
+}
+
 void group_sums(Format, const int8_t* codes, const float* x, int64_t padded, float* out) {
   for (int64_t g = 0; g < padded / 32; ++g) {
     int codes_sum = 0;
@@ -150,6 +161,7 @@ void prepare(const PackedMatrix& w, DotKind kind, const float* x, std::byte* out
     header.scale = quantize(x, w.columns, q);
     for (int64_t i = 0; i < w.columns; ++i) f[i] = q[i];
     std::memset(f + w.columns, 0, static_cast<size_t>(p.padded - w.columns) * sizeof(float));
+    if (w.format == Format::bf16) permute_pairs(f, p.padded);
   } else if (codes) {
     header.scale = quantize(x, w.columns, q);
     std::memset(q + w.columns, 0, static_cast<size_t>(p.padded - w.columns));
@@ -176,6 +188,7 @@ void prepare(const PackedMatrix& w, DotKind kind, const float* x, std::byte* out
     }
     if (w.format == Format::i4_group_min) group_sums(w.format, nullptr, f, p.padded, salient);
     header.sum = sum_floats(f, p.padded);
+    if (w.format == Format::bf16) permute_pairs(f, p.padded);
   }
   std::memcpy(out, &header, sizeof header);
 }
