@@ -101,6 +101,12 @@ SLUICE_AVX2_INLINE __m256i load_some(const std::byte* from, int64_t n) {
   return load(part);
 }
 
+/// sum += part, 16 bits each, here and now: gcc 12 adds up all parts of a step before it adds them
+/// to the sum, and keeps them in memory for that.
+SLUICE_AVX2_INLINE void add_now(__m256i& sum, __m256i part) {
+  asm("vpaddw %1, %0, %0" : "+x"(sum) : "x"(part));
+}
+
 SLUICE_AVX2_INLINE int64_t total(__m256i sums) {
   __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
   sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4E));

@@ -95,7 +95,7 @@ SLUICE_AVX2_INLINE void dot_fields(const std::byte* w, int64_t bytes, const Inpu
                   : _mm256_and_si256(_mm256_srli_epi16(codes, kBits * f), _mm256_set1_epi8(kMask));
           for (int b = 0; b < B; ++b) {
             const int8_t* x = in.codes(b) + kFields * from + 32 * f;
-            sums[b][p] = _mm256_add_epi16(sums[b][p], products(u, x));
+            add_now(sums[b][p], products(u, x));
           }
         }
       };

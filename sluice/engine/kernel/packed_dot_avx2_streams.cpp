@@ -13,9 +13,9 @@ constexpr int R = 3;
 
 // A row's cache line is used up before the next row's turn: lines whose addresses agree in the
 // lowest 12 bits, as those of most rows do, are in each other's way (Zen 3: three cycles a load).
-SLUICE_AVX2_INLINE void ahead(const Streams<R>& w, const Inputs<1>& in, int64_t at) {
+SLUICE_AVX2_INLINE void ahead(const std::byte* const (&codes)[R], const Inputs<1>& in, int64_t at) {
 #pragma GCC unroll 3
-  for (int r = 0; r < R; ++r) in.ahead(w.codes[r] + at);
+  for (int r = 0; r < R; ++r) in.ahead(codes[r] + at);
 }
 
 // ---------------------------------------------------------------- floats
@@ -67,7 +67,7 @@ SLUICE_AVX2_INLINE void float_rows(const Streams<R>& w, int64_t columns, const I
   int64_t i = 0;
   for (; i + 32 <= columns; i += 32) {
     for (int64_t line = 0; line < 32 * Step::kBytes; line += 64)
-      ahead(w, in, i * Step::kBytes + line);
+      ahead(w.codes, in, i * Step::kBytes + line);
     Step::add(w.codes, i * Step::kBytes, x + i, sums);
   }
   if (i < columns) {
@@ -85,16 +85,16 @@ SLUICE_AVX2_INLINE void float_rows(const Streams<R>& w, int64_t columns, const I
 
 // ---------------------------------------------------------------- codes
 
-SLUICE_AVX2_INLINE __m256i widen(__m256i sums) {
-  return _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
+SLUICE_AVX2_INLINE __m256i widen(__m256i sums, int factor = 1) {
+  return _mm256_madd_epi16(sums, _mm256_set1_epi16(static_cast<int16_t>(factor)));
 }
 
-SLUICE_AVX2_INLINE void i8_rows(const Streams<R>& w, int64_t columns, const Inputs<1>& in,
-                                float (&y)[R][1]) {
-  const int8_t* x = in.codes(0);
-  int64_t out[R] = {};
-  for (int64_t first = 0; first < columns; first += kBlock) {
-    const int64_t last = least(columns, first + kBlock);
+/// sum q x over `count` int8 weights.
+SLUICE_AVX2_INLINE void dot_bytes(const std::byte* const (&w)[R], int64_t count, const int8_t* x,
+                                  const Inputs<1>& in, int64_t (&out)[R]) {
+  for (int r = 0; r < R; ++r) out[r] = 0;
+  for (int64_t first = 0; first < count; first += kBlock) {
+    const int64_t last = least(count, first + kBlock);
     __m256i sums[R];
     for (int r = 0; r < R; ++r) sums[r] = _mm256_setzero_si256();
     const auto step = [&](int r, __m256i q, __m256i v) SLUICE_AVX2 __attribute__((always_inline)) {
@@ -107,15 +107,21 @@ SLUICE_AVX2_INLINE void i8_rows(const Streams<R>& w, int64_t columns, const Inpu
       const __m256i v[2] = {load(x + i), load(x + i + 32)};
 #pragma GCC unroll 3
       for (int r = 0; r < R; ++r) {
-        step(r, load(w.codes[r] + i), v[0]);
-        step(r, load(w.codes[r] + i + 32), v[1]);
+        step(r, load(w[r] + i), v[0]);
+        step(r, load(w[r] + i + 32), v[1]);
       }
     }
     for (; i < last; i += 32)
-      for (int r = 0; r < R; ++r) step(r, load_some(w.codes[r] + i, last - i), load(x + i));
+      for (int r = 0; r < R; ++r) step(r, load_some(w[r] + i, last - i), load(x + i));
     for (int r = 0; r < R; ++r) out[r] += total(sums[r]);
   }
-  for (int r = 0; r < R; ++r) y[r][0] = load_f32(w.scales[r]) * static_cast<float>(out[r]);
+}
+
+SLUICE_AVX2_INLINE void i8_rows(const Streams<R>& w, int64_t columns, const Inputs<1>& in,
+                                float (&y)[R][1]) {
+  int64_t sums[R];
+  dot_bytes(w.codes, columns, in.codes(0), in, sums);
+  for (int r = 0; r < R; ++r) y[r][0] = load_f32(w.scales[r]) * static_cast<float>(sums[r]);
 }
 
 SLUICE_AVX2_INLINE void i8_group_rows(const Streams<R>& w, int64_t columns, const Inputs<1>& in,
@@ -137,7 +143,7 @@ SLUICE_AVX2_INLINE void i8_group_rows(const Streams<R>& w, int64_t columns, cons
     if (g + 8 <= groups) {
 #pragma GCC unroll 4
       for (int v = 0; v < 8; v += 2) {
-        ahead(w, in, 32 * (g + v));
+        ahead(w.codes, in, 32 * (g + v));
 #pragma GCC unroll 3
         for (int r = 0; r < R; ++r) {
           add(r, v, 0);
@@ -181,7 +187,7 @@ SLUICE_AVX2_INLINE void i4_rows(const Streams<R>& w, int64_t columns, const Inpu
     if (i + 128 <= bytes) {
 #pragma GCC unroll 2
       for (int v = 0; v < 4; v += 2) {
-        ahead(w, in, i + 32 * v);
+        ahead(w.codes, in, i + 32 * v);
 #pragma GCC unroll 3
         for (int r = 0; r < R; ++r) {
           add(r, v, 0, load(w.codes[r] + i + 32 * v));
@@ -203,6 +209,103 @@ SLUICE_AVX2_INLINE void i4_rows(const Streams<R>& w, int64_t columns, const Inpu
   for (int r = 0; r < R; ++r) y[r][0] = total(_mm256_add_ps(sums[r][0], sums[r][1]));
 }
 
+/// As dot_fields() of packed_dot_avx2_codes.cpp: sums of u x of fields of kBits bits, u = 0 to
+/// kTop. kPlaces fields are masked in place and have a sum each; others are shifted down to these.
+template <int kBits, int kTop, int kPlaces>
+SLUICE_AVX2_INLINE void dot_fields(const std::byte* const (&w)[R], int64_t bytes,
+                                   const Inputs<1>& in, int64_t (&out)[R]) {
+  constexpr int kFields = 8 / kBits, kMask = (1 << kBits) - 1;
+  constexpr int kWeight = 1 << (kBits * (kPlaces - 1));  // of the highest place
+  // Steps of 32 bytes until the largest 16-bit sum is full.
+  constexpr int64_t kSteps = 32767 / (kFields / kPlaces * kTop * kWeight * 2 * 127);
+  static_assert(kSteps >= 8);
+  for (int r = 0; r < R; ++r) out[r] = 0;
+  for (int64_t first = 0; first < bytes; first += kBlock / kFields) {
+    const int64_t last = least(bytes, first + kBlock / kFields);
+    __m256i wide[R];
+    for (int r = 0; r < R; ++r) wide[r] = _mm256_setzero_si256();
+    for (int64_t i = first; i < last;) {
+      __m256i sums[R][kPlaces];
+      for (int r = 0; r < R; ++r)
+        for (int p = 0; p < kPlaces; ++p) sums[r][p] = _mm256_setzero_si256();
+      const auto step = [&](__m256i(&codes)[R], const int8_t* x) SLUICE_AVX2
+          __attribute__((always_inline)) {
+#pragma GCC unroll 8
+        for (int f = 0; f < kFields; ++f) {
+          const int p = f % kPlaces;
+          const __m256i field = _mm256_set1_epi8(static_cast<char>(kMask << (kBits * p)));
+          __m256i v = load(x + 32 * f);
+          asm("" : "+x"(v));  // one load for all rows
+#pragma GCC unroll 4
+          for (int r = 0; r < R; ++r) {
+            if (f > 0 && p == 0) codes[r] = _mm256_srli_epi16(codes[r], kBits * kPlaces);
+            add_now(sums[r][p], _mm256_maddubs_epi16(_mm256_and_si256(codes[r], field), v));
+          }
+        }
+      };
+      const int64_t until = least(last, i + 32 * kSteps);
+      for (; i + 32 <= until; i += 32) {
+        __m256i codes[R];
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+          in.ahead(w[r] + i);
+          codes[r] = load(w[r] + i);
+        }
+        step(codes, in.codes(0) + kFields * i);
+      }
+      if (i < until) {
+        __m256i codes[R];
+        for (int r = 0; r < R; ++r) codes[r] = load_some(w[r] + i, until - i);
+        step(codes, in.codes(0) + kFields * i);
+        i = until;
+      }
+      for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+        for (int p = 0; p < kPlaces; ++p)
+          wide[r] = _mm256_add_epi32(wide[r], widen(sums[r][p], kWeight >> (kBits * p)));
+      }
+    }
+    for (int r = 0; r < R; ++r) out[r] += total(wide[r]) / kWeight;
+  }
+}
+
+SLUICE_AVX2_INLINE void ternary_rows(const Streams<R>& w, int64_t columns, const Inputs<1>& in,
+                                     float (&y)[R][1]) {
+  int64_t sums[R];
+  dot_fields<2, 2, 2>(w.codes, (columns + 63) / 64 * 16, in, sums);
+  for (int r = 0; r < R; ++r)
+    y[r][0] = load_f32(w.scales[r]) * static_cast<float>(sums[r] - in.header(0).code_sum);
+}
+
+template <int P>
+SLUICE_AVX2_INLINE void binary_rows(const Streams<R>& w, int64_t columns, const Inputs<1>& in,
+                                    float (&y)[R][1]) {
+  const int64_t plane = bit_plane_bytes(columns);
+  for (int r = 0; r < R; ++r) y[r][0] = 0;
+  for (int k = 0; k < P; ++k) {
+    const std::byte* bits[R];
+    for (int r = 0; r < R; ++r) bits[r] = w.codes[r] + k * plane;
+    int64_t sums[R];
+    dot_fields<1, 1, 2>(bits, plane, in, sums);
+    for (int r = 0; r < R; ++r)
+      y[r][0] +=
+          load_f32(w.scales[r] + 4 * k) * static_cast<float>(2 * sums[r] - in.header(0).code_sum);
+  }
+}
+
+SLUICE_AVX2_INLINE void mixed_rows(const Streams<R>& w, int64_t columns, const Inputs<1>& in,
+                                   float (&y)[R][1]) {
+  const int64_t plane = bit_plane_bytes(columns);
+  int64_t bits[R], eight[R];
+  const std::byte* salient[R];
+  for (int r = 0; r < R; ++r) salient[r] = w.codes[r] + plane;
+  dot_fields<1, 1, 2>(w.codes, plane, in, bits);
+  dot_bytes(salient, bundle::salient_columns(columns), in.extra<int8_t>(0), in, eight);
+  for (int r = 0; r < R; ++r)
+    y[r][0] = load_f32(w.scales[r]) * static_cast<float>(eight[r]) +
+              load_f32(w.scales[r] + 4) * static_cast<float>(2 * bits[r] - in.header(0).code_sum);
+}
+
 template <Format kFormat>
 struct Product {
   template <int, int>
@@ -214,6 +317,10 @@ struct Product {
     if constexpr (kFormat == Format::i8_group) i8_group_rows(w, columns, in, y);
     if constexpr (kFormat == Format::i4_group) i4_rows<false>(w, columns, in, y);
     if constexpr (kFormat == Format::i4_group_min) i4_rows<true>(w, columns, in, y);
+    if constexpr (kFormat == Format::ternary) ternary_rows(w, columns, in, y);
+    if constexpr (kFormat == Format::binary) binary_rows<1>(w, columns, in, y);
+    if constexpr (kFormat == Format::binary2) binary_rows<2>(w, columns, in, y);
+    if constexpr (kFormat == Format::mixed) mixed_rows(w, columns, in, y);
   }
 };
 
@@ -233,6 +340,14 @@ int64_t run_streams(const PackedMatrix& w, const DotInput& x, const DotRows& row
       return run_rows<Product<Format::i4_group>, R, 1>(w, x, 0, rows, y, 0);
     case Format::i4_group_min:
       return run_rows<Product<Format::i4_group_min>, R, 1>(w, x, 0, rows, y, 0);
+    case Format::ternary:
+      return run_rows<Product<Format::ternary>, R, 1>(w, x, 0, rows, y, 0);
+    case Format::binary:
+      return run_rows<Product<Format::binary>, R, 1>(w, x, 0, rows, y, 0);
+    case Format::binary2:
+      return run_rows<Product<Format::binary2>, R, 1>(w, x, 0, rows, y, 0);
+    case Format::mixed:
+      return run_rows<Product<Format::mixed>, R, 1>(w, x, 0, rows, y, 0);
     default:
       return 0;
   }
