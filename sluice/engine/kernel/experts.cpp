@@ -28,7 +28,7 @@ constexpr size_t kPanelsFrom = 3;
 constexpr size_t kPanelTokens = 112;
 // Weights of so many inputs at a time (64 KB a panel; the whole 1024: up to 3% more time, 6% with
 // AVX2).
-constexpr int64_t kDepth = 512;
+constexpr int64_t kExpertDepth = 512;
 // Floats between rows that are multiplied together: rows that lie a power of two apart would share
 // one set of the first-level cache.
 constexpr int64_t kPad = 16;
@@ -298,12 +298,12 @@ class Run {
     call.pixels = static_cast<int64_t>(tokens);
     call.out = out;
     call.out_stride = static_cast<int64_t>(stride);
-    for (int64_t k = 0; k < all; k += kDepth) {
-      const PanelRun run{k, std::min(kDepth, all - k)};
+    for (int64_t k = 0; k < all; k += kExpertDepth) {
+      const PanelRun run{k, std::min(kExpertDepth, all - k)};
       call.weight = weight + k * kPanel;
       call.runs = {&run, 1};
       call.accumulate = k > 0;
-      call.next = k + kDepth < all ? call.weight + kDepth * kPanel : next;
+      call.next = k + kExpertDepth < all ? call.weight + kExpertDepth * kPanel : next;
       panel_products(call);
     }
   }

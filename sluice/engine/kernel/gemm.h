@@ -7,6 +7,7 @@
 //   more, bf16 on both sides        oneDNN's bf16 product (with AVX-512)
 //   more, others                    packed_dot, eight rows of x at a time over strips of weights
 //                                   that stay in the cache
+//   many, f32 or bf16 (with AVX2)   blocks of weights unpacked to panels (gemm_panels.h)
 //   many, float activations         strips of weights unpacked to f32, then oneDNN's f32 product
 #pragma once
 #include <cstdint>
@@ -29,12 +30,13 @@ struct PackedLinear {
   int threads = 1;
 };
 
-enum class GemmPath : uint8_t { automatic, dot, tiles, integers, bf16, unpacked };
+enum class GemmPath : uint8_t { automatic, dot, tiles, integers, bf16, unpacked, panels };
 
 /// `samples` times `each` rows of x, or as many as Binding::rows counts where the kernel can
 /// (counts_rows: not the two whose whole product is oneDNN's). `key` names the weights in `cache`.
 /// Throws Error{limit} when scratch overflows. GemmPath::tiles only where tiles_usable() and
-/// tiles_apply(), integers and bf16 only where onednn::product_usable().
+/// tiles_apply(), panels only where panels_apply(), integers and bf16 only where
+/// onednn::product_usable().
 Kernel make_packed_linear(const PackedLinear& layer, int64_t samples, int64_t each,
                           onednn::PackCache& cache, const std::string& key,
                           GemmPath path = GemmPath::automatic);

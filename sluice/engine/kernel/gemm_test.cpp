@@ -110,10 +110,35 @@ TEST(PackedLinear, EveryPathComputesTheSame) {
         check(w, kind, {.rows = 21, .bias = true, .threads = 2, .path = path}, 5);
     }
   }
+  for (const Format format : {Format::f32, Format::bf16}) {
+    for (const DotKind kind : {DotKind::f32, DotKind::bf16})
+      check(Weights(format, 70, 96, 4), kind,
+            {.rows = 21, .bias = true, .threads = 2, .path = GemmPath::panels}, 7);
+  }
   if (onednn::product_usable(onednn::ProductType::i8))
     check(Weights(Format::i8, 70, 96, 4), DotKind::i8, {.rows = 3, .path = GemmPath::integers}, 6);
   if (onednn::product_usable(onednn::ProductType::bf16))
     check(Weights(Format::bf16, 70, 96, 4), DotKind::bf16, {.rows = 3, .path = GemmPath::bf16}, 6);
+}
+
+TEST(PackedLinear, PanelsGiveARowTheSameBitsInAnyBatchOnAnyThreads) {
+  std::mt19937_64 random(18);
+  testing::for_each_target([&] {
+    for (const Format format : {Format::f32, Format::bf16}) {
+      for (const auto [out, columns] : {std::pair{1, 1}, {33, 7}, {67, 1030}, {130, 2051}}) {
+        const Weights w(format, out, columns, 16);
+        check(w, DotKind::bf16, {.rows = 19, .bias = true, .path = GemmPath::panels}, 19);
+        if (HasFatalFailure()) return;
+        const auto x = random_floats(random, size_t(260 * columns));
+        const auto all = run(w, DotKind::f32, {.rows = 260, .path = GemmPath::panels}, x, {}, {});
+        for (const int64_t rows : {1, 5, 260}) {
+          const auto some = run(w, DotKind::f32,
+                                {.rows = rows, .threads = 3, .path = GemmPath::panels}, x, {}, {});
+          ASSERT_EQ(some, std::vector<float>(all.begin(), all.begin() + rows * out));
+        }
+      }
+    }
+  });
 }
 
 TEST(PackedLinear, TilesComputeWhatDotsDo) {

@@ -153,6 +153,11 @@ void Pixels(const PanelCall& call, const Place* places, const Asked& asked = {})
     const int64_t count = (call.pixels - p) / (tiles - t);
     ahead.from = asked.bytes > 0 ? asked.from + (asked.part * tiles + t) * share
                                  : reinterpret_cast<const char*>(places[0].weight);
+    if (call.accumulate) {  // the next tile's sums so far: rows of `out` may lie far apart
+      const int64_t behind = std::min(p + count + kMost, call.pixels);
+      for (int64_t i = p + count; i < behind; ++i)
+        __builtin_prefetch(call.out + i * call.out_stride + places[0].first, 1);
+    }
     TileFor<kGroups, kVectors>(count, std::make_index_sequence<kMost>())(
         call, places, call.x + p, call.out + p * call.out_stride, ahead);
     p += count;
