@@ -80,10 +80,10 @@ double error_of(std::span<const float> found, std::span<const float> expected) {
   return std::sqrt(difference) / std::max(std::sqrt(norm), 1e-6);
 }
 
-/// Rows of 4-bit weights add up as integers, with factors of 16 bits: packed_accumulate.h.
+/// Rows of 4- and 8-bit weights add up as integers, with factors of 16 bits: packed_accumulate.h.
 double tolerance_of(const Model& model) {
   for (const auto& [name, tensor] : model.bundle.graph().tensors)
-    if (tensor.format.starts_with("i4")) return 1e-4;
+    if (tensor.format.starts_with("i4") || tensor.format.starts_with("i8")) return 1e-4;
   return 1e-5;
 }
 

@@ -245,8 +245,8 @@ struct Job {
   const PackedMatrix& m;
   const RowList& rows;
   const RowFactors& factors;
-  float* y;
-  size_t y_stride;
+  float* y;  // of the first token's column `origin`
+  size_t y_stride, origin;
 
   size_t row(size_t j) const { return rows.index ? static_cast<size_t>(rows.index[j]) : j; }
 
@@ -270,7 +270,7 @@ struct Job {
           to[r] *= scale;
         }
       }
-      pass.y[pass.tokens++] = y + token * y_stride + first;
+      pass.y[pass.tokens++] = y + token * y_stride + (first - origin);
     }
     return token;
   }
@@ -311,14 +311,14 @@ size_t column_part(size_t columns, size_t part, size_t parts) {
 }
 
 int64_t packed_accumulate_scratch(const PackedMatrix& m, int threads) {
-  if (read_directly(m.format)) return 0;
+  if (read_directly(m.format)) return sum_scratch(m, threads);
   return static_cast<int64_t>(threads) * static_cast<int64_t>(kRows) * m.columns *
          static_cast<int64_t>(sizeof(float));
 }
 
 void accumulate_floats(const PackedMatrix& m, const RowList& rows, const RowFactors& factors,
                        float* y, size_t y_stride, size_t first, size_t last) {
-  const Job job{m, rows, factors, y, y_stride};
+  const Job job{m, rows, factors, y, y_stride, first};
   // Many tokens: a narrower piece of y, so that all of them stay in the second-level cache.
   const size_t width = std::max<size_t>(256, kColumns / ((factors.tokens + 15) / 16));
   for (size_t from = first; from < last; from += width)
@@ -350,21 +350,27 @@ void packed_accumulate_columns(const PackedMatrix& m, const RowList& rows,
     }
     return;
   }
-  (sums_integers(m.format) ? accumulate_integers : accumulate_floats)(m, rows, factors, y, y_stride,
-                                                                      first, last);
+  if (sums_integers(m.format))
+    return accumulate_integers(m, rows, factors, y, y_stride, first, last);
+  accumulate_floats(m, rows, factors, y + first, y_stride, first, last);
 }
 
 void packed_accumulate(const PackedMatrix& m, const RowList& rows, const RowFactors& factors,
                        float* y, size_t y_stride, std::byte* scratch, int threads) {
   const size_t columns = static_cast<size_t>(m.columns);
+  const bool in_team = threads > 1 && factors.tokens == 1 && scratch && sums_integers(m.format);
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     const size_t part = static_cast<size_t>(omp_get_thread_num()),
                  parts = static_cast<size_t>(omp_get_num_threads());
-    const size_t mine = static_cast<size_t>(packed_accumulate_scratch(m, 1)) * part;
-    packed_accumulate_columns(m, rows, factors, y, y_stride, scratch ? scratch + mine : nullptr,
-                              column_part(columns, part, parts),
-                              column_part(columns, part + 1, parts));
+    if (in_team) {
+      accumulate_integers_in_team(m, rows, factors, y, scratch, part, parts);
+    } else {
+      const size_t mine = static_cast<size_t>(packed_accumulate_scratch(m, 1)) * part;
+      packed_accumulate_columns(m, rows, factors, y, y_stride, scratch ? scratch + mine : nullptr,
+                                column_part(columns, part, parts),
+                                column_part(columns, part + 1, parts));
+    }
   }
 }
 

@@ -10,7 +10,8 @@
 
 namespace sluice::engine {
 
-/// Rows of the matrix that add up as integers (i4-32, i4-32-min) do so within ranges of as many.
+/// Rows of the matrix that add up as integers (i8, i8-32, i4-32, i4-32-min) do so within ranges of
+/// as many.
 inline constexpr size_t kSumRange = 1024;
 
 struct RowList {
@@ -24,7 +25,8 @@ struct RowFactors {
   size_t tokens = 1, stride = 0;
 };
 
-/// Bytes of scratch for that matrix (none for f32, bf16, i8, i8-32, i4-32, i4-32-min).
+/// Bytes of scratch for that matrix; one thread needs none for f32, bf16, i8, i8-32, i4-32 and
+/// i4-32-min.
 int64_t packed_accumulate_scratch(const bundle::PackedMatrix& matrix, int threads);
 
 /// y[t][c] += sum over j of factors[t][j] * matrix[index[j]][c]; y [tokens][y_stride]. Each row is
@@ -32,12 +34,13 @@ int64_t packed_accumulate_scratch(const bundle::PackedMatrix& matrix, int thread
 /// the order of the list, so neither the number of threads nor rows with factor zero nor the other
 /// tokens change a bit of it. Indices must be inside the matrix.
 ///
-/// i4-32 and i4-32-min on x86: successive rows (without those of factor zero) of one range of
-/// kSumRange rows of the matrix, up to 256, add up as integers. Of such rows, with scales s_j of a
-/// group of columns, f_j s_j is rounded to a multiple of max |f_j| max |s_j| / 32767, so that a row
-/// is off by at most 4 times that (i4-32-min: 7.5 times): less than its weights were rounded by,
-/// wherever a factor is above 1/4096 of the largest. Factors of 1e30 and more, infinities and NaN
-/// make their range add up in floats.
+/// i8, i8-32, i4-32 and i4-32-min on x86: successive rows (without those of factor zero) of one
+/// range of kSumRange rows of the matrix, up to 256, add up as integers. Of such rows, with scales
+/// s_j of a group of columns, f_j s_j is rounded to a multiple of max |f_j| max |s_j| / 32767 (i8,
+/// with one scale for a row: max |f_j s_j| / 32767), so that a row is off by half of that times its
+/// largest code: 8 with 4 bits (i4-32-min: 15), 128 with 8 bits. A row's weights were rounded by
+/// more wherever its f_j s_j is above 1/4096, or 1/256, of the largest. Factors of 1e30 and more,
+/// infinities and NaN make their range add up in floats.
 void packed_accumulate(const bundle::PackedMatrix& matrix, const RowList& rows,
                        const RowFactors& factors, float* y, size_t y_stride, std::byte* scratch,
                        int threads);

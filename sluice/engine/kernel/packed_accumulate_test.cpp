@@ -7,6 +7,7 @@
 #include <cstring>
 #include <span>
 
+#include "sluice/engine/kernel/packed_accumulate_testing.h"
 #include "sluice/engine/kernel/test_targets.h"
 
 namespace sluice::engine {
@@ -17,6 +18,7 @@ using bundle::PackedMatrix;
 using testing::for_each_target;
 using testing::Guarded;
 using testing::random_floats;
+using testing::sums_off_by;
 
 /// A matrix in memory that ends where its last byte ends and starts at an odd address.
 struct Packed {
@@ -48,23 +50,6 @@ void run(const Packed& m, const RowList& rows, const RowFactors& factors, float*
   packed_accumulate(m.view, rows, factors, y, stride, scratch.data(), threads);
 }
 
-/// How far the sum of these rows may be from exact beside what rounding of floats does: what the
-/// header says of sums of integers.
-double allowed(const Packed& m, std::span<const int32_t> list, std::span<const float> factors,
-               size_t column) {
-  if (m.view.format != Format::i4_group && m.view.format != Format::i4_group_min) return 0;
-  double factor = 0, scale = 0;
-  for (size_t j = 0; j < list.size(); ++j) {
-    if (factors[j] == 0) continue;
-    uint16_t bits;
-    std::memcpy(&bits,
-                m.view.scales + list[j] * m.view.scale_stride + 2 * (column / bundle::kGroup), 2);
-    factor = std::max<double>(factor, std::fabs(factors[j]));
-    scale = std::max<double>(scale, std::fabs(bundle::f16_to_f32(bits)));
-  }
-  return double(list.size()) * factor * scale / 32767 * 4;
-}
-
 TEST(PackedAccumulate, MatchesTheSumOfUnpackedRowsInEveryFormat) {
   std::mt19937_64 random(1);
   for_each_target([&] {
@@ -94,9 +79,9 @@ TEST(PackedAccumulate, MatchesTheSumOfUnpackedRowsInEveryFormat) {
                   size += std::fabs(term);
                 }
                 const double rounding =
-                    c < columns
-                        ? allowed(m, list, std::span(factors).subspan(t * (count + 3), count), c)
-                        : 0;
+                    c < columns ? sums_off_by(m.view, list,
+                                              std::span(factors).subspan(t * (count + 3), count), c)
+                                : 0;
                 ASSERT_NEAR(y.data()[t * stride + c], want, 1e-6 * size + rounding + 1e-30)
                     << bundle::format_name(format) << " " << columns << " " << count;
               }
@@ -110,8 +95,8 @@ TEST(PackedAccumulate, MatchesTheSumOfUnpackedRowsInEveryFormat) {
 
 TEST(PackedAccumulate, DoesNotDependOnTheNumberOfThreads) {
   std::mt19937_64 random(2);
-  for (const Format format :
-       {Format::f32, Format::i8, Format::i4_group, Format::i4_group_min, Format::ternary}) {
+  for (const Format format : {Format::f32, Format::i8, Format::i8_group, Format::i4_group,
+                              Format::i4_group_min, Format::ternary}) {
     const Packed m(format, 600, 4133, random);
     const auto list = random_rows(random, 600, 35);
     const auto factors = random_floats(random, 3 * 35);
@@ -121,6 +106,30 @@ TEST(PackedAccumulate, DoesNotDependOnTheNumberOfThreads) {
       std::vector<float> y(3 * 4133);
       run(m, {list.data(), 35}, {factors.data(), 3, 35}, y.data(), 4133, threads);
       EXPECT_EQ(y, once) << threads;
+    }
+  }
+}
+
+TEST(PackedAccumulate, ThreadsThatShareOutTheRowsChangeNoBit) {
+  std::mt19937_64 random(7);
+  for (const Format format : {Format::i8, Format::i8_group, Format::i4_group}) {
+    for (const int64_t columns : {96, 4133}) {
+      const Packed m(format, 2500, columns, random);
+      for (const size_t count : {size_t{1000}, size_t{2499}}) {
+        std::vector<int32_t> list(count);
+        for (size_t j = 0; j < count; ++j) list[j] = int32_t(j * 2500 / count);
+        auto factors = random_floats(random, count);
+        for (float& f : factors) f = random() % 3 ? f : 0.0f;
+        const auto start = random_floats(random, size_t(columns));
+        std::vector<float> once = start;
+        run(m, {list.data(), count}, {factors.data(), 1, count}, once.data(), size_t(columns), 1);
+        for (const int threads : {2, 3, 4, 6, 8}) {
+          std::vector<float> y = start;
+          run(m, {list.data(), count}, {factors.data(), 1, count}, y.data(), size_t(columns),
+              threads);
+          EXPECT_EQ(y, once) << bundle::format_name(format) << " " << threads << " " << count;
+        }
+      }
     }
   }
 }
@@ -137,7 +146,8 @@ TEST(PackedAccumulate, WithoutAListTakesTheFirstRows) {
 TEST(PackedAccumulate, NanAndInfinityReachEveryColumnAndZeroReachesNone) {
   std::mt19937_64 random(4);
   for_each_target([&] {
-    for (const Format format : {Format::f32, Format::i8, Format::i4_group, Format::i4_group_min}) {
+    for (const Format format :
+         {Format::f32, Format::i8, Format::i8_group, Format::i4_group, Format::i4_group_min}) {
       const Packed m(format, 12, 40, random);
       std::vector<float> factors(12, 0.0f), y(40, 2.0f);
       run(m, {nullptr, 12}, {factors.data(), 1, 12}, y.data(), 40, 1);
@@ -159,7 +169,8 @@ TEST(PackedAccumulate, NeitherZerosNorOtherTokensNorCutsAtRangesChangeABit) {
   std::mt19937_64 random(6);
   constexpr size_t kCount = 2 * kSumRange - 40, kColumns = 40, kTokens = 18;
   for_each_target([&] {
-    for (const Format format : {Format::i8, Format::i4_group, Format::i4_group_min}) {
+    for (const Format format :
+         {Format::i8, Format::i8_group, Format::i4_group, Format::i4_group_min}) {
       const Packed m(format, int64_t(kCount), kColumns, random);
       auto factors = random_floats(random, kTokens * kCount);
       for (float& f : factors) f = random() % 3 ? f : 0.0f;
@@ -198,7 +209,8 @@ TEST(PackedAccumulate, IntegersOfWholeBlocksDoNotOverflow) {
     // All codes and coefficients at their largest.
     constexpr size_t kAll = 256;
     const std::vector<float> values(kAll * 160, -8.0f);
-    for (const Format format : {Format::i4_group, Format::i4_group_min}) {
+    for (const Format format :
+         {Format::i8, Format::i8_group, Format::i4_group, Format::i4_group_min}) {
       const auto bytes = bundle::pack(format, values, int64_t(kAll), 160);
       const PackedMatrix m = bundle::view_packed(format, int64_t(kAll), 160, bytes, "test");
       const std::vector<float> factors(kAll, 3.0f);

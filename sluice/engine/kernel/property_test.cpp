@@ -14,6 +14,7 @@
 #include "sluice/engine/kernel/gemm.h"
 #include "sluice/engine/kernel/gemm_rows.h"
 #include "sluice/engine/kernel/packed_accumulate.h"
+#include "sluice/engine/kernel/packed_accumulate_testing.h"
 #include "sluice/engine/kernel/packed_tiles.h"
 #include "sluice/engine/kernel/test_targets.h"
 
@@ -166,7 +167,6 @@ TEST(Properties, ChosenRowsAddUpInEveryFormat) {
                  tokens = *rc::gen::inRange<size_t>(1, 20), width = static_cast<size_t>(columns);
     const int threads = *rc::gen::inRange(1, 4);
     const Weights w(format, rows, columns, 0);
-    const bool integers = format == Format::i4_group || format == Format::i4_group_min;
     std::vector<int32_t> index;
     for (size_t i = 0; i < count; ++i)
       index.push_back(*rc::gen::inRange<int32_t>(0, static_cast<int32_t>(rows)));
@@ -178,26 +178,17 @@ TEST(Properties, ChosenRowsAddUpInEveryFormat) {
     for (size_t t = 0; t < tokens; ++t) {
       for (size_t c = 0; c < width; ++c) {
         double sum = 0, size = 1e-30;
-        float factor = 0, scale = 0;  // the largest
         for (size_t j = 0; j < count; ++j) {
           const size_t row = static_cast<size_t>(index[j]);
           const double term =
               static_cast<double>(factors[t * count + j]) * w.values[row * width + c];
           sum += term;
           size += std::fabs(term);
-          if (factors[t * count + j] == 0 || !integers) continue;
-          uint16_t bits;
-          std::memcpy(&bits,
-                      w.matrix.scales + static_cast<int64_t>(row) * w.matrix.scale_stride +
-                          c / bundle::kGroup * 2,
-                      2);
-          factor = std::max(factor, std::fabs(factors[t * count + j]));
-          scale = std::max(scale, std::fabs(bundle::f16_to_f32(bits)));
         }
-        // What packed_accumulate.h says of sums of integers.
-        const double each = static_cast<double>(factor) * scale / 32767 * 4;
         RC_ASSERT(std::fabs(y[t * width + c] - sum) <=
-                  1e-5 * size + static_cast<double>(count) * each);
+                  1e-5 * size + testing::sums_off_by(w.matrix, index,
+                                                     std::span(factors).subspan(t * count, count),
+                                                     c));
       }
     }
   }));
