@@ -56,6 +56,47 @@ struct Source {
   float* const* y;
 };
 
+/// A cache line or two of kTogether tokens from `token` on, vectors [v, v + kSide) of a block:
+/// their chains of sums take turns, because each waits four cycles for the row before, and a line
+/// is read and written once, because those of other tokens and rows may lie in the same set of the
+/// cache.
+template <class Read, size_t kTogether, size_t kSide>
+HWY_INLINE void add_tokens(const Pass& pass, const Source<Read>& source, size_t token, size_t block,
+                           size_t v, size_t scale_block) {
+  const D d;
+  constexpr size_t kLanes = hn::MaxLanes(D());
+  const size_t column = block * kBlock + v * kLanes;
+  V sum[kTogether][kSide];
+#pragma GCC unroll 8
+  for (size_t t = 0; t < kTogether; ++t) {
+#pragma GCC unroll 2
+    for (size_t k = 0; k < kSide; ++k)
+      sum[t][k] = hn::LoadU(d, source.y[token + t] + column + k * kLanes);
+  }
+#pragma GCC unroll 8
+  for (size_t r = 0; r < kRows; ++r) {
+    const typename Read::Block values(source.codes[r] + block * Read::kBlockBytes,
+                                      source.scales[r] + scale_block);
+    V w[kSide];
+#pragma GCC unroll 2
+    for (size_t k = 0; k < kSide; ++k) w[k] = values.value(v + k);
+#pragma GCC unroll 8
+    for (size_t t = 0; t < kTogether; ++t) {
+      float f = pass.factor[token + t][r];
+      if (Read::kFolded) f *= source.scales[r][scale_block];
+      const V factor = hn::Set(d, f);
+#pragma GCC unroll 2
+      for (size_t k = 0; k < kSide; ++k) sum[t][k] = hn::MulAdd(factor, w[k], sum[t][k]);
+    }
+  }
+#pragma GCC unroll 8
+  for (size_t t = 0; t < kTogether; ++t) {
+#pragma GCC unroll 2
+    for (size_t k = 0; k < kSide; ++k)
+      hn::StoreU(sum[t][k], d, source.y[token + t] + column + k * kLanes);
+  }
+}
+
 /// Blocks of 32 columns, `block` blocks behind the source's first. One chain of sums per column,
 /// in the order of the list: what a token gets does not depend on which rows or tokens it is
 /// grouped with.
@@ -91,24 +132,20 @@ HWY_INLINE void add_blocks(const Pass& pass, const Source<Read>& source, const V
       for (size_t v = 0; v < kVectors; ++v) hn::StoreU(sum[k][v], d, y + k * kBlock + v * kLanes);
     }
   } else {
-    for (size_t v = 0; v < kVectors; ++v) {
-      V w[kRows];
-#pragma GCC unroll 8
-      for (size_t r = 0; r < kRows; ++r) {
-        const typename Read::Block values(source.codes[r] + offset, source.scales[r] + scale_block);
-        w[r] = values.value(v);
+    constexpr size_t kSide = std::min<size_t>(2, kVectors), kMost = kLanes == 16 ? 8 : 4;
+    for (size_t v = 0; v < kVectors; v += kSide) {
+      size_t t = 0;
+      for (; t + kMost <= pass.tokens; t += kMost)
+        add_tokens<Read, kMost, kSide>(pass, source, t, block, v, scale_block);
+      if (kMost > 4 && t + 4 <= pass.tokens) {
+        add_tokens<Read, 4, kSide>(pass, source, t, block, v, scale_block);
+        t += 4;
       }
-      for (size_t t = 0; t < pass.tokens; ++t) {
-        float* y = source.y[t] + block * kBlock + v * kLanes;
-        V sum = hn::LoadU(d, y);
-#pragma GCC unroll 8
-        for (size_t r = 0; r < kRows; ++r) {
-          float factor = pass.factor[t][r];
-          if (Read::kFolded) factor *= source.scales[r][scale_block];
-          sum = hn::MulAdd(hn::Set(d, factor), w[r], sum);
-        }
-        hn::StoreU(sum, d, y);
+      if (t + 2 <= pass.tokens) {
+        add_tokens<Read, 2, kSide>(pass, source, t, block, v, scale_block);
+        t += 2;
       }
+      if (t < pass.tokens) add_tokens<Read, 1, kSide>(pass, source, t, block, v, scale_block);
     }
   }
 }
