@@ -77,9 +77,10 @@ template <int B>
 struct Inputs {
   const std::byte* row[B];
   Places p;
-  int64_t distance;  ///< bytes of codes that are asked for ahead, in consecutive rows
-  SLUICE_AVX2 __attribute__((always_inline)) inline void ahead(const std::byte* now) const {
-    _mm_prefetch(reinterpret_cast<const char*>(now + distance), _MM_HINT_T0);
+  int64_t distance[kMostStreams];  ///< of a stream: to the codes that are asked for ahead
+  SLUICE_AVX2 __attribute__((always_inline)) inline void ahead(const std::byte* now,
+                                                               int r = 0) const {
+    _mm_prefetch(reinterpret_cast<const char*>(now + distance[r]), _MM_HINT_T0);
   }
   const DotHeader& header(int b) const { return *at<DotHeader>(row[b], 0); }
   const int8_t* codes(int b) const { return at<int8_t>(row[b], p.values); }

@@ -124,7 +124,7 @@ SLUICE_AVX2_INLINE void i8_row(const std::byte* codes, const std::byte* scales, 
   const int8_t* x[B];
   for (int b = 0; b < B; ++b) x[b] = in.codes(b);
   int64_t sums[B];
-  dot_bytes<B>(codes, columns, x, in.distance, sums);
+  dot_bytes<B>(codes, columns, x, in.distance[0], sums);
   for (int b = 0; b < B; ++b) y[b] = load_f32(scales) * static_cast<float>(sums[b]);
 }
 
@@ -231,7 +231,7 @@ SLUICE_AVX2_INLINE void mixed_row(const std::byte* codes, const std::byte* scale
   dot_fields<B, 1, 1, B <= 2>(codes, plane, in, bits);
   const int8_t* x[B];
   for (int b = 0; b < B; ++b) x[b] = in.template extra<int8_t>(b);
-  dot_bytes<B>(codes + plane, bundle::salient_columns(columns), x, in.distance, eight);
+  dot_bytes<B>(codes + plane, bundle::salient_columns(columns), x, in.distance[0], eight);
   for (int b = 0; b < B; ++b)
     y[b] = load_f32(scales) * static_cast<float>(eight[b]) +
            load_f32(scales + 4) * static_cast<float>(2 * bits[b] - in.header(b).code_sum);

@@ -228,7 +228,7 @@ SLUICE_AVX2_INLINE void mixed_row(const std::byte* codes, const std::byte* scale
   const float* x[B];
   for (int b = 0; b < B; ++b) x[b] = in.template extra<float>(b);
   float_dot<DecodeI8, B>(codes + bit_plane_bytes(columns), bundle::salient_columns(columns), x,
-                         in.distance, y);
+                         in.distance[0], y);
   for (int b = 0; b < B; ++b)
     y[b] = load_f32(scales) * y[b] + load_f32(scales + 4) * (2 * bits[b] - in.header(b).sum);
 }
@@ -238,7 +238,7 @@ SLUICE_AVX2_INLINE void plain_row(const std::byte* codes, int64_t columns, const
                                   float (&y)[B]) {
   const float* x[B];
   values_of(in, x);
-  float_dot<Decode, B>(codes, columns, x, in.distance, y);
+  float_dot<Decode, B>(codes, columns, x, in.distance[0], y);
 }
 
 template <Format kFormat>

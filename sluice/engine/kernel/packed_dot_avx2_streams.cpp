@@ -15,7 +15,7 @@ constexpr int R = 3;
 // lowest 12 bits, as those of most rows do, are in each other's way (Zen 3: three cycles a load).
 SLUICE_AVX2_INLINE void ahead(const std::byte* const (&codes)[R], const Inputs<1>& in, int64_t at) {
 #pragma GCC unroll 3
-  for (int r = 0; r < R; ++r) in.ahead(codes[r] + at);
+  for (int r = 0; r < R; ++r) in.ahead(codes[r] + at, r);
 }
 
 // ---------------------------------------------------------------- floats
@@ -248,7 +248,7 @@ SLUICE_AVX2_INLINE void dot_fields(const std::byte* const (&w)[R], int64_t bytes
         __m256i codes[R];
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
-          in.ahead(w[r] + i);
+          in.ahead(w[r] + i, r);
           codes[r] = load(w[r] + i);
         }
         step(codes, in.codes(0) + kFields * i);

@@ -36,6 +36,9 @@ bool chosen_target_is_avx512();
 /// The chosen vector target is AVX2, which comes with FMA and F16C, or better.
 bool chosen_target_has_avx2();
 
+/// Rows of weights that go by side by side at most.
+inline constexpr int kMostStreams = 4;
+
 /// Bytes of one bit plane of a row.
 inline int64_t bit_plane_bytes(int64_t columns) { return (columns + 63) / 64 * 8; }
 

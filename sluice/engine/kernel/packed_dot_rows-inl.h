@@ -2,8 +2,9 @@
 // packed_dot_vnni.h and packed_dot_avx2.h, each in its namespace, which gives kAhead, kStreamAhead,
 // kCache, kMostCodes, kMostFloats, places(), Inputs, run_codes() and run_floats(). For one target
 // at a time, because functions of another are not inlined into it: no include guard.
-constexpr int64_t kStart = 1024;  // bytes of codes where a list jumps: of the next row
 constexpr int64_t kScaleRows = 4;
+constexpr int64_t kListAhead =
+    4096;  // bytes of a stream's rows to the one of a list that is asked for
 
 SLUICE_DOT_INLINE void prefetch(const std::byte* from, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64)
@@ -11,12 +12,10 @@ SLUICE_DOT_INLINE void prefetch(const std::byte* from, int64_t bytes) {
 }
 
 // Scales of groups are a second stream, too thin for the hardware to follow.
-SLUICE_DOT_INLINE void prefetch_rows(const PackedMatrix& w, const DotRows& rows, int64_t k) {
-  const int64_t after = k + (rows.list ? 1 : kScaleRows);
-  if (after >= rows.count) return;
-  const int64_t o = rows.at(after);
-  if (w.scale_stride >= 64) prefetch(w.scales + o * w.scale_stride, w.scale_stride);
-  if (rows.list) prefetch(w.codes + o * w.code_stride, least(w.code_stride, kStart));
+SLUICE_DOT_INLINE void prefetch_scales(const PackedMatrix& w, const DotRows& rows, int64_t k) {
+  const int64_t after = k + kScaleRows;
+  if (after < rows.count && w.scale_stride >= 64)
+    prefetch(w.scales + rows.at(after) * w.scale_stride, w.scale_stride);
 }
 
 /// R rows of weights that go by side by side.
@@ -32,18 +31,23 @@ struct Streams {
 template <class Product, int R, int B>
 SLUICE_DOT_TARGET int64_t run_rows(const PackedMatrix& w, const DotInput& x, int64_t first_input,
                                    const DotRows& rows, float* y, int64_t y_stride) {
+  static_assert(R <= kMostStreams);
   Inputs<B> in;
   in.p = places(w.format, x.kind, w.columns);
   for (int b = 0; b < B; ++b) in.row[b] = x.data + (first_input + b) * x.stride;
-  in.distance = rows.list ? 0 : R == 1 ? kAhead : kStreamAhead;
+  for (int r = 0; r < R; ++r) in.distance[r] = R == 1 ? kAhead : kStreamAhead;
+  // Rows of a list are asked for line by line: a row at once would keep what is needed now waiting.
+  const int64_t after = 1 + kListAhead / (w.code_stride + 1);
   Streams<R> streams;
   const int64_t part = rows.count / R;
   float result[R][B];
   for (int64_t k = 0; k < part; ++k) {
     for (int r = 0; r < R; ++r) {
       const int64_t o = rows.at(k + r * part);
-      prefetch_rows(w, rows, k + r * part);
+      prefetch_scales(w, rows, k + r * part);
       streams.codes[r] = w.codes + o * w.code_stride;
+      if (rows.list)
+        in.distance[r] = (rows.at(least(k + after, part - 1) + r * part) - o) * w.code_stride;
       streams.scales[r] = w.scales + o * w.scale_stride;
     }
     Product::template rows<R, B>(streams, w.columns, in, result);

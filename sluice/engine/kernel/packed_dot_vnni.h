@@ -81,9 +81,10 @@ struct Inputs {
   const std::byte* row[B];
   Places p;
   // Asks for what follows after the codes at `now`: in consecutive rows, across their ends.
-  int64_t distance;
-  SLUICE_VNNI __attribute__((always_inline)) inline void ahead(const std::byte* now) const {
-    _mm_prefetch(reinterpret_cast<const char*>(now + distance), _MM_HINT_T1);
+  int64_t distance[kMostStreams];
+  SLUICE_VNNI __attribute__((always_inline)) inline void ahead(const std::byte* now,
+                                                               int r = 0) const {
+    _mm_prefetch(reinterpret_cast<const char*>(now + distance[r]), _MM_HINT_T1);
   }
   const DotHeader& header(int b) const { return *at<DotHeader>(row[b], 0); }
   const int8_t* codes(int b) const { return at<int8_t>(row[b], p.values); }

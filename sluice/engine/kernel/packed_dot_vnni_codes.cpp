@@ -71,7 +71,7 @@ SLUICE_VNNI_INLINE void dot_bytes(const std::byte* const (&w)[R], int64_t count,
       for (int b = 0; b < B; ++b) xs[b] = x[b] + i;
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
-        in.ahead(w[r] + i);
+        in.ahead(w[r] + i, r);
         u[r] = _mm512_xor_si512(flip, ~mask == 0 ? _mm512_loadu_si512(w[r] + i)
                                                  : _mm512_maskz_loadu_epi8(mask, w[r] + i));
       }
@@ -107,7 +107,7 @@ SLUICE_VNNI_INLINE void dot_fields(const std::byte* const (&w)[R], int64_t bytes
       __m512i codes[R];
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
-        in.ahead(w[r] + i);
+        in.ahead(w[r] + i, r);
         codes[r] =
             ~mask == 0 ? _mm512_loadu_si512(w[r] + i) : _mm512_maskz_loadu_epi8(mask, w[r] + i);
       }
@@ -189,7 +189,7 @@ SLUICE_VNNI_INLINE void i8_group_rows(const Streams<R>& w, int64_t columns, cons
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
         const std::byte* codes = w.codes[r] + i + 64 * v;
-        in.ahead(codes);
+        in.ahead(codes, r);
         const __m512i u =
             ~mask == 0 ? _mm512_loadu_si512(codes) : _mm512_maskz_loadu_epi8(mask, codes);
         const __m512 factor = _mm512_permutexvar_ps(spread(v, 2), s[r]);
@@ -228,7 +228,7 @@ SLUICE_VNNI_INLINE void i4_rows(const Streams<R>& w, int64_t columns, const Inpu
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
         const std::byte* codes = w.codes[r] + i + 64 * v;
-        in.ahead(codes);
+        in.ahead(codes, r);
         const __m512i both =
             ~mask == 0 ? _mm512_loadu_si512(codes) : _mm512_maskz_loadu_epi8(mask, codes);
         const __m512i a = _mm512_and_si512(both, low),

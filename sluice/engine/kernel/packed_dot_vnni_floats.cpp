@@ -68,7 +68,7 @@ SLUICE_VNNI_INLINE void float_dot(const std::byte* const (&w)[R], int64_t count,
   for (; i + 16 * C <= count; i += 16 * C) {
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
-      for (int64_t line = 0; line < kBytes; ++line) in.ahead(w[r] + i * kBytes + 64 * line);
+      for (int64_t line = 0; line < kBytes; ++line) in.ahead(w[r] + i * kBytes + 64 * line, r);
 #pragma GCC unroll 4
       for (int c = 0; c < C; c += P) {
         __m512 v[P];
