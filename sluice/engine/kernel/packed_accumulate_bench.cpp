@@ -15,6 +15,7 @@
 
 #include "sluice/engine/kernel/buffer.h"
 #include "sluice/engine/kernel/packed_accumulate.h"
+#include "sluice/engine/kernel/packed_accumulate_integers.h"
 
 namespace sluice::engine {
 namespace packed_accumulate_bench {
@@ -50,36 +51,54 @@ struct Copies {
   }
 };
 
-void PackedAccumulate(benchmark::State& state) {
-  const auto format = static_cast<Format>(state.range(0));
-  const auto count = static_cast<size_t>(kRows * state.range(1) / 100);
-  const int threads = static_cast<int>(state.range(2));
-  static std::optional<Copies> copies;  // packing takes longer than measuring
-  if (!copies || copies->format != format) {
-    copies.reset();
-    copies.emplace(format);
-  }
-  std::mt19937_64 random(1);
-  std::vector<int32_t> rows(kRows);
-  std::iota(rows.begin(), rows.end(), 0);
-  std::shuffle(rows.begin(), rows.end(), random);
-  std::sort(rows.begin(), rows.begin() + static_cast<std::ptrdiff_t>(count));
-  std::vector<float> factors(count), y(kColumns);
-  for (float& f : factors) f = std::normal_distribution<float>()(random);
-  const Buffer scratch(packed_accumulate_scratch(copies->matrices[0], threads));
+/// What is added up, and how often it has been.
+struct Case {
+  const Copies& copies;
+  std::vector<int32_t> rows;
+  std::vector<float> factors, y;
   size_t next = 0;
-  if (getenv("FEW"))
-    for (int32_t& r : rows) r = r % atoi(getenv("FEW"));
-  if (getenv("FEW")) std::sort(rows.begin(), rows.begin() + static_cast<std::ptrdiff_t>(count));
-  const size_t copies_n = getenv("FEW") ? 1 : copies->matrices.size();
+
+  Case(Format format, int64_t percent, size_t tokens)
+      : copies(copies_of(format)), rows(kRows), y(tokens * kColumns) {
+    const auto count = static_cast<size_t>(kRows * percent / 100);
+    std::mt19937_64 random(1);
+    std::iota(rows.begin(), rows.end(), 0);
+    std::shuffle(rows.begin(), rows.end(), random);
+    rows.resize(count);
+    std::sort(rows.begin(), rows.end());
+    factors.resize(tokens * count);
+    for (float& f : factors) f = std::normal_distribution<float>()(random);
+  }
+  const bundle::PackedMatrix& matrix() { return copies.matrices[next++ % copies.matrices.size()]; }
+  RowList list() const { return {rows.data(), rows.size()}; }
+  RowFactors all_factors() const { return {factors.data(), y.size() / kColumns, rows.size()}; }
+  void report(benchmark::State& state) const {
+    state.SetLabel(std::string(bundle::format_name(copies.format)));
+    state.SetBytesProcessed(state.iterations() * static_cast<int64_t>(rows.size()) *
+                            copies.matrices[0].row_bytes());
+  }
+
+ private:
+  static const Copies& copies_of(Format format) {
+    static std::optional<Copies> latest;  // packing takes longer than measuring
+    if (!latest || latest->format != format) {
+      latest.reset();
+      latest.emplace(format);
+    }
+    return *latest;
+  }
+};
+
+void PackedAccumulate(benchmark::State& state) {
+  const int threads = static_cast<int>(state.range(2));
+  Case c(static_cast<Format>(state.range(0)), state.range(1), 1);
+  const Buffer scratch(packed_accumulate_scratch(c.matrix(), threads));
   for (auto _ : state) {
-    packed_accumulate(copies->matrices[next++ % copies_n], {rows.data(), count},
-                      {factors.data(), 1, count}, y.data(), kColumns, scratch.data(), threads);
+    packed_accumulate(c.matrix(), c.list(), c.all_factors(), c.y.data(), kColumns, scratch.data(),
+                      threads);
     benchmark::ClobberMemory();
   }
-  state.SetLabel(std::string(bundle::format_name(format)));
-  state.SetBytesProcessed(state.iterations() * static_cast<int64_t>(count) *
-                          copies->matrices[0].row_bytes());
+  c.report(state);
 }
 BENCHMARK(PackedAccumulate)
     ->ArgNames({"format", "kept_percent", "threads"})
@@ -89,6 +108,29 @@ BENCHMARK(PackedAccumulate)
                    {10, 35, 80},
                    {1, 2}})
     ->UseRealTime()
+    ->Unit(benchmark::kMicrosecond);
+
+/// Several tokens that share the rows: integers read them once for each token, from a cache after
+/// the first, and floats once for all.
+void PackedAccumulateTokens(benchmark::State& state) {
+  const auto tokens = static_cast<size_t>(state.range(1));
+  Case c(static_cast<Format>(state.range(0)), 35, tokens);
+  for (auto _ : state) {
+    if (state.range(2) != 0) {
+      accumulate_integers(c.matrix(), c.list(), c.all_factors(), c.y.data(), kColumns, 0, kColumns);
+    } else {
+      accumulate_floats(c.matrix(), c.list(), c.all_factors(), c.y.data(), kColumns, 0, kColumns);
+    }
+    benchmark::ClobberMemory();
+  }
+  c.report(state);
+}
+BENCHMARK(PackedAccumulateTokens)
+    ->ArgNames({"format", "tokens", "integers"})
+    ->ArgsProduct({{static_cast<int64_t>(Format::i8), static_cast<int64_t>(Format::i8_group),
+                    static_cast<int64_t>(Format::i4_group)},
+                   {1, 2, 4, 8},
+                   {0, 1}})
     ->Unit(benchmark::kMicrosecond);
 
 }  // namespace packed_accumulate_bench

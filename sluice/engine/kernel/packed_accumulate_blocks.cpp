@@ -96,7 +96,9 @@ class Blocks {
       if (row(j) / kSumRange != range) break;
       ++place.left;
     }
-    const size_t blocks = (place.left + kSumRows - 1) / kSumRows;
+    // Several tokens find the rows of a block in the second-level cache: half a megabyte of them.
+    const size_t most = is_bytes(m_.format) ? kSumRows / 2 : kSumRows;
+    const size_t blocks = (place.left + most - 1) / most;
     place.size = ((place.left + blocks - 1) / blocks + kSumStep - 1) / kSumStep * kSumStep;
   }
 

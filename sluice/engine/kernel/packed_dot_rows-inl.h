@@ -80,8 +80,12 @@ void run_batch(const PackedMatrix& w, const DotInput& x, const DotRows& rows, fl
     run_rows<Product, 1, 2>(w, x, b, rows, y + b * y_stride, y_stride);
   if (x.batch == b) return;
   int64_t done = 0;
-  if constexpr (Product::kStreams > 1)
-    done = run_rows<Product, Product::kStreams, 1>(w, x, b, rows, y + b * y_stride, y_stride);
+  if constexpr (Product::kStreams > 1) {
+    bool pay = true;
+    if constexpr (requires { Product::streams_pay(); }) pay = Product::streams_pay();
+    if (pay)
+      done = run_rows<Product, Product::kStreams, 1>(w, x, b, rows, y + b * y_stride, y_stride);
+  }
   run_rows<Product, 1, 1>(w, x, b, rows_from(rows, done, rows.count - done),
                           y + b * y_stride + done, y_stride);
 }
