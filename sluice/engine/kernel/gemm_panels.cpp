@@ -136,11 +136,16 @@ void multiply_panels(const PackedMatrix& w, DotKind kind, const float* x, int64_
   const auto depth = [&](int64_t b) { return std::min(kGemmDepth, w.columns - b * kGemmDepth); };
   float* const rounded = reinterpret_cast<float*>(scratch);
   float* const weights = rounded + rows * blocks * stride;
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-  for (int64_t r = 0; r < rows; ++r) {
+  const auto round_blocks = [&](int64_t r) {
     for (int64_t b = 0; b < blocks; ++b)
       round_row(kind, x + r * w.columns + b * kGemmDepth, depth(b),
                 rounded + (b * rows + r) * stride);
+  };
+  if (threads == 1) {  // without a team, for which the runtime would take memory
+    for (int64_t r = 0; r < rows; ++r) round_blocks(r);
+  } else {
+#pragma omp parallel for num_threads(threads)
+    for (int64_t r = 0; r < rows; ++r) round_blocks(r);
   }
   const auto pack = HWY_DYNAMIC_DISPATCH(PackPanel);
   const auto run_panel = [&](int64_t panel, float* block) {
