@@ -35,12 +35,13 @@ int64_t packed_accumulate_scratch(const bundle::PackedMatrix& matrix, int thread
 /// tokens change a bit of it. Indices must be inside the matrix.
 ///
 /// i8, i8-32, i4-32 and i4-32-min on x86: successive rows (without those of factor zero) of one
-/// range of kSumRange rows of the matrix, up to 256, add up as integers. Of such rows, with scales
-/// s_j of a group of columns, f_j s_j is rounded to a multiple of max |f_j| max |s_j| / 32767 (i8,
-/// with one scale for a row: max |f_j s_j| / 32767), so that a row is off by half of that times its
-/// largest code: 8 with 4 bits (i4-32-min: 15), 128 with 8 bits. A row's weights were rounded by
-/// more wherever its f_j s_j is above 1/4096, or 1/256, of the largest. Factors of 1e30 and more,
-/// infinities and NaN make their range add up in floats.
+/// range of kSumRange rows of the matrix, up to 256 (8 bits: 128), add up as integers. Of such
+/// rows, with scales s_j of a group of columns, f_j s_j is rounded to a multiple of max |f_j| max
+/// |s_j| / 32767, the latter of 16 rows (i8, with one scale for a row: of max |f_j s_j| / 32767),
+/// so that a row is off by half of that times its largest code: 8 with 4 bits (i4-32-min: 15), 128
+/// with 8 bits. A row's weights were rounded by more wherever its f_j s_j is above 1/4096, or
+/// 1/256, of the largest. Factors of 1e30 and more, infinities and NaN make their rows add up in
+/// floats.
 void packed_accumulate(const bundle::PackedMatrix& matrix, const RowList& rows,
                        const RowFactors& factors, float* y, size_t y_stride, std::byte* scratch,
                        int threads);
