@@ -73,6 +73,7 @@ void add_conv_rivals(const ConvProblem& problem, bool int8, std::vector<Contende
     rivals.push_back(onednn_conv(problem, Precision::int8));
   }
   rivals.push_back(libtorch_conv(problem));
+  rivals.push_back(xnnpack_conv(problem));
   for (std::optional<Contender>& rival : rivals) {
     if (rival) {
       contenders.push_back(std::move(*rival));

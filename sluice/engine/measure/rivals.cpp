@@ -49,9 +49,9 @@ std::optional<Contender> libtorch_conv(const ConvProblem& problem) {
 
 void add_linear_rivals(const LinearProblem& problem, std::vector<Contender>& contenders,
                        Precision precision) {
-  std::vector<std::optional<Contender>> rivals{onednn_inner_product(problem, Precision::f32),
-                                               onednn_matmul(problem, Precision::f32),
-                                               openblas_linear(problem), libtorch_linear(problem)};
+  std::vector<std::optional<Contender>> rivals{
+      onednn_inner_product(problem, Precision::f32), onednn_matmul(problem, Precision::f32),
+      openblas_linear(problem), libtorch_linear(problem), xnnpack_linear(problem)};
   if (precision != Precision::f32) {
     rivals.push_back(onednn_inner_product(problem, precision));
     rivals.push_back(onednn_matmul(problem, precision));

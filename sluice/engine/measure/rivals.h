@@ -42,6 +42,12 @@ std::optional<Contender> onednn_conv(const ConvProblem& problem, Precision preci
 /// cblas_sgemv or cblas_sgemm of OpenBLAS, looked up when the program runs; absent without it.
 std::optional<Contender> openblas_linear(const LinearProblem& problem);
 
+/// XNNPACK's fully connected and convolution operators of f32, looked up when the program runs;
+/// absent without it, where it is newer than the release in Debian 12, whose interface it is, and
+/// for several threads: those of its pool spin after a call, which slows the next contender.
+std::optional<Contender> xnnpack_linear(const LinearProblem& problem);
+std::optional<Contender> xnnpack_conv(const ConvProblem& problem);
+
 /// What a build with LibTorch adds; see cli/lab/bench_kernels_libtorch.cpp.
 struct LibtorchRivals {
   Contender (*linear)(const LinearProblem& problem) = nullptr;
