@@ -2,18 +2,14 @@
 // do.
 //   sluice_engine_bench --benchmark_filter=PackedAccumulate --benchmark_min_time=0.1
 #include <benchmark/benchmark.h>
-#include <sys/mman.h>
 
 #include <algorithm>
-#include <cstdlib>
-#include <cstring>
-#include <memory>
 #include <numeric>
-#include <optional>
 #include <random>
 #include <string>
 
 #include "sluice/engine/kernel/buffer.h"
+#include "sluice/engine/kernel/cold_copies.h"
 #include "sluice/engine/kernel/packed_accumulate.h"
 #include "sluice/engine/kernel/packed_accumulate_integers.h"
 
@@ -22,44 +18,17 @@ namespace packed_accumulate_bench {
 
 using bundle::Format;
 
-constexpr int64_t kColumns = 4096, kRows = 4096, kCold = int64_t{512} << 20,
-                  kHuge = int64_t{2} << 20;
-
-/// Copies of one random matrix that do not fit a cache together.
-struct Copies {
-  Format format;
-  std::unique_ptr<std::byte, void (*)(void*)> memory;
-  std::vector<bundle::PackedMatrix> matrices;
-
-  explicit Copies(Format format_)
-      : format(format_),
-        memory(static_cast<std::byte*>(std::aligned_alloc(kHuge, kCold)), std::free) {
-#ifdef MADV_HUGEPAGE
-    ::madvise(memory.get(), kCold, MADV_HUGEPAGE);
-#endif
-    std::mt19937_64 random(1);
-    std::uniform_real_distribution<float> uniform(-2, 2);
-    std::vector<float> values(kRows * kColumns);
-    for (float& v : values) v = uniform(random);
-    const std::vector<std::byte> packed = bundle::pack(format, values, kRows, kColumns);
-    const int64_t each = (static_cast<int64_t>(packed.size()) + 63) / 64 * 64;
-    for (int64_t at = 0; at + each <= kCold; at += each) {
-      std::memcpy(memory.get() + at, packed.data(), packed.size());
-      matrices.push_back(bundle::view_packed(format, kRows, kColumns,
-                                             {memory.get() + at, packed.size()}, "w", true));
-    }
-  }
-};
+constexpr int64_t kColumns = ColdCopies::kColumns, kRows = ColdCopies::kRows;
 
 /// What is added up, and how often it has been.
 struct Case {
-  const Copies& copies;
+  const ColdCopies& copies;
   std::vector<int32_t> rows;
   std::vector<float> factors, y;
   size_t next = 0;
 
   Case(Format format, int64_t percent, size_t tokens)
-      : copies(copies_of(format)), rows(kRows), y(tokens * kColumns) {
+      : copies(ColdCopies::of(format)), rows(kRows), y(tokens * kColumns) {
     const auto count = static_cast<size_t>(kRows * percent / 100);
     std::mt19937_64 random(1);
     std::iota(rows.begin(), rows.end(), 0);
@@ -76,16 +45,6 @@ struct Case {
     state.SetLabel(std::string(bundle::format_name(copies.format)));
     state.SetBytesProcessed(state.iterations() * static_cast<int64_t>(rows.size()) *
                             copies.matrices[0].row_bytes());
-  }
-
- private:
-  static const Copies& copies_of(Format format) {
-    static std::optional<Copies> latest;  // packing takes longer than measuring
-    if (!latest || latest->format != format) {
-      latest.reset();
-      latest.emplace(format);
-    }
-    return *latest;
   }
 };
 

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "sluice/engine/kernel/buffer.h"
+#include "sluice/engine/kernel/elementwise.h"
 #include "sluice/engine/kernel/packed_accumulate_integers.h"
 
 namespace sluice::engine {
@@ -189,7 +190,8 @@ void accumulate_integers(const PackedMatrix& m, const RowList& rows, const RowFa
       for (bool any = blocks.take(*now); any; std::swap(now, next)) {
         any = blocks.take(*next);
         sum.of(*now, any ? next : nullptr, values);
-        add_values(values, y + now->token * y_stride + from, sum.place.columns);
+        float* to = y + now->token * y_stride + from;
+        add(to, values, Activation::none, to, sum.place.columns);
       }
     }
   }
@@ -240,7 +242,8 @@ void accumulate_integers_in_team(const PackedMatrix& m, const RowList& rows,
       const size_t begin = column_part(to - from, row_part, sharing),
                    end = column_part(to - from, row_part + 1, sharing);
       for (size_t i = 0; i < std::min(sharing * kBlocksInTurn, count - block); ++i)
-        add_values(values + i * stride + begin, y + from + begin, end - begin);
+        add(y + from + begin, values + i * stride + begin, Activation::none, y + from + begin,
+            end - begin);
 #pragma omp barrier
     }
   }

@@ -258,16 +258,6 @@ void SumBytes(const SumBlock& block, const SumPlace& place, const SumBlock* next
 
 #endif  // vectors
 
-void AddValues(const float* values, float* y, size_t count) {
-  const hwy::HWY_NAMESPACE::ScalableTag<float> d;
-  namespace hw = hwy::HWY_NAMESPACE;
-  const size_t lanes = hw::Lanes(d);
-  size_t i = 0;
-  for (; i + lanes <= count; i += lanes)
-    hw::StoreU(hw::Add(hw::LoadU(d, y + i), hw::LoadU(d, values + i)), d, y + i);
-  for (; i < count; ++i) y[i] += values[i];
-}
-
 }  // namespace
 }  // namespace sluice::engine::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
@@ -276,14 +266,9 @@ HWY_AFTER_NAMESPACE();
 namespace sluice::engine {
 
 HWY_EXPORT(SumBytes);
-HWY_EXPORT(AddValues);
 
 void sum_bytes(const SumBlock& block, const SumPlace& place, const SumBlock* next, float* out) {
   HWY_DYNAMIC_DISPATCH(SumBytes)(block, place, next, dot_vnni_usable(), out);
-}
-
-void add_values(const float* values, float* y, size_t count) {
-  HWY_DYNAMIC_DISPATCH(AddValues)(values, y, count);
 }
 
 }  // namespace sluice::engine

@@ -43,9 +43,6 @@ struct SumPlace {
 void sum_nibbles(const SumBlock& block, const SumPlace& place, const SumBlock* next, float* out);
 void sum_bytes(const SumBlock& block, const SumPlace& place, const SumBlock* next, float* out);
 
-/// y[i] += values[i]
-void add_values(const float* values, float* y, size_t count);
-
 /// Formats that are added up this way.
 bool sums_integers(bundle::Format format);
 /// packed_accumulate_columns() for them. `y` is where column 0 goes.

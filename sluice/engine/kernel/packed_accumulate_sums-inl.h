@@ -1,4 +1,4 @@
-// What the sums of 4-bit and of 8-bit rows share, for inclusion by packed_accumulate_integers.cpp
+// What the sums of 4-bit and of 8-bit rows share, for inclusion by packed_accumulate_nibbles.cpp
 // and packed_accumulate_bytes.cpp (once per target, hence the toggled guard).
 #if defined(SLUICE_ENGINE_KERNEL_PACKED_ACCUMULATE_SUMS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef SLUICE_ENGINE_KERNEL_PACKED_ACCUMULATE_SUMS_INL_H_

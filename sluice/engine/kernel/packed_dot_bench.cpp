@@ -4,12 +4,10 @@
 #include <benchmark/benchmark.h>
 #include <hwy/targets.h>
 
-#include <cstring>
-#include <optional>
-#include <random>
 #include <string>
 
 #include "sluice/engine/kernel/buffer.h"
+#include "sluice/engine/kernel/cold_copies.h"
 #include "sluice/engine/kernel/packed_dot_path.h"
 
 namespace sluice::engine {
@@ -18,38 +16,7 @@ namespace packed_dot_bench {
 using bundle::Format;
 
 enum Path { kPortable, kAvx2, kVnni };
-constexpr int64_t kColumns = 4096, kRows = 4096, kCold = int64_t{512} << 20;
-
-/// Copies of one random matrix that do not fit a cache together.
-struct Copies {
-  Format format;
-  Buffer memory;
-  std::vector<bundle::PackedMatrix> matrices;
-
-  explicit Copies(Format format_) : format(format_), memory(kCold) {
-    std::mt19937_64 random(1);
-    std::uniform_real_distribution<float> uniform(-2, 2);
-    std::vector<float> values(kRows * kColumns);
-    for (float& v : values) v = uniform(random);
-    const std::vector<std::byte> packed = bundle::pack(format, values, kRows, kColumns);
-    const int64_t each = (static_cast<int64_t>(packed.size()) + 63) / 64 * 64;
-    for (int64_t at = 0; at + each <= kCold; at += each) {
-      std::memcpy(memory.data() + at, packed.data(), packed.size());
-      matrices.push_back(bundle::view_packed(format, kRows, kColumns,
-                                             {memory.data() + at, packed.size()}, "w", true));
-    }
-  }
-};
-
-/// Packing takes longer than measuring, and benchmarks of one format follow each other.
-const Copies& copies_of(Format format) {
-  static std::optional<Copies> latest;
-  if (!latest || latest->format != format) {
-    latest.reset();
-    latest.emplace(format);
-  }
-  return *latest;
-}
+constexpr int64_t kColumns = ColdCopies::kColumns, kRows = ColdCopies::kRows;
 
 void PackedDot(benchmark::State& state) {
   const int64_t which = state.range(0);
@@ -57,7 +24,7 @@ void PackedDot(benchmark::State& state) {
   const auto format = static_cast<Format>(state.range(2));
   if ((which == kVnni && !dot_vnni_usable()) || (which == kAvx2 && !chosen_target_has_avx2()))
     return state.SkipWithError("not on this processor");
-  const Copies& copies = copies_of(format);
+  const ColdCopies& copies = ColdCopies::of(format);
   if (which == kPortable && chosen_target_is_avx512()) hwy::GetChosenTarget().Update(HWY_AVX2);
   const DotPath& path = which == kPortable ? portable_dot()
                         : which == kAvx2   ? avx2_dot()

@@ -1,10 +1,10 @@
 // Sums of rows of 4-bit weights.
-#include "sluice/engine/kernel/packed_accumulate_integers.h"
 #include "sluice/bundle/packed.h"
+#include "sluice/engine/kernel/packed_accumulate_integers.h"
 #include "sluice/engine/kernel/packed_dot_path.h"
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "sluice/engine/kernel/packed_accumulate_integers.cpp"
+#define HWY_TARGET_INCLUDE "sluice/engine/kernel/packed_accumulate_nibbles.cpp"
 #include <hwy/foreach_target.h>  // keep before highway.h
 #include <hwy/highway.h>
 
