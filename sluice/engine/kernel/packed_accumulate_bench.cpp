@@ -1,9 +1,11 @@
 // Some rows of a matrix in memory, added up: what sparse inputs and the way down of a sparse FFN
 // do.
-//   sluice_engine_bench --benchmark_filter=PackedAccumulate --benchmark_min_time=0.1
+//   sluice_engine_bench --benchmark_filter="PackedAccumulate|ScatteredRows"
+//   --benchmark_min_time=0.1
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
+#include <cstring>
 #include <numeric>
 #include <random>
 #include <string>
@@ -90,6 +92,47 @@ BENCHMARK(PackedAccumulateTokens)
                     static_cast<int64_t>(Format::i4_group)},
                    {1, 2, 4, 8},
                    {0, 1}})
+    ->Unit(benchmark::kMicrosecond);
+
+/// Reads some rows of a matrix in memory and computes nothing, 16 side by side: what memory gives
+/// to a list of rows, which start at a page or `offset` bytes behind one.
+void ScatteredRows(benchmark::State& state) {
+  constexpr size_t kTogether = 16, kAhead = 16, kLine = 64;
+  const auto bytes = static_cast<size_t>(state.range(0)),
+             percent = static_cast<size_t>(state.range(1)),
+             offset = static_cast<size_t>(state.range(2));
+  const ColdCopies& copies = ColdCopies::of(Format::i8);
+  const size_t lines = bytes / kLine, matrix = bytes * kRows,
+               matrices = static_cast<size_t>(ColdCopies::kCold) / matrix - 1;
+  std::vector<size_t> rows(static_cast<size_t>(kRows));
+  std::iota(rows.begin(), rows.end(), size_t{0});
+  if (percent < 100) std::shuffle(rows.begin(), rows.end(), std::mt19937_64(1));
+  rows.resize(rows.size() * percent / 100 / kTogether * kTogether);
+  std::sort(rows.begin(), rows.end());
+  size_t next = 0;
+  for (auto _ : state) {
+    const std::byte* const start = copies.memory.get() + next++ % matrices * matrix + offset;
+    uint64_t sum = 0;
+    for (size_t j = 0; j < rows.size(); j += kTogether) {
+      const size_t* const then = &rows[j + kTogether < rows.size() ? j + kTogether : j];
+      for (size_t l = 0; l < lines; ++l) {
+        for (size_t r = 0; r < kTogether; ++r) {
+          const bool same = l + kAhead < lines;
+          const size_t line = same ? l + kAhead : l + kAhead - lines;
+          __builtin_prefetch(start + (same ? rows[j + r] : then[r]) * bytes + line * kLine, 0, 2);
+          uint64_t word;
+          std::memcpy(&word, start + rows[j + r] * bytes + l * kLine, sizeof word);
+          sum += word;
+        }
+      }
+    }
+    benchmark::DoNotOptimize(sum);
+  }
+  state.SetBytesProcessed(state.iterations() * static_cast<int64_t>(rows.size() * bytes));
+}
+BENCHMARK(ScatteredRows)
+    ->ArgNames({"bytes", "kept_percent", "offset"})
+    ->ArgsProduct({{4096, 2048}, {35, 100}, {0, 1088}})
     ->Unit(benchmark::kMicrosecond);
 
 }  // namespace packed_accumulate_bench
