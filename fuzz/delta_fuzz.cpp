@@ -4,7 +4,7 @@
 #include <cstring>
 #include <vector>
 
-#include "sluice/base/error.h"
+#include "fuzz/refusal.h"
 #include "sluice/bundle/delta.h"
 
 using namespace sluice;
@@ -25,9 +25,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         std::abort();
     }
   } catch (const Error& error) {
-    if (error.what()[0] == '\0' || std::strchr(error.what(), '\n') != nullptr ||
-        error.code() == Code::internal)
-      std::abort();
+    check_refusal(error);
   }
   return 0;
 }

@@ -3,7 +3,7 @@
 #include <cstdlib>
 #include <span>
 
-#include "sluice/base/error.h"
+#include "fuzz/refusal.h"
 #include "sluice/data/image.h"
 
 using namespace sluice;
@@ -19,9 +19,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       std::abort();
     }
   } catch (const Error& error) {
-    if (error.what()[0] == '\0' || error.code() == Code::internal) {
-      std::abort();
-    }
+    check_refusal(error);
   }
   return 0;
 }

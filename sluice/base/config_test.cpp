@@ -4,6 +4,7 @@
 #include "sluice/base/json.h"
 #include "sluice/base/temp_directory.h"
 #include "sluice/base/test_error.h"
+#include "sluice/base/utf8.h"
 
 namespace sluice {
 namespace config_test {
@@ -34,6 +35,15 @@ TEST(ParseToml, NamesLineAndColumnOfErrors) {
   expect_error(Code::config, "run.toml:2:", [&] { parse_toml("a = 1\nb = = 2\n", "run.toml"); });
   expect_error(Code::config, "run.toml:2:", [&] { parse_toml("a = 1\na = 2\n", "run.toml"); });
   expect_error(Code::config, "run.toml:1:", [&] { parse_toml("a = \"\xff\"", "run.toml"); });
+}
+
+TEST(ParseToml, MessagesAreOneLineOfPlainText) {
+  for (const char* text : {"a = 1\n\"a\\n\\u001B[2J\" = 1\n\"a\\n\\u001B[2J\" = 2\n",
+                           "a\x1b[2J = 1", "[\"t\\n\"]\nx = 1\n[\"t\\n\"]\nx = 1\n"}) {
+    const auto error = error_of([&] { parse_toml(text, "t"); });
+    ASSERT_TRUE(error.has_value()) << text;
+    EXPECT_TRUE(is_plain_text(error->what())) << error->what();
+  }
 }
 
 TEST(ParseToml, RefusesWhatJsonCannotHold) {

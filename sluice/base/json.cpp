@@ -10,6 +10,7 @@
 #include "sluice/base/error.h"
 #include "sluice/base/file.h"
 #include "sluice/base/path_pattern.h"
+#include "sluice/base/utf8.h"
 
 namespace sluice {
 namespace {
@@ -42,11 +43,6 @@ class CountingIterator {
   const char** reached_;
 };
 
-/// Long tokens of a hostile file do not belong into a message.
-std::string shorten(std::string_view text, size_t longest = 160) {
-  return text.size() <= longest ? std::string(text) : std::string(text.substr(0, longest)) + "...";
-}
-
 class Builder {
  public:
   Builder(std::string_view text, std::string_view what, int max_depth)
@@ -69,7 +65,7 @@ class Builder {
   bool key(std::string& name) {
     if (!open_.back().keys.insert(name).second) {
       fail(Code::format, "{}: byte {}: the key '{}' is there twice", what_, offset(),
-           shorten(name, 60));
+           printable(name, 60));
     }
     open_.back().key = std::move(name);
     return true;
@@ -83,7 +79,7 @@ class Builder {
       message.remove_prefix(end == std::string_view::npos ? 0 : end + 2);
     }
     fail(Code::format, "{}: byte {}: not valid JSON: {}", what_, position > 0 ? position - 1 : 0,
-         shorten(message));
+         printable(message, 160));
   }
 
  private:
@@ -163,7 +159,7 @@ const char* found_type(const Json& value) {
 [[noreturn]] void wrong_type(const Json& value, std::string_view key, std::string_view what,
                              const char* expected) {
   fail(Code::config, "{}: '{}': expected {}, found {}: {}", what, key, expected, found_type(value),
-       shorten(value.dump(-1, ' ', false, Json::error_handler_t::replace), 60));
+       printable(value.dump(-1, ' ', false, Json::error_handler_t::replace), 60));
 }
 
 template <class T>
@@ -300,7 +296,7 @@ void json_require_known_keys(const Json& object, std::initializer_list<std::stri
     for (const std::string& name : names) {
       all += (all.empty() ? "" : ", ") + name;
     }
-    fail(Code::config, "{}: unknown key '{}'{}; known: {}", what, shorten(item.key(), 60),
+    fail(Code::config, "{}: unknown key '{}'{}; known: {}", what, printable(item.key(), 60),
          nearest.empty() ? "" : fmt::format(", did you mean '{}'?", nearest),
          all.empty() ? "none" : all);
   }

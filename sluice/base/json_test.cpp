@@ -76,6 +76,14 @@ TEST(ParseJson, ShortensHugeTokensInMessages) {
   EXPECT_LT(std::string(error->what()).size(), 400U);
 }
 
+TEST(ParseJson, MessagesAreOneLineOfPlainText) {
+  const std::string twice = R"({"a\n\u001b[2J":1,"a\n\u001b[2J":2})";
+  expect_error(Code::format, "the key 'a\\x0a\\x1b[2J' is there twice",
+               [&] { parse_json(twice, "t"); });
+  expect_error(Code::config, "unknown key 'b\\x0a'",
+               [] { json_require_known_keys(parse_json(R"({"b\n":1})", "t"), {"a"}, "t"); });
+}
+
 TEST(ParseJson, ManyKeysStayFast) {
   std::string text = "{";
   for (int i = 0; i < 50000; ++i) {

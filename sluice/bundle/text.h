@@ -4,15 +4,13 @@
 #include <string_view>
 
 #include "sluice/base/json_fwd.h"
+#include "sluice/base/utf8.h"
 
 namespace sluice::bundle {
 
-/// `text` for a message or a terminal: one line of valid UTF-8, control characters and broken bytes
-/// as \xNN, at most about `max_bytes` bytes ("..." marks a cut).
-std::string printable(std::string_view text, size_t max_bytes = 120);
+using sluice::is_plain_text;
+using sluice::printable;
 
-/// True for valid UTF-8 without control characters.
-bool is_plain_text(std::string_view text);
 /// True for valid UTF-8, with control characters or without.
 bool is_utf8(std::string_view text);
 

@@ -7,6 +7,7 @@
 #include "sluice/base/file.h"
 #include "sluice/base/json.h"
 #include "sluice/base/random.h"
+#include "sluice/base/utf8.h"
 #include "sluice/data/image.h"
 
 namespace sluice::data {
@@ -20,7 +21,7 @@ std::string picture_name(const Json& entry, const std::string& what) {
   const auto name = json_get<std::string>(entry, "image", what);
   const bool plain = name.size() < 200 && name.ends_with(".png") && name.front() != '.' &&
                      name.find_first_not_of("0123456789abcdefghijklmnopqrstuvwxyz-.") == name.npos;
-  if (!plain) fail(Code::format, "{}: '{}' is no name of a picture", what, name.substr(0, 80));
+  if (!plain) fail(Code::format, "{}: '{}' is no name of a picture", what, printable(name, 80));
   return name;
 }
 

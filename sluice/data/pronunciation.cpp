@@ -5,6 +5,7 @@
 
 #include "sluice/base/error.h"
 #include "sluice/base/file.h"
+#include "sluice/base/utf8.h"
 
 namespace sluice::data {
 namespace {
@@ -16,24 +17,18 @@ bool is_vowel(std::string_view phoneme) {
   return std::string_view("AEIOU").find(phoneme.front()) != std::string_view::npos;
 }
 
-/// A damaged file must not steer the terminal.
-std::string shown(std::string_view text) {
-  std::string result;
-  for (const char c : text.substr(0, 40)) result += c >= 0x20 && c < 0x7F ? c : '?';
-  return result;
-}
-
 uint8_t phoneme_index(std::string_view token, const std::string& what) {
   const auto& known = cmu_phonemes();
   std::string_view name = token;
   if (!name.empty() && name.back() >= '0' && name.back() <= '9') name.remove_suffix(1);
   const auto found = std::lower_bound(known.begin(), known.end(), name);
   if (name.empty() || found == known.end() || *found != name)
-    fail(Code::format, "{}: '{}' is no phoneme; expected one of AA to ZH", what, shown(token));
+    fail(Code::format, "{}: '{}' is no phoneme; expected one of AA to ZH", what,
+         printable(token, 40));
   const bool stressed = name.size() < token.size();
   if (stressed != is_vowel(name) || (stressed && token.back() > '2'))
     fail(Code::format, "{}: '{}': expected vowels with a stress of 0, 1 or 2, consonants without",
-         what, shown(token));
+         what, printable(token, 40));
   return static_cast<uint8_t>(found - known.begin());
 }
 
@@ -101,10 +96,10 @@ std::vector<Pronunciation> parse_cmudict(std::string_view text, const std::strin
     const size_t gap = line.find("  ");
     if (gap == std::string_view::npos || gap == 0)
       fail(Code::format, "{}: expected a word, two spaces and phonemes, found '{}'", place,
-           shown(line));
+           printable(line, 40));
     std::string_view word = line.substr(0, gap);
     if (word.find(' ') != std::string_view::npos)
-      fail(Code::format, "{}: '{}': a space in the word", place, shown(word));
+      fail(Code::format, "{}: '{}': a space in the word", place, printable(word, 40));
     std::vector<uint8_t> phonemes = phonemes_of(line.substr(gap + 2), place);
     if (strip_variant(word)) continue;
     std::string plain = plain_word(word);

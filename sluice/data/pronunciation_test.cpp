@@ -53,7 +53,7 @@ TEST(Pronunciation, DamagedLinesAreNamed) {
   refuse("WORD  W1 ER1 D", "'W1': expected vowels with a stress");
   refuse("WORD  W ER3 D", "'ER3': expected vowels with a stress");
   refuse("A WORD  W ER1 D", "'A WORD': a space in the word");
-  refuse("{X  W \x1b[2J", "'?[2J' is no phoneme");  // also of words that are not given
+  refuse("{X  W \x1b[2J", "'\\x1b[2J' is no phoneme");  // also of words that are not given
   std::string endless = "WORD  W";
   for (int i = 0; i < 300; ++i) endless += " W";
   refuse(endless, "more than 200 phonemes");

@@ -9,6 +9,7 @@
 #include "sluice/base/error.h"
 #include "sluice/base/file.h"
 #include "sluice/base/json.h"
+#include "sluice/base/utf8.h"
 
 namespace sluice::data {
 namespace {
@@ -56,7 +57,7 @@ Index read_texts(const std::string& path, std::vector<std::string>& ids,
     const Json object = object_of(line, what);
     const std::string id = text_of(object, "_id", what);
     if (!index.emplace(id, std::ssize(ids)).second)
-      fail(Code::format, "{}: the id '{}' was there before", what, id);
+      fail(Code::format, "{}: the id '{}' was there before", what, printable(id));
     std::string text = object.contains("title") ? text_of(object, "title", what) : "";
     const std::string body = text_of(object, "text", what);
     if (!text.empty() && !body.empty()) text += ' ';
@@ -107,14 +108,15 @@ RetrievalSet read_retrieval_set(const std::string& folder) {
     first = false;
     if (heading) return;
     if (grade < 0 || grade > kHighestGrade)
-      fail(Code::format, "{}: grade '{}'; expected a whole number from 0", what, fields[2]);
+      fail(Code::format, "{}: grade '{}'; expected a whole number from 0", what,
+           printable(fields[2]));
     const auto query = queries.find(fields[0]), document = documents.find(fields[1]);
     if (query == queries.end() || document == documents.end())
       fail(Code::format, "{}: no {} '{}'", what, query == queries.end() ? "query" : "document",
-           query == queries.end() ? fields[0] : fields[1]);
+           printable(query == queries.end() ? fields[0] : fields[1]));
     if (!seen.insert({query->second, document->second}).second)
-      fail(Code::format, "{}: query '{}' and document '{}' were judged before", what, fields[0],
-           fields[1]);
+      fail(Code::format, "{}: query '{}' and document '{}' were judged before", what,
+           printable(fields[0]), printable(fields[1]));
     set.judgements.push_back({query->second, document->second, grade});
     any = any || grade > 0;
   });

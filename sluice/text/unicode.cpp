@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "sluice/base/error.h"
+#include "sluice/base/utf8.h"
 
 namespace sluice::text {
 namespace {
@@ -181,22 +182,7 @@ std::string repair_utf8(std::string_view text) {
   return out;
 }
 
-std::string shown(std::string_view text) {
-  std::string out = "'";
-  const std::string whole = repair_utf8(text.substr(0, 61));
-  for (size_t at = 0; at < whole.size();) {
-    const char32_t c = next_code_point(whole, at);
-    if (out.size() > 60) {
-      return out + "...'";
-    }
-    if (c < 0x20 || (c >= 0x7F && c < 0xA0) || c == 0x2028 || c == 0x2029) {
-      out += fmt::format("\\u{:04x}", static_cast<uint32_t>(c));
-    } else {
-      append_utf8(out, c);
-    }
-  }
-  return out + "'";
-}
+std::string shown(std::string_view text) { return "'" + printable(text, 60) + "'"; }
 
 bool is_whitespace(char32_t c) {
   if (c < 0x80) {
