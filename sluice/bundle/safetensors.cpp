@@ -16,6 +16,12 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "safetensors holds little-endian data");
 
 constexpr size_t kDataAlignment = 64;
+// Rows of a kilobyte and more that cross a page are read more slowly where few of them are read:
+// prefetching by hardware ends with the page (docs/decisions/kernel-bars.md).
+constexpr size_t kPage = 4096, kLarge = 64 << 10;
+bool fills_pages(const TensorView& t) {
+  return t.bytes.size() >= kLarge && t.bytes.size() % kPage == 0;
+}
 constexpr char kTruncated[] = "The file may be truncated: compare its size or fetch it again";
 
 // Bytes of shape x dtype, or nothing when the product does not fit.
@@ -98,11 +104,15 @@ Layout plan_layout(const std::string& what, std::span<const TensorView> tensors,
            printable(t.name), to_string(t.shape), dtype_name(t.dtype), t.bytes.size());
     layout.tensors.push_back(&t);
   }
-  // Descending sizes are powers of two, so every element stays aligned without holes.
+  // Whole pages keep what follows on a page, and descending sizes are powers of two, so every
+  // element stays aligned without holes.
   std::stable_sort(layout.tensors.begin(), layout.tensors.end(),
                    [](const TensorView* a, const TensorView* b) {
-                     return dtype_size(a->dtype) > dtype_size(b->dtype);
+                     return std::pair(fills_pages(*a), dtype_size(a->dtype)) >
+                            std::pair(fills_pages(*b), dtype_size(b->dtype));
                    });
+  const bool pages = !layout.tensors.empty() && fills_pages(*layout.tensors.front());
+  const size_t alignment = pages ? kPage : kDataAlignment;
   std::string& head = layout.head;
   head.assign(8, '\0');
   head += '{';
@@ -128,7 +138,7 @@ Layout plan_layout(const std::string& what, std::span<const TensorView> tensors,
     position += t->bytes.size();
   }
   head += '}';
-  head.resize((head.size() + kDataAlignment - 1) / kDataAlignment * kDataAlignment, ' ');
+  head.resize((head.size() + alignment - 1) / alignment * alignment, ' ');
   const uint64_t length = head.size() - 8;
   if (length > ReadLimits{}.max_header_bytes)
     fail(Code::limit, "{}: the header needs {} bytes; the format allows {}", what, length,

@@ -57,12 +57,13 @@ class SafetensorsFile {
   std::map<std::string, std::string> metadata_;
 };
 
-/// Writes aside, then renames. Tensors are laid out by element size, largest first, equal sizes in
-/// the given order; the header is padded with spaces so that the data starts at a multiple of 64
-/// bytes. The format allows no holes between tensors, so only that and the natural alignment of
-/// each tensor's elements are guaranteed. No copy of the data is made. Throws, before touching
-/// `path`, Error{shape} when a view's byte count does not match its shape and Error{usage} on
-/// duplicate or impossible names.
+/// Writes aside, then renames. Tensors of 64 KB and more that fill whole pages of 4 KB come first
+/// and start at a page of the file; then the others. Both go by element size, largest first, equal
+/// sizes in the given order. The header is padded with spaces so that the data starts at a page,
+/// where no tensor fills pages at a multiple of 64 bytes. The format allows no holes between
+/// tensors, so only that and the natural alignment of each tensor's elements are guaranteed. No
+/// copy of the data is made. Throws, before touching `path`, Error{shape} when a view's byte count
+/// does not match its shape and Error{usage} on duplicate or impossible names.
 void write_safetensors(const std::string& path, std::span<const TensorView> tensors,
                        const std::map<std::string, std::string>& metadata);
 /// The same bytes in memory.

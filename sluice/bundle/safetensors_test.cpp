@@ -241,6 +241,26 @@ TEST(WriteSafetensors, RoundTripsEveryTypeAndAlignsElements) {
                                     "t.BF16", "t.F16", "t.I16", "t.U16", "t.U8", "t.I8", "t.BOOL"));
 }
 
+TEST(WriteSafetensors, TensorsOfWholePagesStartAtPages) {
+  const std::string data(size_t{1} << 17, '\x2a');
+  const std::string_view bytes = data;
+  const std::vector<TensorView> tensors = {
+      view("odd", DType::u8, {70001}, bytes.substr(0, 70001)),
+      view("page", DType::u8, {4096}, bytes.substr(0, 4096)),  // too small to matter
+      view("codes", DType::u8, {4, 16384}, bytes.substr(0, 65536)),
+      view("scale", DType::f64, {3}, bytes.substr(0, 24)),
+      view("wide", DType::f32, {32768}, bytes.substr(0, 131072))};
+  const auto written = safetensors_bytes(tensors, {{"k", "v"}});
+  const SafetensorsFile file = SafetensorsFile::parse(written, "x");
+  std::vector<std::string> names;
+  for (const TensorView& t : file.tensors()) names.push_back(t.name);
+  EXPECT_THAT(names, ::testing::ElementsAre("wide", "codes", "scale", "odd", "page"));
+  for (const char* name : {"wide", "codes"})
+    EXPECT_EQ((file.at(name).bytes.data() - written.data()) % 4096, 0) << name;
+  for (const TensorView& t : tensors)
+    EXPECT_EQ(as_text(file.at(t.name).bytes), as_text(t.bytes)) << t.name;
+}
+
 TEST(WriteSafetensors, FileAndMemoryHoldTheSameBytes) {
   const TempDirectory folder;
   const auto values = ramp(100);
