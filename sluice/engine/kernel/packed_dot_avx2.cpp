@@ -161,10 +161,7 @@ namespace avx2 {
 namespace {
 void run(const PackedMatrix& w, const DotInput& x, const DotRows& rows, float* y,
          int64_t y_stride) {
-  const int64_t done = run_streams(w, x, rows, y);
-  if (done == rows.count) return;
-  const DotRows rest = rows_from(rows, done, rows.count - done);
-  run_strips(w, x, rest, y + done, y_stride);
+  if (!run_streams(w, x, rows, y)) run_strips(w, x, rows, y, y_stride);
 }
 }  // namespace
 }  // namespace avx2

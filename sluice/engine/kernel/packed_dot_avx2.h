@@ -66,12 +66,11 @@ void run_codes(const PackedMatrix& w, const DotInput& x, const DotRows& rows, fl
                int64_t y_stride);
 void run_floats(const PackedMatrix& w, const DotInput& x, const DotRows& rows, float* y,
                 int64_t y_stride);
-/// One row of x and formats whose unpacking keeps up with the memory: kStreams rows of weights at a
-/// time. Returns how many of the rows are done, from the first on; the others are left to those
-/// above.
-int64_t run_streams(const PackedMatrix& w, const DotInput& x, const DotRows& rows, float* y);
+/// One row of x and formats whose unpacking keeps up with the memory: three rows of weights at a
+/// time. False, and nothing done, for others.
+bool run_streams(const PackedMatrix& w, const DotInput& x, const DotRows& rows, float* y);
 /// Rows of x that one pass over the weights serves: as many as there are registers for.
-constexpr int64_t kMostCodes = 4, kMostFloats = 2;
+constexpr int64_t most_rows(Format, bool codes) { return codes ? 4 : 2; }
 
 template <int B>
 struct Inputs {
@@ -137,7 +136,7 @@ SLUICE_AVX2_INLINE __m256 scales_of_two(__m256 scales, int vector) {
   return _mm256_permutevar8x32_ps(scales, _mm256_add_epi32(upper, _mm256_set1_epi32(2 * vector)));
 }
 
-constexpr int64_t kAhead = 2048;  // bytes of codes, in consecutive rows; 8192: i4-32 40% slower
+constexpr Reading reading_of(Format, bool, int64_t) { return {1, 2048}; }  // 8192: i4-32 40% slower
 constexpr int64_t kStreamAhead = 1024;  // the same in each of several streams
 constexpr int64_t kCache = 128 << 10;   // bytes of rows between parts of a batch
 

@@ -239,8 +239,10 @@ SLUICE_AVX2_INLINE void mixed_row(const std::byte* codes, const std::byte* scale
 
 template <Format kFormat>
 struct Product {
-  static constexpr int64_t kMost = kMostCodes;
-  static constexpr int kStreams = 1;
+  static constexpr int64_t kMost = most_rows(kFormat, true);
+  template <int B>
+  static constexpr int kRows = 1;
+  static constexpr int kFewest = 1, kAtOnce = 1;  // run_streams() is for several
   template <int R, int B>
   SLUICE_AVX2_INLINE void rows(const Streams<R>& w, int64_t columns, const Inputs<B>& in,
                                float (&sums)[R][B]) {

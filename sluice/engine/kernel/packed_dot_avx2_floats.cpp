@@ -243,8 +243,10 @@ SLUICE_AVX2_INLINE void plain_row(const std::byte* codes, int64_t columns, const
 
 template <Format kFormat>
 struct Product {
-  static constexpr int64_t kMost = kMostFloats;
-  static constexpr int kStreams = 1;
+  static constexpr int64_t kMost = most_rows(kFormat, false);
+  template <int B>
+  static constexpr int kRows = 1;
+  static constexpr int kFewest = 1, kAtOnce = 1;  // run_streams() is for several
   template <int R, int B>
   SLUICE_AVX2_INLINE void rows(const Streams<R>& w, int64_t columns, const Inputs<B>& in,
                                float (&sums)[R][B]) {

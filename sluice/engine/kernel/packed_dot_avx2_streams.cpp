@@ -326,30 +326,34 @@ struct Product {
 
 }  // namespace
 
-int64_t run_streams(const PackedMatrix& w, const DotInput& x, const DotRows& rows, float* y) {
-  if (x.batch != 1 || rows.count < R) return 0;
-  if (w.format == Format::f32) return run_rows<Product<Format::f32>, R, 1>(w, x, 0, rows, y, 0);
-  if (w.format == Format::bf16) return run_rows<Product<Format::bf16>, R, 1>(w, x, 0, rows, y, 0);
-  if (x.kind != DotKind::i8) return 0;  // unpacking to floats is what takes time
+bool run_streams(const PackedMatrix& w, const DotInput& x, const DotRows& rows, float* y) {
+  if (x.batch != 1) return false;
+  const auto run = [&]<Format kFormat>() {
+    run_rows<Product<kFormat>, R, 1>(w, x, 0, kStreamAhead, rows, y, 0);
+    return true;
+  };
+  if (w.format == Format::f32) return run.template operator()<Format::f32>();
+  if (w.format == Format::bf16) return run.template operator()<Format::bf16>();
+  if (x.kind != DotKind::i8) return false;  // unpacking to floats is what takes time
   switch (w.format) {
     case Format::i8:
-      return run_rows<Product<Format::i8>, R, 1>(w, x, 0, rows, y, 0);
+      return run.template operator()<Format::i8>();
     case Format::i8_group:
-      return run_rows<Product<Format::i8_group>, R, 1>(w, x, 0, rows, y, 0);
+      return run.template operator()<Format::i8_group>();
     case Format::i4_group:
-      return run_rows<Product<Format::i4_group>, R, 1>(w, x, 0, rows, y, 0);
+      return run.template operator()<Format::i4_group>();
     case Format::i4_group_min:
-      return run_rows<Product<Format::i4_group_min>, R, 1>(w, x, 0, rows, y, 0);
+      return run.template operator()<Format::i4_group_min>();
     case Format::ternary:
-      return run_rows<Product<Format::ternary>, R, 1>(w, x, 0, rows, y, 0);
+      return run.template operator()<Format::ternary>();
     case Format::binary:
-      return run_rows<Product<Format::binary>, R, 1>(w, x, 0, rows, y, 0);
+      return run.template operator()<Format::binary>();
     case Format::binary2:
-      return run_rows<Product<Format::binary2>, R, 1>(w, x, 0, rows, y, 0);
+      return run.template operator()<Format::binary2>();
     case Format::mixed:
-      return run_rows<Product<Format::mixed>, R, 1>(w, x, 0, rows, y, 0);
+      return run.template operator()<Format::mixed>();
     default:
-      return 0;
+      return false;
   }
 }
 

@@ -1,5 +1,5 @@
-// One row times packed weights from memory, by each implementation that this processor has:
-// portable (with AVX2 vectors at most), avx2, avx512-vnni.
+// One to eight rows times packed weights from memory, by each implementation that this processor
+// has: portable (with AVX2 vectors at most), avx2, avx512-vnni.
 //   sluice_engine_bench --benchmark_filter=PackedDot --benchmark_min_time=0.1
 #include <benchmark/benchmark.h>
 #include <hwy/targets.h>
@@ -29,20 +29,22 @@ void PackedDot(benchmark::State& state) {
   const DotPath& path = which == kPortable ? portable_dot()
                         : which == kAvx2   ? avx2_dot()
                                            : vnni_dot();
+  const int64_t batch = state.range(3);
   const std::vector<float> x(kColumns, 0.5f);
-  std::vector<float> y(kRows);
+  std::vector<float> y(static_cast<size_t>(kRows * batch));
   DotInput input;
   input.format = format;
   input.kind = kind;
-  input.batch = 1;
+  input.batch = batch;
   input.columns = kColumns;
   input.stride = path.stride(format, kind, kColumns);
-  const Buffer scratch(input.stride);
+  const Buffer scratch(input.stride * batch);
   input.data = scratch.data();
   size_t next = 0;
   for (auto _ : state) {
     const bundle::PackedMatrix& w = copies.matrices[next++ % copies.matrices.size()];
-    path.prepare(w, kind, x.data(), scratch.data());
+    for (int64_t b = 0; b < batch; ++b)
+      path.prepare(w, kind, x.data(), scratch.data() + b * input.stride);
     path.run(w, input, {nullptr, 0, kRows}, y.data(), kRows);
     benchmark::ClobberMemory();
   }
@@ -52,10 +54,11 @@ void PackedDot(benchmark::State& state) {
   state.SetBytesProcessed(state.iterations() * kRows * copies.matrices[0].row_bytes());
 }
 BENCHMARK(PackedDot)
-    ->ArgNames({"path", "activations", "format"})
+    ->ArgNames({"path", "activations", "format", "rows"})
     ->ArgsProduct({{kPortable, kAvx2, kVnni},
                    {int(DotKind::f32), int(DotKind::i8)},
-                   benchmark::CreateDenseRange(0, 9, 1)})
+                   benchmark::CreateDenseRange(0, 9, 1),
+                   {1, 2, 4, 8}})
     ->Unit(benchmark::kMicrosecond);
 
 }  // namespace packed_dot_bench

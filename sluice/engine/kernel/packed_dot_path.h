@@ -36,7 +36,11 @@ bool chosen_target_is_avx512();
 /// The chosen vector target is AVX2, which comes with FMA and F16C, or better.
 bool chosen_target_has_avx2();
 
-/// Rows of weights that go by side by side at most.
+/// How weights are read.
+struct Reading {
+  int rows;       ///< that go by side by side for one row of x, streams for the memory
+  int64_t ahead;  ///< bytes of codes in each to those that are asked for
+};
 inline constexpr int kMostStreams = 4;
 
 /// Bytes of one bit plane of a row.

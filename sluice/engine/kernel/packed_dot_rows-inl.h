@@ -1,7 +1,7 @@
 // How the rows of packed weights go by, whatever multiplies them; internal. Included by
-// packed_dot_vnni.h and packed_dot_avx2.h, each in its namespace, which gives kAhead, kStreamAhead,
-// kCache, kMostCodes, kMostFloats, places(), Inputs, run_codes() and run_floats(). For one target
-// at a time, because functions of another are not inlined into it: no include guard.
+// packed_dot_vnni.h and packed_dot_avx2.h, each in its namespace, which gives kCache,
+// most_rows(), reading_of(), places(), Inputs, run_codes() and run_floats().
+// For one target at a time, because functions of another are not inlined into it: no include guard.
 constexpr int64_t kScaleRows = 4;
 constexpr int64_t kListAhead =
     4096;  // bytes of a stream's rows to the one of a list that is asked for
@@ -25,17 +25,17 @@ struct Streams {
   const std::byte* scales[R];
 };
 
-/// As many rows of `rows` as R divides, R at a time, which lie that part of all of them apart: a
-/// core has more reads under way in several streams than in one. Returns how many that are.
-/// Product: template <int R, int B> static void rows(streams, columns, inputs, float (&y)[R][B]).
+/// R rows at a time, which lie that part of all of them apart: a core has more reads under way in
+/// several streams than in one. Product: template <int R, int B> static void
+/// rows(streams, columns, inputs, float (&y)[R][B]).
 template <class Product, int R, int B>
-SLUICE_DOT_TARGET int64_t run_rows(const PackedMatrix& w, const DotInput& x, int64_t first_input,
-                                   const DotRows& rows, float* y, int64_t y_stride) {
+SLUICE_DOT_TARGET void run_rows(const PackedMatrix& w, const DotInput& x, int64_t first_input,
+                                int64_t ahead, const DotRows& rows, float* y, int64_t y_stride) {
   static_assert(R <= kMostStreams);
   Inputs<B> in;
   in.p = places(w.format, x.kind, w.columns);
   for (int b = 0; b < B; ++b) in.row[b] = x.data + (first_input + b) * x.stride;
-  for (int r = 0; r < R; ++r) in.distance[r] = R == 1 ? kAhead : kStreamAhead;
+  for (int r = 0; r < R; ++r) in.distance[r] = ahead;
   // Rows of a list are asked for line by line: a row at once would keep what is needed now waiting.
   const int64_t after = 1 + kListAhead / (w.code_stride + 1);
   Streams<R> streams;
@@ -56,7 +56,24 @@ SLUICE_DOT_TARGET int64_t run_rows(const PackedMatrix& w, const DotInput& x, int
         y[b * y_stride + k + r * part] = in.header(b).scale * result[r][b];
     }
   }
-  return part * R;
+  const int64_t done = part * R;
+  if (done == rows.count) return;
+  // Of the last few rows, the last stands in for those that are missing.
+  for (int r = 0; r < R; ++r) {
+    const int64_t o = rows.at(least(done + r, rows.count - 1));
+    streams.codes[r] = w.codes + o * w.code_stride;
+    streams.scales[r] = w.scales + o * w.scale_stride;
+    in.distance[r] = 0;
+  }
+  Product::template rows<R, B>(streams, w.columns, in, result);
+  for (int64_t k = done; k < rows.count; ++k) {
+    for (int b = 0; b < B; ++b) y[b * y_stride + k] = in.header(b).scale * result[k - done][b];
+  }
+}
+
+/// Whether int8 codes of x meet the weights, or floats.
+inline bool takes_codes(const PackedMatrix& w, const DotInput& x) {
+  return x.kind == DotKind::i8 && !is_float(w.format);
 }
 
 inline DotRows rows_from(const DotRows& rows, int64_t k, int64_t count) {
@@ -66,28 +83,24 @@ inline DotRows rows_from(const DotRows& rows, int64_t k, int64_t count) {
 template <class Product>
 void run_batch(const PackedMatrix& w, const DotInput& x, const DotRows& rows, float* y,
                int64_t y_stride) {
-  // Batches of powers of two are compiled; others are sums of these.
+  // Batches of powers of two are compiled; others are sums of these. Product::kRows<B> rows of
+  // weights meet B of x, if B is not 1.
+  const Reading reading = reading_of(w.format, takes_codes(w, x), x.batch);
   int64_t b = 0;
-  if constexpr (Product::kMost >= 8) {
-    for (; x.batch - b >= 8; b += 8)
-      run_rows<Product, 1, 8>(w, x, b, rows, y + b * y_stride, y_stride);
+  const auto all = [&]<int R, int B>() {
+    for (; x.batch - b >= B; b += B)
+      run_rows<Product, R, B>(w, x, b, reading.ahead, rows, y + b * y_stride, y_stride);
+  };
+  if constexpr (Product::kMost >= 8) all.template operator()<Product::template kRows<8>, 8>();
+  if constexpr (Product::kMost >= 4) all.template operator()<Product::template kRows<4>, 4>();
+  all.template operator()<Product::template kRows<2>, 2>();
+  if constexpr (Product::kFewest == 1) {
+    if (reading.rows == 1) all.template operator()<1, 1>();
   }
-  if constexpr (Product::kMost >= 4) {
-    for (; x.batch - b >= 4; b += 4)
-      run_rows<Product, 1, 4>(w, x, b, rows, y + b * y_stride, y_stride);
+  if constexpr (Product::kFewest <= 2 && Product::kAtOnce >= 2) {
+    if (reading.rows == 2) all.template operator()<2, 1>();
   }
-  for (; x.batch - b >= 2; b += 2)
-    run_rows<Product, 1, 2>(w, x, b, rows, y + b * y_stride, y_stride);
-  if (x.batch == b) return;
-  int64_t done = 0;
-  if constexpr (Product::kStreams > 1) {
-    bool pay = true;
-    if constexpr (requires { Product::streams_pay(); }) pay = Product::streams_pay();
-    if (pay)
-      done = run_rows<Product, Product::kStreams, 1>(w, x, b, rows, y + b * y_stride, y_stride);
-  }
-  run_rows<Product, 1, 1>(w, x, b, rows_from(rows, done, rows.count - done),
-                          y + b * y_stride + done, y_stride);
+  if constexpr (Product::kAtOnce >= 4) all.template operator()<4, 1>();
 }
 
 /// kFloats: f32 and bf16 weights, too; else they are not given.
@@ -123,9 +136,8 @@ void run_format(const PackedMatrix& w, const DotInput& x, const DotRows& rows, f
 /// Between parts of a batch, weights come from the cache: rows go in strips that fit it.
 inline void run_strips(const PackedMatrix& w, const DotInput& x, const DotRows& rows, float* y,
                        int64_t y_stride) {
-  const bool integers = x.kind == DotKind::i8 && !is_float(w.format);
-  const bool once =
-      x.batch <= (integers ? kMostCodes : kMostFloats) && (x.batch & (x.batch - 1)) == 0;
+  const bool integers = takes_codes(w, x);
+  const bool once = x.batch <= most_rows(w.format, integers) && (x.batch & (x.batch - 1)) == 0;
   const int64_t bytes = w.row_bytes() > 0 ? w.row_bytes() : 1;
   const int64_t strip = once ? rows.count : (kCache + bytes - 1) / bytes;
   for (int64_t k = 0; k < rows.count; k += strip) {

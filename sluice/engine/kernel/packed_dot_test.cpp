@@ -119,20 +119,23 @@ TEST(PackedDot, EveryBatchGivesTheNumbersOfOneRowAtATime) {
     std::mt19937_64 random(6);
     for (const Format format : bundle::all_formats()) {
       for (const DotKind kind : kKinds) {
-        const Weights w(format, 9, 300, 1);
-        const auto x = random_floats(random, 8 * 300);
-        for (int64_t batch = 0; batch <= kMaxDotBatch; ++batch) {
-          std::vector<float> together(8 * 9, -1.0f), alone(9);
-          const Buffer scratch = scratch_for(w.matrix, kind, 8);
-          packed_dot(w.matrix, prepare_dot(w.matrix, kind, x.data(), 300, batch, scratch.data()),
-                     together.data(), 9, 1);
-          for (int64_t b = 0; b < batch; ++b) {
+        for (const int64_t columns : {5, 300, 1100}) {
+          const Weights w(format, 9, columns, 1);
+          const auto x = random_floats(random, static_cast<size_t>(8 * columns));
+          for (int64_t batch = 0; batch <= kMaxDotBatch; ++batch) {
+            std::vector<float> together(8 * 9, -1.0f), alone(9);
+            const Buffer scratch = scratch_for(w.matrix, kind, 8);
             packed_dot(w.matrix,
-                       prepare_dot(w.matrix, kind, x.data() + 300 * b, 300, 1, scratch.data()),
-                       alone.data(), 9, 1);
-            for (size_t o = 0; o < 9; ++o)
-              ASSERT_EQ(together[static_cast<size_t>(b) * 9 + o], alone[o])
-                  << bundle::format_name(format);
+                       prepare_dot(w.matrix, kind, x.data(), columns, batch, scratch.data()),
+                       together.data(), 9, 1);
+            for (int64_t b = 0; b < batch; ++b) {
+              const float* row = x.data() + columns * b;
+              packed_dot(w.matrix, prepare_dot(w.matrix, kind, row, columns, 1, scratch.data()),
+                         alone.data(), 9, 1);
+              for (size_t o = 0; o < 9; ++o)
+                ASSERT_EQ(together[static_cast<size_t>(b) * 9 + o], alone[o])
+                    << bundle::format_name(format) << " " << columns;
+            }
           }
         }
       }

@@ -35,8 +35,8 @@ struct Places {
   int64_t values = sizeof(DotHeader), extra = 0, end = 0;
 };
 
-// extra: grouped int8: 32-bit starting sums (16 per vector of codes); i4-32-min: sums of the groups
-// as floats; mixed: activations of the salient columns.
+// extra: codes that meet groups: 32-bit starting sums (16 per vector of codes), i4-32-min: sums of
+// the groups as floats; mixed: activations of the salient columns.
 inline Places places(Format format, DotKind kind, int64_t columns) {
   Places p;
   p.padded = round_up(columns, 512);
@@ -45,7 +45,7 @@ inline Places places(Format format, DotKind kind, int64_t columns) {
   int64_t bytes = 0;
   if (codes && format == Format::i8_group) bytes = p.padded;      // 64 bytes per 64 columns
   if (codes && format == Format::i4_group) bytes = p.padded / 2;  // 64 bytes per 128 columns
-  if (format == Format::i4_group_min) bytes = round_up(p.padded / 32, 16) * 4;
+  if (codes && format == Format::i4_group_min) bytes = round_up(p.padded / 32, 16) * 4;
   if (format == Format::mixed)
     bytes = round_up(bundle::salient_columns(columns), 64) * (codes ? 1 : 4);
   p.end = p.extra + round_up(bytes, 64);
@@ -96,25 +96,17 @@ struct Inputs {
 };
 
 // Independent sums per row of x: enough to hide the latency of vpdpbusd. Integer sums may be split
-// as the registers allow; floats always into the same four, so that a row of x gives the same
-// numbers in a batch of any size.
+// as the registers allow.
 template <int B>
 constexpr int kChains = B == 1   ? 4
                         : B <= 4 ? 2
                                  : 1;
-constexpr int kFloatChains = 4;
 
 template <int N>
 SLUICE_VNNI_INLINE int64_t total(const __m512i (&sums)[N]) {
   __m512i sum = sums[0];
   for (int c = 1; c < N; ++c) sum = _mm512_add_epi32(sum, sums[c]);
   return _mm512_reduce_add_epi32(sum);
-}
-template <int N>
-SLUICE_VNNI_INLINE float total(const __m512 (&sums)[N]) {
-  __m512 sum = sums[0];
-  for (int c = 1; c < N; ++c) sum = _mm512_add_ps(sum, sums[c]);
-  return _mm512_reduce_add_ps(sum);
 }
 
 SLUICE_VNNI_INLINE float load_f32(const std::byte* from) {
@@ -123,19 +115,41 @@ SLUICE_VNNI_INLINE float load_f32(const std::byte* from) {
   return value;
 }
 
+// a b + c, rounded once. Left to the compiler, one instance of a function gets another sum of
+// products than the next, and rows other numbers alone than together.
+SLUICE_VNNI_INLINE float multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+
 // 16 scales as floats, zeros behind the last group.
 SLUICE_VNNI_INLINE __m512 scales16(const std::byte* from, int64_t left) {
   return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first16(left), from));
 }
 
-constexpr int64_t kAhead = 16384;                   // bytes of codes, in consecutive rows
-constexpr int64_t kStreamAhead = 512;               // the same in each of several streams
-constexpr int64_t kCache = 256 << 10;               // bytes of rows between parts of a batch
-constexpr int64_t kMostCodes = 8, kMostFloats = 4;  // inputs a weight meets at once
+constexpr int64_t kCache = 256 << 10;  // bytes of rows between parts of a batch
 
-// Rows of weights that go by side by side for one row of x. One stream of reads gets 13 to 23 GB/s
-// out of a Zen 4 core, four 30; the scales of groups are streams, too.
-constexpr int kStreamRows = 4, kGroupStreamRows = 2;
+constexpr bool has_groups(Format f) {
+  return f == Format::i8_group || f == Format::i4_group || f == Format::i4_group_min;
+}
+/// Rows of x that one pass over the weights serves.
+constexpr int64_t most_rows(Format f, bool codes) { return codes && !has_groups(f) ? 8 : 4; }
+/// Rows of weights that go by side by side and meet `batch` rows of x, 2 or more: as many as leave
+/// registers for the sums of each with each. Loads of x are shared among them.
+constexpr int side_by_side(Format f, bool codes, int batch) {
+  if (!codes) return 4;
+  return has_groups(f) ? (batch <= 2 ? 2 : 4) : batch == 2 || batch == 8 ? 2 : 4;
+}
+
+/// What suits this processor; 1, 2 or 4 rows for one row of x. One stream of reads gets 13 to 23
+/// GB/s out of a Zen 4 core, four that ask 512 bytes ahead 30 (the scales of groups are streams,
+/// too). Cores of Intel with AMX read as fast in one: in several, groups and ternary codes went
+/// from 85 to 92% of the bandwidth down to 71 to 84%. A Zen 5 follows two streams by itself: one
+/// row of i8 takes 0.38 ms, 0.50 as on a Zen 4, 0.43 in one stream; bits, whose products take
+/// longer, are asked for.
+Reading reading_of(Format format, bool codes, int64_t batch);
+/// The fewest rows that it gives.
+constexpr int fewest_rows(Format f, bool codes) {
+  if (!codes) return is_float(f) ? 2 : 4;
+  return has_groups(f) || f == Format::ternary ? 1 : f == Format::i8 ? 2 : 4;
+}
 
 #define SLUICE_DOT_TARGET SLUICE_VNNI
 #define SLUICE_DOT_INLINE SLUICE_VNNI_INLINE

@@ -9,7 +9,6 @@
 // multiplies them by powers of two; sums of each field are kept apart and divided (exactly) at the
 // end. Activations are permuted once so that codes are used in the order in which they unpack.
 #include "sluice/engine/kernel/packed_dot_vnni.h"
-#include "sluice/engine/kernel/packed_tiles.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 
@@ -24,17 +23,19 @@ SLUICE_VNNI_INLINE void add_products(__m512i& sum, __m512i u, const int8_t* x) {
 SLUICE_VNNI_INLINE void add_products(__m512i& sum, __m512i u, __m512i x) {
   asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(u), "v"(x));
 }
-// The same for R rows of weights and B of x, of which one or the other is one.
+// The same for R rows of weights and B of x.
 template <int R, int B, int C>
 SLUICE_VNNI_INLINE void add_products(__m512i (&sums)[R][B][C], int c, const __m512i (&u)[R],
                                      const int8_t* const (&x)[B]) {
-  if constexpr (R == 1) {
 #pragma GCC unroll 8
-    for (int b = 0; b < B; ++b) add_products(sums[0][b][c], u[0], x[b]);
-  } else {
-    const __m512i shared = _mm512_loadu_si512(x[0]);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) add_products(sums[r][0][c], u[r], shared);
+  for (int b = 0; b < B; ++b) {
+    if constexpr (R == 1) {
+      add_products(sums[0][b][c], u[0], x[b]);
+    } else {
+      const __m512i shared = _mm512_loadu_si512(x[b]);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) add_products(sums[r][b][c], u[r], shared);
+    }
   }
 }
 
@@ -58,7 +59,7 @@ template <int R, int B>
 SLUICE_VNNI_INLINE void dot_bytes(const std::byte* const (&w)[R], int64_t count,
                                   const int8_t* const (&x)[B], const Inputs<B>& in,
                                   int64_t (&out)[R][B]) {
-  constexpr int C = R > 1 ? 2 : kChains<B>;
+  constexpr int C = R == 1 ? kChains<B> : R * B <= 8 ? 2 : 1;
   const __m512i flip = _mm512_set1_epi8(-128);
   for (int r = 0; r < R; ++r)
     for (int b = 0; b < B; ++b) out[r][b] = 0;
@@ -147,7 +148,7 @@ SLUICE_VNNI_INLINE void dot_fields(const std::byte* const (&w)[R], int64_t bytes
 template <int R, int B>
 SLUICE_VNNI_INLINE void dot_bits(const std::byte* const (&w)[R], int64_t plane, const Inputs<B>& in,
                                  int64_t (&out)[R][B]) {
-  dot_fields<R, B, 1, R * B <= 2 ? 8 : R * B <= 4 ? 4 : 2>(w, plane, in, out);
+  dot_fields<R, B, 1, R * B <= 2 ? 8 : R * B <= 4 ? 4 : R * B <= 8 ? 2 : 1>(w, plane, in, out);
 }
 
 template <int R>
@@ -188,20 +189,24 @@ SLUICE_VNNI_INLINE void i8_group_rows(const Streams<R>& w, int64_t columns, cons
     __m512 s[R];
     for (int r = 0; r < R; ++r) s[r] = scales16(w.scales[r] + i / 16, groups - i / 32);
     const auto step = [&](int v, __mmask64 mask) SLUICE_VNNI __attribute__((always_inline)) {
+      __m512i u[R];
+      __m512 factor[R];
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
         const std::byte* codes = w.codes[r] + i + 64 * v;
         in.ahead(codes, r);
-        const __m512i u =
-            ~mask == 0 ? _mm512_loadu_si512(codes) : _mm512_maskz_loadu_epi8(mask, codes);
-        const __m512 factor = _mm512_permutexvar_ps(spread(v, 2), s[r]);
-#pragma GCC unroll 8
-        for (int b = 0; b < B; ++b) {
-          const __m512i sum = _mm512_dpbusd_epi32(
-              _mm512_load_si512(in.template extra<int32_t>(b) + i / 4 + 16 * v),
-              _mm512_xor_si512(flip, u), _mm512_load_si512(in.codes(b) + i + 64 * v));
-          sums[r][b] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), factor, sums[r][b]);
-        }
+        u[r] = _mm512_xor_si512(
+            flip, ~mask == 0 ? _mm512_loadu_si512(codes) : _mm512_maskz_loadu_epi8(mask, codes));
+        factor[r] = _mm512_permutexvar_ps(spread(v, 2), s[r]);
+      }
+#pragma GCC unroll 4
+      for (int b = 0; b < B; ++b) {
+        const __m512i start = _mm512_load_si512(in.template extra<int32_t>(b) + i / 4 + 16 * v),
+                      x = _mm512_load_si512(in.codes(b) + i + 64 * v);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r)
+          sums[r][b] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_dpbusd_epi32(start, u[r], x)),
+                                       factor[r], sums[r][b]);
       }
     };
     if (i + 512 <= bytes) {
@@ -227,24 +232,30 @@ SLUICE_VNNI_INLINE void i4_rows(const Streams<R>& w, int64_t columns, const Inpu
     __m512 s[R];
     for (int r = 0; r < R; ++r) s[r] = scales16(w.scales[r] + i / 8, groups - i / 16);
     const auto step = [&](int v, __mmask64 mask) SLUICE_VNNI __attribute__((always_inline)) {
+      __m512i a[R], c[R];
+      __m512 factor[R];
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
         const std::byte* codes = w.codes[r] + i + 64 * v;
         in.ahead(codes, r);
         const __m512i both =
             ~mask == 0 ? _mm512_loadu_si512(codes) : _mm512_maskz_loadu_epi8(mask, codes);
-        const __m512i a = _mm512_and_si512(both, low),
-                      c = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
-        const __m512 factor = _mm512_permutexvar_ps(spread(v, 4), s[r]);
-#pragma GCC unroll 8
-        for (int b = 0; b < B; ++b) {
-          const int8_t* x = in.codes(b) + 2 * i + 128 * v;
-          const __m512i start =
-              kMin ? _mm512_setzero_si512()
-                   : _mm512_load_si512(in.template extra<int32_t>(b) + i / 4 + 16 * v);
-          const __m512i sum = _mm512_dpbusd_epi32(
-              _mm512_dpbusd_epi32(start, a, _mm512_load_si512(x)), c, _mm512_load_si512(x + 64));
-          sums[r][b] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), factor, sums[r][b]);
+        a[r] = _mm512_and_si512(both, low);
+        c[r] = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
+        factor[r] = _mm512_permutexvar_ps(spread(v, 4), s[r]);
+      }
+#pragma GCC unroll 4
+      for (int b = 0; b < B; ++b) {
+        const int8_t* at = in.codes(b) + 2 * i + 128 * v;
+        const __m512i x[2] = {_mm512_load_si512(at), _mm512_load_si512(at + 64)};
+        const __m512i start =
+            kMin ? _mm512_setzero_si512()
+                 : _mm512_load_si512(in.template extra<int32_t>(b) + i / 4 + 16 * v);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+          const __m512i sum =
+              _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(start, a[r], x[0]), c[r], x[1]);
+          sums[r][b] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), factor[r], sums[r][b]);
         }
       }
     };
@@ -272,7 +283,10 @@ template <int R, int B>
 SLUICE_VNNI_INLINE void ternary_rows(const Streams<R>& w, int64_t columns, const Inputs<B>& in,
                                      float (&y)[R][B]) {
   int64_t sums[R][B];
-  dot_fields<R, B, 2, R * B <= 4 ? 4 : 2>(w.codes, (columns + 63) / 64 * 16, in, sums);
+  dot_fields<R, B, 2,
+             R * B <= 4   ? 4
+             : R * B <= 8 ? 2
+                          : 1>(w.codes, (columns + 63) / 64 * 16, in, sums);
   for (int r = 0; r < R; ++r)
     for (int b = 0; b < B; ++b)
       y[r][b] = load_f32(w.scales[r]) * static_cast<float>(sums[r][b] - in.header(b).code_sum);
@@ -291,8 +305,8 @@ SLUICE_VNNI_INLINE void binary_rows(const Streams<R>& w, int64_t columns, const 
     dot_bits<R, B>(bits, plane, in, sums);
     for (int r = 0; r < R; ++r)
       for (int b = 0; b < B; ++b)
-        y[r][b] += load_f32(w.scales[r] + 4 * k) *
-                   static_cast<float>(2 * sums[r][b] - in.header(b).code_sum);
+        y[r][b] = multiply_add(load_f32(w.scales[r] + 4 * k),
+                               static_cast<float>(2 * sums[r][b] - in.header(b).code_sum), y[r][b]);
   }
 }
 
@@ -309,24 +323,17 @@ SLUICE_VNNI_INLINE void mixed_rows(const Streams<R>& w, int64_t columns, const I
   dot_bytes<R, B>(salient, bundle::salient_columns(columns), x, in, eight);
   for (int r = 0; r < R; ++r)
     for (int b = 0; b < B; ++b)
-      y[r][b] =
-          load_f32(w.scales[r]) * static_cast<float>(eight[r][b] - 128 * in.header(b).salient_sum) +
-          load_f32(w.scales[r] + 4) * static_cast<float>(2 * bits[r][b] - in.header(b).code_sum);
+      y[r][b] = multiply_add(
+          load_f32(w.scales[r]), static_cast<float>(eight[r][b] - 128 * in.header(b).salient_sum),
+          load_f32(w.scales[r] + 4) * static_cast<float>(2 * bits[r][b] - in.header(b).code_sum));
 }
 
 template <Format kFormat>
 struct Product {
-  static constexpr int64_t kMost = kMostCodes;
-  static constexpr int kStreams =
-      kFormat == Format::i8_group || kFormat == Format::i4_group || kFormat == Format::i4_group_min
-          ? kGroupStreamRows
-          : kStreamRows;
-  /// A core with AMX, of Intel, reads as fast in one stream: with several, groups and ternary codes
-  /// went from 85 to 92% of its bandwidth down to 71 to 84%.
-  static bool streams_pay() {
-    constexpr bool kThin = kStreams == kGroupStreamRows || kFormat == Format::ternary;
-    return !kThin || !tiles_usable();
-  }
+  static constexpr int64_t kMost = most_rows(kFormat, true);
+  template <int B>
+  static constexpr int kRows = side_by_side(kFormat, true, B);
+  static constexpr int kFewest = fewest_rows(kFormat, true), kAtOnce = kMostStreams;
   template <int R, int B>
   SLUICE_VNNI_INLINE void rows(const Streams<R>& w, int64_t columns, const Inputs<B>& in,
                                float (&y)[R][B]) {

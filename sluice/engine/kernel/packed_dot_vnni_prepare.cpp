@@ -132,17 +132,11 @@ SLUICE_VNNI void permute_pairs(float* x, int64_t padded) {
   }
 }
 
-void group_sums(Format, const int8_t* codes, const float* x, int64_t padded, float* out) {
+void group_sums(const int8_t* codes, int64_t padded, float* out) {
   for (int64_t g = 0; g < padded / 32; ++g) {
-    int codes_sum = 0;
-    float sum = 0;
-    for (int64_t i = 32 * g; i < 32 * g + 32; ++i) {
-      if (codes)
-        codes_sum += codes[i];
-      else
-        sum += x[i];
-    }
-    out[g] = codes ? static_cast<float>(codes_sum) : sum;
+    int sum = 0;
+    for (int64_t i = 32 * g; i < 32 * g + 32; ++i) sum += codes[i];
+    out[g] = static_cast<float>(sum);
   }
 }
 
@@ -172,8 +166,7 @@ void prepare(const PackedMatrix& w, DotKind kind, const float* x, std::byte* out
       q[w.salient[k]] = 0;
     }
     header.code_sum = sum_codes(q, p.padded);
-    if (w.format == Format::i4_group_min)
-      group_sums(w.format, q, nullptr, p.padded, at<float>(out, p.extra));
+    if (w.format == Format::i4_group_min) group_sums(q, p.padded, at<float>(out, p.extra));
     permute(w.format, q, p.padded);
     if (w.format == Format::i8_group) starting_sums(q, p.padded, 1, 7, at<int32_t>(out, p.extra));
     if (w.format == Format::i4_group) starting_sums(q, p.padded, 2, 3, at<int32_t>(out, p.extra));
@@ -186,7 +179,6 @@ void prepare(const PackedMatrix& w, DotKind kind, const float* x, std::byte* out
       salient[k] = f[w.salient[k]];
       f[w.salient[k]] = 0;
     }
-    if (w.format == Format::i4_group_min) group_sums(w.format, nullptr, f, p.padded, salient);
     header.sum = sum_floats(f, p.padded);
     if (w.format == Format::bf16) permute_pairs(f, p.padded);
   }
