@@ -59,7 +59,7 @@ size_t terminal_width() {
 bool continues(char c) { return (static_cast<unsigned char>(c) & 0xC0) == 0x80; }
 
 /// The first `width` characters, never half of one.
-std::string_view clip(std::string_view text, size_t width) {
+std::string_view first_characters(std::string_view text, size_t width) {
   size_t seen = 0;
   for (size_t i = 0; i < text.size(); ++i) {
     if (!continues(text[i]) && seen++ == width) {
@@ -197,7 +197,8 @@ void Progress::draw(bool last) {
 
   const std::lock_guard lock(g_output);
   if (style == ProgressStyle::bar) {
-    put(fmt::format("\r{}\x1b[K{}", clip(line, terminal_width() - 1), last ? "\n" : ""));
+    put(fmt::format("\r{}\x1b[K{}", first_characters(line, terminal_width() - 1),
+                    last ? "\n" : ""));
     g_bar_open = !last;
   } else {
     put(line + "\n");

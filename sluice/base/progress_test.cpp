@@ -75,6 +75,21 @@ TEST_F(ProgressTest, BarUsesBlocksOnlyWhereTheLocaleHasThem) {
   ::unsetenv("LC_ALL");
 }
 
+TEST_F(ProgressTest, BarIsCutByCharactersNotBytes) {
+  ::setenv("LC_ALL", "en_GB.UTF-8", 1);
+  const auto draw = [this](const std::string& note) {
+    return output(ProgressStyle::bar, [&] { Progress("x", 4).update(4, note); });
+  };
+  const auto characters = [](const std::string& text) {
+    return std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; });
+  };
+  EXPECT_THAT(draw("the end"), HasSubstr("the end"));  // 24 blocks of three bytes
+  const std::string cut = draw(std::string(300, 'n'));
+  const size_t begin = cut.find("\x1b[K") + 3, end = cut.find_first_of("\r\n", begin);
+  EXPECT_EQ(characters(cut.substr(begin, end - begin)), 99);
+  ::unsetenv("LC_ALL");
+}
+
 TEST_F(ProgressTest, AbandonedWorkClaimsOnlyWhatWasDone) {
   const std::string text = output(ProgressStyle::lines, [] { Progress("train", 100).update(42); });
   EXPECT_THAT(text, StartsWith("train  42% 42/100 steps"));

@@ -85,7 +85,8 @@ Study run_study(const RecipeRun& run, const Plan& plan, uint64_t seed) {
   options["vocab"] = study.tokens.info().vocabulary;
   const auto whole = json_get<int64_t>(plan.model, "ffn", kWhat);
   const auto fresh = [&](double share) {
-    const lab::SubnetSpace space{.widths = plan.widths};
+    lab::SubnetSpace space;
+    space.widths = plan.widths;
     options["ffn"] = space.units(share, whole, "ffn");
     return lab::make_model("decoder", options, derive_seed(seed, "init"));
   };

@@ -9,7 +9,18 @@
 #include "sluice/base/json.h"
 
 namespace sluice::data {
+namespace token_file {
+
+struct Header {
+  char magic[8];
+  uint32_t version, id_bytes;
+  uint64_t train, held_out, description_bytes, description_hash, ids_hash, header_hash;
+};
+
+}  // namespace token_file
 namespace {
+
+using token_file::Header;
 
 static_assert(std::endian::native == std::endian::little, "ids are mapped as they are stored");
 
@@ -19,11 +30,6 @@ constexpr size_t kHeaderBytes = 64;
 constexpr uint64_t kLongestDescription = uint64_t{64} << 20;
 constexpr int64_t kLargestVocabulary = int64_t{1} << 28;
 
-struct Header {
-  char magic[8];
-  uint32_t version, id_bytes;
-  uint64_t train, held_out, description_bytes, description_hash, ids_hash, header_hash;
-};
 static_assert(sizeof(Header) == kHeaderBytes);
 
 uint64_t hash_of(const Header& header) {

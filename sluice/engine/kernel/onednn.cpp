@@ -170,24 +170,20 @@ Kernel kernel_of(std::shared_ptr<const Compiled> compiled, const std::string& na
 
 }  // namespace
 
-namespace {
-
 /// A product of one shape, without its weights: layers alike share it. Making the description of
 /// one costs oneDNN a quarter of a millisecond, and an encoder has one for every layer and number
 /// of rows.
-struct Product {
+struct ShapedProduct {
   dnnl::primitive primitive;
   memory::desc src, dst, weights, scratch;
   std::string name;
   memory::desc plain, bias;  ///< how the file's weights and bias lie
 };
 
-}  // namespace
-
 struct PackCache::State {
   std::mutex mutex;
   std::map<std::string, std::weak_ptr<Buffer>> packed;
-  std::map<std::string, std::shared_ptr<const Product>> products;
+  std::map<std::string, std::shared_ptr<const ShapedProduct>> products;
 };
 
 PackCache::PackCache() : state_(std::make_unique<State>()) {}
@@ -253,26 +249,26 @@ auto translated(const char* what, const ConvShape& s, Body body) {
 
 /// `make` is called for the first layer of its kind.
 template <class Make>
-std::shared_ptr<const Product> product(PackCache& cache, const std::string& kind, Make make) {
+std::shared_ptr<const ShapedProduct> product(PackCache& cache, const std::string& kind, Make make) {
   PackCache::State& state = *cache.state();
   {
     std::lock_guard lock(state.mutex);
     const auto found = state.products.find(kind);
     if (found != state.products.end()) return found->second;
   }
-  auto made = std::make_shared<const Product>(make());
+  auto made = std::make_shared<const ShapedProduct>(make());
   std::lock_guard lock(state.mutex);
   return state.products.try_emplace(kind, std::move(made)).first->second;
 }
 
 template <class Forward>
-Product product_of(const typename Forward::primitive_desc& pd, const memory::desc& plain,
-                   const memory::desc& bias = {}) {
+ShapedProduct product_of(const typename Forward::primitive_desc& pd, const memory::desc& plain,
+                         const memory::desc& bias = {}) {
   return {Forward(pd),          pd.src_desc(),      pd.dst_desc(), pd.weights_desc(),
           pd.scratchpad_desc(), pd.impl_info_str(), plain,         bias};
 }
 
-std::shared_ptr<Compiled> compiled_of(const Product& product) {
+std::shared_ptr<Compiled> compiled_of(const ShapedProduct& product) {
   auto compiled = std::make_shared<Compiled>();
   compiled->primitive = product.primitive;
   compiled->src = product.src;
@@ -304,9 +300,10 @@ bool has(dnnl::cpu_isa isa) {
 /// them in rows or columns. Unlike its inner products, which share out the inputs among threads, it
 /// adds up in one order for any number of threads, and is 0 to 5% faster from 64 rows on (Zen 4,
 /// 4096 x 4096, f32 and bf16; one row 13% less to 10% more time).
-std::optional<Product> general_product(memory::data_type type, const memory::desc& src, int64_t in,
-                                       int64_t out, bool has_bias, const memory::desc& dst,
-                                       const dnnl::primitive_attr& attr) {
+std::optional<ShapedProduct> general_product(memory::data_type type, const memory::desc& src,
+                                             int64_t in, int64_t out, bool has_bias,
+                                             const memory::desc& dst,
+                                             const dnnl::primitive_attr& attr) {
   const memory::desc weights({in, out}, type, tag::any), plain({in, out}, type, tag::ba),
       bias = has_bias ? memory::desc({1, out}, kF32, tag::ab) : memory::desc();
 #if DNNL_VERSION_MAJOR >= 3

@@ -2,6 +2,8 @@
 #include "sluice/engine/kernel/xnor_layer.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
+// gcc 12 takes the undefined operands inside its own intrinsics for mistakes once they are inlined.
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 
 #define SLUICE_POPCNT_TARGET \

@@ -50,7 +50,7 @@ Model with_exits(const Model& decoder, const ExitDecoderOptions& options, uint64
   made->to(device_of(*decoder.root));
   made->train(decoder.root->is_training());
   made->output_shape(model.input_shape);
-  model.sizes = {{"exits"}, {"whole"}};
+  model.sizes = {{.name = "exits", .quality = {}}, {.name = "whole", .quality = {}}};
   model.add_step({{"step", "with-exits"}, {"seed", seed}});
   return model;
 }

@@ -133,7 +133,7 @@ TEST(FoldNorm, FoldsIntoLinearLayersAndKeepsBiases) {
   root->append("norm2", std::make_shared<BatchNorm>(3));
   randomize_norms(*root, 4);
   root->eval();
-  const Model model{.root = root, .input_shape = {2, 3, 3}};
+  const Model model{.root = root, .input_shape = {2, 3, 3}, .task = {}};
   expect_equal_and_reloadable(model, run_pass(model, "fold-norm", {}), "linear");
   // A mask sits behind the sigmoid, where its zero stays one.
   Model pruned = run_pass(model, "prune", with({{"granularity", "channel"}, {"rate", 0.5}}));
@@ -164,7 +164,7 @@ TEST(ReestimateNorm, FindsTheDatasStatistics) {
   auto root = std::make_shared<Sequential>();
   root->append("norm", std::make_shared<BatchNorm>(2));
   root->eval();
-  const Model model{.root = root, .input_shape = {2, 4, 4}};
+  const Model model{.root = root, .input_shape = {2, 4, 4}, .task = {}};
   PassInput input;
   input.calibration = random_tensor({64, 2, 4, 4}, 1) * 3 + 5;
   input.batch = 16;

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <map>
-#include <optional>
 
 #include "sluice/base/json.h"
 #include "sluice/base/path_pattern.h"
@@ -70,12 +69,15 @@ at::Tensor AllDepths::forward(const at::Tensor& ids, Context& context) {
     ends.push_back(join_path(path, blocks[static_cast<size_t>(depth - 1)]->name()));
     watched.outputs.emplace(ends.back(), at::Tensor());
   }
-  std::optional<at::NoGradGuard> frozen;
-  if (own_heads_) frozen.emplace();
+  const auto frozen = [&](auto&& compute) {  // where only the heads are trained
+    if (!own_heads_) return compute();
+    const at::NoGradGuard guard;
+    return compute();
+  };
   SlotWatcher* const outer = std::exchange(context.watcher, &watched);
   at::Tensor deepest;
   try {
-    deepest = place.forward(ids, context);
+    deepest = frozen([&] { return place.forward(ids, context); });
   } catch (...) {
     context.watcher = outer;
     throw;
@@ -85,16 +87,10 @@ at::Tensor AllDepths::forward(const at::Tensor& ids, Context& context) {
   for (size_t i = 0; i + 1 < depths_.size(); ++i) {
     at::Tensor rows = watched.outputs.at(ends[i]);
     const Slot& norm = decoder.slot("norm");
-    if (!norm.empty()) rows = norm.forward(rows, context);
-    if (own_heads_) {
-      frozen.reset();
-      logits.push_back(slot(fmt::format("head{}", depths_[i])).forward(rows, context));
-      frozen.emplace();
-    } else {
-      logits.push_back(decoder.logits(rows, context));
-    }
+    if (!norm.empty()) rows = frozen([&] { return norm.forward(rows, context); });
+    logits.push_back(own_heads_ ? slot(fmt::format("head{}", depths_[i])).forward(rows, context)
+                                : decoder.logits(rows, context));
   }
-  frozen.reset();
   logits.push_back(deepest);
   return at::cat(logits, 1);
 }
