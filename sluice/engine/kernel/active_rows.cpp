@@ -1,11 +1,10 @@
 #include "sluice/engine/kernel/active_rows.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <cstring>
 
 #include "sluice/engine/kernel/buffer.h"
+#include "sluice/engine/kernel/threads.h"
 
 namespace sluice::engine {
 namespace {
@@ -132,10 +131,7 @@ ActiveInput prepare_active(const bundle::PackedMatrix& m, DotKind kind, const fl
 void dot_active(const bundle::PackedMatrix& m, const ActiveInput& x, const ActiveRows& rows,
                 float* out, int threads) {
   const size_t stride = rows.rows;
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-    const size_t part = static_cast<size_t>(omp_get_thread_num()),
-                 parts = static_cast<size_t>(omp_get_num_threads());
+  in_parts(threads, [&](size_t part, size_t parts) {
     if (rows.shared || rows.tokens == 1) {
       const size_t length = rows.length(0);
       const size_t first = length * part / parts, last = length * (part + 1) / parts;
@@ -147,7 +143,7 @@ void dot_active(const bundle::PackedMatrix& m, const ActiveInput& x, const Activ
                                   out + t * stride + first, static_cast<int64_t>(stride));
                 });
     }
-  }
+  });
 }
 
 void accumulate_active(const bundle::PackedMatrix& m, const ActiveRows& rows, const float* factor,
@@ -158,10 +154,7 @@ void accumulate_active(const bundle::PackedMatrix& m, const ActiveRows& rows, co
                              y_stride, scratch, threads);
   }
   const size_t columns = static_cast<size_t>(m.columns);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-    const size_t part = static_cast<size_t>(omp_get_thread_num()),
-                 parts = static_cast<size_t>(omp_get_num_threads());
+  in_parts(threads, [&](size_t part, size_t parts) {
     const size_t first_column = column_part(columns, part, parts),
                  last_column = column_part(columns, part + 1, parts);
     std::byte* mine = scratch + static_cast<size_t>(packed_accumulate_scratch(m, 1)) * part;
@@ -173,7 +166,7 @@ void accumulate_active(const bundle::PackedMatrix& m, const ActiveRows& rows, co
                                 {factor + t * stride + first, 1, stride}, y + t * y_stride,
                                 y_stride, mine, first_column, last_column);
     });
-  }
+  });
 }
 
 void count_active(const bundle::PackedMatrix& m, const ActiveRows& rows, Work* work) {

@@ -1,7 +1,5 @@
 #include "sluice/engine/kernel/block_sparse.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <limits>
 #include <utility>
@@ -10,6 +8,7 @@
 #include "sluice/base/shape.h"
 #include "sluice/engine/kernel/elementwise.h"
 #include "sluice/engine/kernel/sparse.h"
+#include "sluice/engine/kernel/threads.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "sluice/engine/kernel/block_sparse.cpp"
@@ -240,12 +239,10 @@ BlockWeights compress_blocks(std::span<const float> weight, int64_t out, int64_t
 void linear_blocks(const float* x, const BlockWeights& w, const float* bias, Activation activation,
                    float* y, size_t rows, int threads) {
   const int64_t groups = std::ssize(w.start) - 1;
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-    const int64_t n = omp_get_num_threads(), i = omp_get_thread_num();
+  in_parts(threads, [&](int64_t part, int64_t parts) {
     HWY_DYNAMIC_DISPATCH(BlockProduct)
-    (w, groups * i / n, groups * (i + 1) / n, x, rows, bias, y);
-  }
+    (w, groups * part / parts, groups * (part + 1) / parts, x, rows, bias, y);
+  });
   if (activation != Activation::none) activate(activation, y, y, rows * static_cast<size_t>(w.out));
 }
 

@@ -130,12 +130,10 @@ void run_dot(const Layer& layer, const float* x, float* y, std::byte* scratch, i
   };
   const int threads = rows * w.rows * w.columns < kParallelMacs ? 1 : layer.threads;
   if (chunks == 1) return packed_dot(w, prepare(0), y, w.rows, threads);
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) prepare(chunk);
+  for_each_of(chunks, threads, prepare);
   DotInput shape = prepare_dot(w, layer.kind, x, w.columns, 0, scratch);
   const int64_t strips = strips_of(w.rows, w.row_bytes(), kDotStrip, threads);
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-  for (int64_t s = 0; s < strips; ++s) {
+  for_each_of(strips, threads, [&](int64_t s) {
     const int64_t from = w.rows * s / strips, to = w.rows * (s + 1) / strips;
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
       const auto [first, batch] = input(chunk);
@@ -144,7 +142,7 @@ void run_dot(const Layer& layer, const float* x, float* y, std::byte* scratch, i
       now.data = scratch + chunk * bytes;
       packed_dot_range(w, now, from, to, y + first * w.rows + from, w.rows);
     }
-  }
+  });
 }
 
 // ---------------------------------------------------------------- tiles
@@ -193,12 +191,11 @@ void run_unpacked(const Layer& layer, const float* x, float* y, std::byte* scrat
   float* scales = reinterpret_cast<float*>(scratch + plan.x_bytes);
   if (layer.kind != DotKind::f32) {
     float* rounded = reinterpret_cast<float*>(scratch);
-#pragma omp parallel for num_threads(layer.threads) if (layer.threads > 1)
-    for (int64_t r = 0; r < rows; ++r) {
+    for_each_of(rows, layer.threads, [&](int64_t r) {
       const float scale =
           round_row(layer.kind, x + r * w.columns, w.columns, rounded + r * w.columns);
       if (layer.kind == DotKind::i8) scales[r] = scale;
-    }
+    });
     x = rounded;
   }
   const int64_t strips = (w.rows + plan.strip_rows - 1) / plan.strip_rows;
@@ -262,20 +259,18 @@ Kernel product_kernel(std::shared_ptr<Layer> layer, int64_t rows, bool integers)
     return [=, product = layer->product.bind(inner)] {
       const int64_t columns = layer->weight.columns, out = layer->weight.rows;
       const int threads = layer->threads;
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-      for (int64_t r = 0; r < rows; ++r) {
+      for_each_of(rows, threads, [&](int64_t r) {
         if (integers) {
           scales[r] = quantize_row(x + r * columns, columns,
                                    reinterpret_cast<int8_t*>(converted) + r * columns);
         } else {
           bf16_row(x + r * columns, columns, reinterpret_cast<uint16_t*>(converted) + r * columns);
         }
-      }
+      });
       product();
       if (!integers) return finish(*layer, y, other, rows);
       const float* bias = layer->bias.empty() ? nullptr : layer->bias.data();
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-      for (int64_t r = 0; r < rows; ++r) {
+      for_each_of(rows, threads, [&](int64_t r) {
         scale_sums(y + r * out, scales[r], layer->scales.data(), bias, out);
         if (other) {
           add(y + r * out, other + r * out, layer->activation, y + r * out,
@@ -283,7 +278,7 @@ Kernel product_kernel(std::shared_ptr<Layer> layer, int64_t rows, bool integers)
         } else if (layer->activation != Activation::none) {
           activate(layer->activation, y + r * out, y + r * out, static_cast<size_t>(out));
         }
-      }
+      });
     };
   };
   return kernel;

@@ -7,6 +7,7 @@
 #include "sluice/engine/kernel/buffer.h"
 #include "sluice/engine/kernel/gemm_rows.h"
 #include "sluice/engine/kernel/panel.h"
+#include "sluice/engine/kernel/threads.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "sluice/engine/kernel/gemm_panels.cpp"
@@ -141,12 +142,7 @@ void multiply_panels(const PackedMatrix& w, DotKind kind, const float* x, int64_
       round_row(kind, x + r * w.columns + b * kGemmDepth, depth(b),
                 rounded + (b * rows + r) * stride);
   };
-  if (threads == 1) {  // without a team, for which the runtime would take memory
-    for (int64_t r = 0; r < rows; ++r) round_blocks(r);
-  } else {
-#pragma omp parallel for num_threads(threads)
-    for (int64_t r = 0; r < rows; ++r) round_blocks(r);
-  }
+  for_each_of(rows, threads, round_blocks);
   const auto pack = HWY_DYNAMIC_DISPATCH(PackPanel);
   const auto run_panel = [&](int64_t panel, float* block) {
     const int64_t first = panel * kPanel;
@@ -171,15 +167,10 @@ void multiply_panels(const PackedMatrix& w, DotKind kind, const float* x, int64_
       }
     }
   };
-  if (threads == 1) {  // without a team: the runtime allocates one for every region of another size
-    for (int64_t p = 0; p < panels; ++p) run_panel(p, weights);
-    return;
-  }
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-  for (int64_t lane = 0; lane < threads; ++lane) {
+  for_each_of(threads, threads, [&](int64_t lane) {
     for (int64_t p = panels * lane / threads; p < panels * (lane + 1) / threads; ++p)
       run_panel(p, weights + lane * kPanel * gemm_depth(w));
-  }
+  });
 }
 
 }  // namespace sluice::engine

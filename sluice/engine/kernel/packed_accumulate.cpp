@@ -1,12 +1,11 @@
 #include "sluice/engine/kernel/packed_accumulate.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <cstring>
 
 #include "sluice/engine/kernel/packed_accumulate_integers.h"
 #include "sluice/engine/kernel/packed_accumulate_pass.h"
+#include "sluice/engine/kernel/threads.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "sluice/engine/kernel/packed_accumulate.cpp"
@@ -396,10 +395,7 @@ void packed_accumulate(const PackedMatrix& m, const RowList& rows, const RowFact
                        float* y, size_t y_stride, std::byte* scratch, int threads) {
   const size_t columns = static_cast<size_t>(m.columns);
   const bool in_team = threads > 1 && factors.tokens == 1 && scratch && sums_integers(m.format);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-    const size_t part = static_cast<size_t>(omp_get_thread_num()),
-                 parts = static_cast<size_t>(omp_get_num_threads());
+  in_parts(threads, [&](size_t part, size_t parts) {
     if (in_team) {
       accumulate_integers_in_team(m, rows, factors, y, scratch, part, parts);
     } else {
@@ -408,7 +404,7 @@ void packed_accumulate(const PackedMatrix& m, const RowList& rows, const RowFact
                                 column_part(columns, part, parts),
                                 column_part(columns, part + 1, parts));
     }
-  }
+  });
 }
 
 }  // namespace sluice::engine

@@ -1,7 +1,5 @@
 #include "sluice/engine/kernel/prefix_linear.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <memory>
 
@@ -9,6 +7,7 @@
 #include "sluice/engine/kernel/elementwise.h"
 #include "sluice/engine/kernel/packed_dot.h"
 #include "sluice/engine/kernel/panel.h"
+#include "sluice/engine/kernel/threads.h"
 
 namespace sluice::engine {
 namespace {
@@ -79,11 +78,10 @@ void run_dense(const PrefixLinear& layer, const PrefixSize& size, int64_t all, c
   const int64_t group = kPanelGroup * kPanel, groups = (size.rows + group - 1) / group;
   for (int64_t r = 0; r < all; r += kRowStrip) {
     const int64_t rows = std::min(kRowStrip, all - r);
-#pragma omp parallel for schedule(static) num_threads(layer.threads) if (layer.threads > 1)
-    for (int64_t g = 0; g < groups; ++g) {
+    for_each_of(groups, layer.threads, [&](int64_t g) {
       compute_panels(layer, size, x + r * layer.in, y + r * layer.out, rows, g * group,
                      std::min((g + 1) * group, size.rows));
-    }
+    });
   }
   clear_rest(layer, size, all, y);
 }
