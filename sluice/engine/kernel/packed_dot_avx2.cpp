@@ -92,11 +92,10 @@ SLUICE_AVX2 void starting_sums(const int8_t* codes, int64_t padded, int16_t* out
   }
 }
 
-template <class T, class Sum>
-void group_sums(const T* x, int64_t padded, float* out) {
+void group_sums(const int8_t* codes, int64_t padded, float* out) {
   for (int64_t g = 0; g < padded / 32; ++g) {
-    Sum sum = 0;
-    for (int64_t i = 32 * g; i < 32 * g + 32; ++i) sum += x[i];
+    int32_t sum = 0;
+    for (int64_t i = 32 * g; i < 32 * g + 32; ++i) sum += codes[i];
     out[g] = static_cast<float>(sum);
   }
 }
@@ -134,8 +133,7 @@ void prepare(const PackedMatrix& w, DotKind kind, const float* x, std::byte* out
         header.code_sum += sum;
       }
     }
-    if (w.format == Format::i4_group_min)
-      group_sums<int8_t, int32_t>(q, p.padded, at<float>(out, p.extra));
+    if (w.format == Format::i4_group_min) group_sums(q, p.padded, at<float>(out, p.extra));
     permute(order, q, p.padded);
     if (w.format == Format::i4_group) starting_sums(q, p.padded, at<int16_t>(out, p.extra));
   } else {
@@ -148,8 +146,6 @@ void prepare(const PackedMatrix& w, DotKind kind, const float* x, std::byte* out
       for (int64_t i = 0; i < p.padded; ++i) sums[i % 16] += f[i];
       for (const float sum : sums) header.sum += sum;
     }
-    if (w.format == Format::i4_group_min)
-      group_sums<float, float>(f, p.padded, at<float>(out, p.extra));
     permute(order, f, p.padded);
   }
   std::memcpy(out, &header, sizeof header);
@@ -161,7 +157,8 @@ namespace avx2 {
 namespace {
 void run(const PackedMatrix& w, const DotInput& x, const DotRows& rows, float* y,
          int64_t y_stride) {
-  if (!run_streams(w, x, rows, y)) run_strips(w, x, rows, y, y_stride);
+  if (takes_codes(w, x) && x.batch == 1) return run_streams(w, x, rows, y);
+  run_strips(w, x, rows, y, y_stride);
 }
 }  // namespace
 }  // namespace avx2

@@ -34,8 +34,8 @@ struct Places {
   int64_t values = sizeof(DotHeader), extra = 0, end = 0;
 };
 
-// extra: i4-32 codes: 16-bit starting sums (16 per vector of codes); i4-32-min: sums of the groups
-// as floats; mixed: activations of the salient columns.
+// extra: codes that meet i4-32: 16-bit starting sums (16 per vector of codes), i4-32-min: sums of
+// the groups as floats; mixed: activations of the salient columns.
 inline Places places(Format format, DotKind kind, int64_t columns) {
   Places p;
   p.padded = round_up(columns, 512);
@@ -43,7 +43,7 @@ inline Places places(Format format, DotKind kind, int64_t columns) {
   p.extra = p.values + p.padded * (codes ? 1 : 4);
   int64_t bytes = 0;
   if (codes && format == Format::i4_group) bytes = p.padded / 2;  // 32 bytes per 64 columns
-  if (format == Format::i4_group_min) bytes = p.padded / 32 * 4;
+  if (codes && format == Format::i4_group_min) bytes = p.padded / 32 * 4;
   if (format == Format::mixed)
     bytes = round_up(bundle::salient_columns(columns), 64) * (codes ? 1 : 4);
   p.end = p.extra + round_up(bytes, 64);
@@ -66,17 +66,20 @@ void run_codes(const PackedMatrix& w, const DotInput& x, const DotRows& rows, fl
                int64_t y_stride);
 void run_floats(const PackedMatrix& w, const DotInput& x, const DotRows& rows, float* y,
                 int64_t y_stride);
-/// One row of x and formats whose unpacking keeps up with the memory: three rows of weights at a
-/// time. False, and nothing done, for others.
-bool run_streams(const PackedMatrix& w, const DotInput& x, const DotRows& rows, float* y);
+/// Codes of one row of x: three rows of weights at a time.
+void run_streams(const PackedMatrix& w, const DotInput& x, const DotRows& rows, float* y);
 /// Rows of x that one pass over the weights serves: as many as there are registers for.
-constexpr int64_t most_rows(Format, bool codes) { return codes ? 4 : 2; }
+constexpr int64_t most_rows(Format, bool) { return 4; }
+/// Rows of weights that go by side by side and meet `batch` rows of x; loads of x are shared.
+constexpr int side_by_side(Format, bool codes, int batch) { return codes ? 1 : batch == 4 ? 2 : 4; }
+constexpr int fewest_rows(Format, bool codes) { return codes ? 1 : 4; }
 
 template <int B>
 struct Inputs {
   const std::byte* row[B];
   Places p;
   int64_t distance[kMostStreams];  ///< of a stream: to the codes that are asked for ahead
+  bool closest = true;
   SLUICE_AVX2 __attribute__((always_inline)) inline void ahead(const std::byte* now,
                                                                int r = 0) const {
     _mm_prefetch(reinterpret_cast<const char*>(now + distance[r]), _MM_HINT_T0);
@@ -136,9 +139,13 @@ SLUICE_AVX2_INLINE __m256 scales_of_two(__m256 scales, int vector) {
   return _mm256_permutevar8x32_ps(scales, _mm256_add_epi32(upper, _mm256_set1_epi32(2 * vector)));
 }
 
-constexpr Reading reading_of(Format, bool, int64_t) { return {1, 2048}; }  // 8192: i4-32 40% slower
-constexpr int64_t kStreamAhead = 1024;  // the same in each of several streams
-constexpr int64_t kCache = 128 << 10;   // bytes of rows between parts of a batch
+constexpr int64_t kCache = 128 << 10;  // bytes of rows between parts of a batch
+/// One row of codes takes three rows of weights at a time (run_streams), other rows of codes one.
+constexpr Reading reading_of(Format, bool codes, int64_t batch, bool listed) {
+  if (listed) return {codes ? 1 : 4, 4096};
+  if (codes && batch > 1) return {1, 2048};  // 8192: i4-32 40% slower
+  return {codes ? 1 : 4, 1024};
+}
 
 #define SLUICE_DOT_TARGET SLUICE_AVX2
 #define SLUICE_DOT_INLINE SLUICE_AVX2_INLINE

@@ -242,7 +242,7 @@ struct Product {
   static constexpr int64_t kMost = most_rows(kFormat, true);
   template <int B>
   static constexpr int kRows = 1;
-  static constexpr int kFewest = 1, kAtOnce = 1;  // run_streams() is for several
+  static constexpr int kFewest = 1, kWidest = 1;  // run_streams() is for several
   template <int R, int B>
   SLUICE_AVX2_INLINE void rows(const Streams<R>& w, int64_t columns, const Inputs<B>& in,
                                float (&sums)[R][B]) {

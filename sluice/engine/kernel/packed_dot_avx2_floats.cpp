@@ -5,268 +5,185 @@
 
 #if defined(__x86_64__) && defined(__GNUC__)
 
+#define SLUICE_DOT_TARGET SLUICE_AVX2
+#define SLUICE_DOT_INLINE SLUICE_AVX2_INLINE
+#define SLUICE_DOT_MEMBER SLUICE_AVX2 __attribute__((always_inline)) inline
+
 namespace sluice::engine::avx2 {
 namespace {
 
-// Floats always go into the same four sums, f32 and bf16 into two, so that a row of x gives the
-// same numbers in a batch of any size and in one of several streams (packed_dot_avx2_streams.cpp).
-constexpr int kChains = 4;
+using Floats = __m256;
+constexpr int kLanes = 8, kHeld = 4;
 
-template <int B, int C = kChains>
-struct Sums {
-  __m256 of[B][C];
-  SLUICE_AVX2 __attribute__((always_inline)) inline Sums() {
-    for (int b = 0; b < B; ++b)
-      for (int c = 0; c < C; ++c) of[b][c] = _mm256_setzero_ps();
-  }
-  /// Chain c += w x.
-  SLUICE_AVX2 __attribute__((always_inline)) inline void add(int c, __m256 w,
-                                                             const float* const (&x)[B],
-                                                             int64_t i) {
-    for (int b = 0; b < B; ++b) of[b][c] = _mm256_fmadd_ps(w, _mm256_loadu_ps(x[b] + i), of[b][c]);
-  }
-  SLUICE_AVX2 __attribute__((always_inline)) inline float sum(int b) const {
-    if constexpr (C == 2) return total(_mm256_add_ps(of[b][0], of[b][1]));
-    return total(
-        _mm256_add_ps(_mm256_add_ps(of[b][0], of[b][1]), _mm256_add_ps(of[b][2], of[b][3])));
-  }
-};
-
-template <int B>
-SLUICE_AVX2_INLINE void values_of(const Inputs<B>& in, const float* (&x)[B]) {
-  for (int b = 0; b < B; ++b) x[b] = in.floats(b);
+SLUICE_AVX2_INLINE Floats zeros() { return _mm256_setzero_ps(); }
+SLUICE_AVX2_INLINE Floats load_floats(const float* from) { return _mm256_loadu_ps(from); }
+SLUICE_AVX2_INLINE Floats multiply_add(Floats a, Floats b, Floats c) {
+  return _mm256_fmadd_ps(a, b, c);
 }
+SLUICE_AVX2_INLINE float multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 
-/// 32 columns, the rest of a row through a copy with zeros behind it.
-struct DecodeF32 {
-  static constexpr int64_t kBytes = 4;
-  static constexpr int kChains = 2;
-  template <int B>
-  SLUICE_AVX2_INLINE void add(const std::byte* w, const float* const (&x)[B], int64_t i,
-                              Sums<B, 2>& sums) {
-#pragma GCC unroll 4
-    for (int c = 0; c < 4; ++c)
-      sums.add(c % 2, _mm256_loadu_ps(reinterpret_cast<const float*>(w) + 8 * c), x, i + 8 * c);
+// Codes of R rows that are read where they lie; those of a chunk that ends early, kBytes for each
+// of its columns, from a copy with zeros behind them.
+template <int R, int64_t kColumns, int64_t kEach>
+struct InPlace {
+  static constexpr int64_t kChunk = kColumns, kBytes = kColumns * kEach;
+  const std::byte* codes[R];
+  alignas(32) std::byte rest[R][kBytes];
+  SLUICE_DOT_MEMBER void load(int r, const std::byte* from, int64_t, int64_t left) {
+    codes[r] = from;
+    if (left == kChunk) return;
+    std::memset(rest[r], 0, kBytes);
+    std::memcpy(rest[r], from, static_cast<size_t>(left * kEach));
+    codes[r] = rest[r];
   }
 };
-// 16 numbers at a time: those at even places, then those at odd ones.
-struct DecodeBf16 {
-  static constexpr int64_t kBytes = 2;
-  static constexpr int kChains = 2;
-  template <int B>
-  SLUICE_AVX2_INLINE void add(const std::byte* w, const float* const (&x)[B], int64_t i,
-                              Sums<B, 2>& sums) {
+
+// Codes of R rows in a register each, kPerByte columns a byte, stored in runs of kRun bytes.
+template <int R, int64_t kPerByte, int64_t kRun>
+struct InRegisters {
+  static constexpr int64_t kChunk = 32 * kPerByte, kBytes = 32;
+  __m256i codes[R];
+  SLUICE_DOT_MEMBER void load(int r, const std::byte* from, int64_t, int64_t left) {
+    codes[r] = load_some(from, round_up(left, kRun * kPerByte) / kPerByte);
+  }
+};
+
+template <Format kFormat, int R>
+struct Decode;
+
+template <int R>
+struct Decode<Format::f32, R> : InPlace<R, 16, 4> {
+  Decode(const Streams<R>&, int64_t) {}
+  void begin(int64_t) {}
+  SLUICE_DOT_MEMBER Floats part(int r, int p) const {
+    return _mm256_loadu_ps(reinterpret_cast<const float*>(this->codes[r]) + 8 * p);
+  }
+};
+
+// Of 16 those at even places, then those at odd ones.
+template <int R>
+struct Decode<Format::bf16, R> : InPlace<R, 32, 2> {
+  Decode(const Streams<R>&, int64_t) {}
+  void begin(int64_t) {}
+  SLUICE_DOT_MEMBER Floats part(int r, int p) const {
+    const __m256i pairs = avx2::load(this->codes[r] + p / 2 * 32);
     const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xFFFF0000u));
-#pragma GCC unroll 2
-    for (int h = 0; h < 2; ++h) {
-      const __m256i both = load(w + 32 * h);
-      sums.add(0, _mm256_castsi256_ps(_mm256_slli_epi32(both, 16)), x, i + 16 * h);
-      sums.add(1, _mm256_castsi256_ps(_mm256_and_si256(both, upper)), x, i + 16 * h + 8);
-    }
-  }
-};
-struct DecodeI8 {
-  static constexpr int64_t kBytes = 1;
-  static constexpr int kChains = 4;
-  SLUICE_AVX2_INLINE __m256 eight(const std::byte* w) {
-    return _mm256_cvtepi32_ps(
-        _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(w))));
-  }
-  template <int B>
-  SLUICE_AVX2_INLINE void add(const std::byte* w, const float* const (&x)[B], int64_t i,
-                              Sums<B>& sums) {
-#pragma GCC unroll 4
-    for (int c = 0; c < 4; ++c) sums.add(c, eight(w + 8 * c), x, i + 8 * c);
+    return _mm256_castsi256_ps(p % 2 == 0 ? _mm256_slli_epi32(pairs, 16)
+                                          : _mm256_and_si256(pairs, upper));
   }
 };
 
-template <class Decode, int B>
-SLUICE_AVX2_INLINE void float_dot(const std::byte* codes, int64_t count, const float* const (&x)[B],
-                                  int64_t ahead, float (&y)[B]) {
-  constexpr int64_t kBytes = Decode::kBytes;
-  Sums<B, Decode::kChains> sums;
-  int64_t i = 0;
-  for (; i + 32 <= count; i += 32) {
-    for (int64_t line = 0; line < 32 * kBytes; line += 64)
-      _mm_prefetch(reinterpret_cast<const char*>(codes + i * kBytes + line + ahead), _MM_HINT_T0);
-    Decode::template add<B>(codes + i * kBytes, x, i, sums);
-  }
-  if (i < count) {
-    alignas(32) std::byte part[32 * kBytes] = {};
-    std::memcpy(part, codes + i * kBytes, static_cast<size_t>((count - i) * kBytes));
-    Decode::template add<B>(part, x, i, sums);
-  }
-  for (int b = 0; b < B; ++b) y[b] = sums.sum(b);
+SLUICE_AVX2_INLINE Floats widen(const std::byte* from) {
+  return _mm256_cvtepi32_ps(
+      _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
 }
 
-template <int B>
-SLUICE_AVX2_INLINE void i8_group_row(const std::byte* codes, const std::byte* scales,
-                                     int64_t columns, const Inputs<B>& in, float (&y)[B]) {
-  const int64_t groups = (columns + 31) / 32;
-  alignas(32) float s[8];
-  const float* x[B];
-  values_of(in, x);
-  __m256 sums[B];
-  for (int b = 0; b < B; ++b) sums[b] = _mm256_setzero_ps();
-  for (int64_t g = 0; g < groups; ++g) {
-    if (g % 8 == 0) _mm256_store_ps(s, scales8(scales + 2 * g, groups - g));
-    in.ahead(codes + 32 * g);
-    Sums<B> part;
-    DecodeI8::add<B>(codes + 32 * g, x, 32 * g, part);
-    const __m256 factor = _mm256_broadcast_ss(s + g % 8);
-    for (int b = 0; b < B; ++b) {
-      const __m256 sum = _mm256_add_ps(_mm256_add_ps(part.of[b][0], part.of[b][1]),
-                                       _mm256_add_ps(part.of[b][2], part.of[b][3]));
-      sums[b] = _mm256_fmadd_ps(sum, factor, sums[b]);
+template <int R>
+struct Decode<Format::i8, R> : InPlace<R, 32, 1> {
+  Decode(const Streams<R>&, int64_t) {}
+  void begin(int64_t) {}
+  SLUICE_DOT_MEMBER Floats part(int r, int p) const { return widen(this->codes[r] + 8 * p); }
+};
+
+// Scales of 16 groups of 32 columns for each of R rows, from scale `first` on.
+template <int R>
+struct Factors {
+  alignas(32) float of[R][16];
+  SLUICE_DOT_MEMBER void load(const Streams<R>& w, int64_t first, int64_t left) {
+    for (int r = 0; r < R; ++r) {
+      const std::byte* from = w.scales[r] + 2 * first;
+      _mm256_store_ps(of[r], scales8(from, left));
+      _mm256_store_ps(of[r] + 8, left > 8 ? scales8(from + 16, left - 8) : zeros());
     }
   }
-  for (int b = 0; b < B; ++b) y[b] = total(sums[b]);
-}
+};
 
-template <int B, bool kMin>
-SLUICE_AVX2_INLINE void i4_row(const std::byte* codes, const std::byte* scales, int64_t columns,
-                               const Inputs<B>& in, float (&y)[B]) {
-  const int64_t groups = (columns + 31) / 32, bytes = groups * 16;
-  // A code q + 8 with its upper bit flipped is q in four bits of two's complement.
-  const __m256i flip = _mm256_set1_epi8(static_cast<char>(0x88)), low = _mm256_set1_epi32(15);
-  const float* x[B];
-  values_of(in, x);
-  __m256 sums[B];
-  for (int b = 0; b < B; ++b) sums[b] = _mm256_setzero_ps();
-  const auto step = [&](int64_t i, __m256i w, __m256 factor) SLUICE_AVX2
-      __attribute__((always_inline)) {
-    if (!kMin) w = _mm256_xor_si256(w, flip);
-    __m256 part[B][2];
-    for (int b = 0; b < B; ++b) part[b][0] = part[b][1] = _mm256_setzero_ps();
-#pragma GCC unroll 8
-    for (int n = 0; n < 8; ++n) {
-      const __m256i q = kMin ? _mm256_and_si256(_mm256_srli_epi32(w, 4 * n), low)
-                             : _mm256_srai_epi32(_mm256_slli_epi32(w, 28 - 4 * n), 28);
-      const __m256 value = _mm256_cvtepi32_ps(q);
-      for (int b = 0; b < B; ++b)
-        part[b][n % 2] =
-            _mm256_fmadd_ps(value, _mm256_loadu_ps(x[b] + 2 * i + 8 * n), part[b][n % 2]);
-    }
-    for (int b = 0; b < B; ++b)
-      sums[b] = _mm256_fmadd_ps(_mm256_add_ps(part[b][0], part[b][1]), factor, sums[b]);
-  };
-  for (int64_t i = 0; i < bytes; i += 128) {  // 8 groups
-    const __m256 s = scales8(scales + i / 8, groups - i / 16);
-    for (int v = 0; v < 4 && i + 32 * v < bytes; ++v) {
-      in.ahead(codes + i + 32 * v);
-      step(i + 32 * v, load_some(codes + i + 32 * v, bytes - i - 32 * v), scales_of_two(s, v));
-    }
+template <int R>
+struct Decode<Format::i8_group, R> {
+  static constexpr int64_t kChunk = 32, kBytes = 32;
+  const Streams<R>& w;
+  const int64_t groups;
+  Factors<R> factors;
+  const std::byte* codes[R];
+  Floats factor[R];
+  Decode(const Streams<R>& w, int64_t columns) : w(w), groups((columns + 31) / 32) {}
+  SLUICE_DOT_MEMBER void begin(int64_t i) { factors.load(w, i / 32, groups - i / 32); }
+  SLUICE_DOT_MEMBER void load(int r, const std::byte* from, int64_t i, int64_t) {
+    codes[r] = from;
+    factor[r] = _mm256_broadcast_ss(&factors.of[r][i / 32 % 16]);
+  }
+  SLUICE_DOT_MEMBER Floats part(int r, int p) const {
+    return _mm256_mul_ps(widen(codes[r] + 8 * p), factor[r]);
+  }
+};
+
+// A vector of codes has two groups, one in each half.
+template <int R, bool kMin>
+struct DecodeI4 : InRegisters<R, 2, 16> {
+  using Codes = InRegisters<R, 2, 16>;
+  const Streams<R>& w;
+  const int64_t groups;
+  Factors<R> factors, minima;
+  Floats factor[R], minimum[R];
+  DecodeI4(const Streams<R>& w, int64_t columns) : w(w), groups((columns + 31) / 32) {}
+  SLUICE_DOT_MEMBER void begin(int64_t i) {
+    factors.load(w, i / 32, groups - i / 32);
+    if (kMin) minima.load(w, groups + i / 32, groups - i / 32);
+  }
+  SLUICE_DOT_MEMBER static Floats of_two(const float* groups) {
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_broadcast_ss(groups)),
+                                _mm_broadcast_ss(groups + 1), 1);
+  }
+  SLUICE_DOT_MEMBER void load(int r, const std::byte* from, int64_t i, int64_t left) {
+    Codes::load(r, from, i, left);
+    // A code q + 8 with its upper bit flipped is q in four bits of two's complement.
+    const __m256i flip = _mm256_set1_epi8(static_cast<char>(0x88));
+    if (!kMin) this->codes[r] = _mm256_xor_si256(this->codes[r], flip);
+    factor[r] = of_two(&factors.of[r][i / 32 % 16]);
+    if (kMin) minimum[r] = of_two(&minima.of[r][i / 32 % 16]);
+  }
+  SLUICE_DOT_MEMBER Floats part(int r, int p) const {
+    const __m256i w = this->codes[r];
     if (kMin) {
-      const __m256 minimum = scales8(scales + 2 * groups + i / 8, groups - i / 16);
-      for (int b = 0; b < B; ++b)
-        sums[b] =
-            _mm256_fmadd_ps(minimum, _mm256_load_ps(in.template extra<float>(b) + i / 16), sums[b]);
+      const __m256i q = _mm256_and_si256(_mm256_srli_epi32(w, 4 * p), _mm256_set1_epi32(15));
+      return _mm256_fmadd_ps(_mm256_cvtepi32_ps(q), factor[r], minimum[r]);
     }
-  }
-  for (int b = 0; b < B; ++b) y[b] = total(sums[b]);
-}
-
-template <int B>
-SLUICE_AVX2_INLINE void ternary_row(const std::byte* codes, const std::byte* scales,
-                                    int64_t columns, const Inputs<B>& in, float (&y)[B]) {
-  // The value of the lowest two bits, whatever the others are.
-  const __m256 values = _mm256_set_ps(2, 1, 0, -1, 2, 1, 0, -1);
-  const int64_t bytes = (columns + 63) / 64 * 16;
-  const float* x[B];
-  values_of(in, x);
-  Sums<B> sums;
-  for (int64_t i = 0; i < bytes; i += 32) {
-    in.ahead(codes + i);
-    const __m256i w = load_some(codes + i, bytes - i);
-#pragma GCC unroll 16
-    for (int f = 0; f < 16; ++f)
-      sums.add(f % kChains, _mm256_permutevar_ps(values, _mm256_srli_epi32(w, 2 * f)), x,
-               4 * i + 8 * f);
-  }
-  for (int b = 0; b < B; ++b) y[b] = load_f32(scales) * sums.sum(b);
-}
-
-// Sums of the activations where bits are set.
-template <int B>
-SLUICE_AVX2_INLINE void float_bits(const std::byte* bits, int64_t columns, const Inputs<B>& in,
-                                   float (&y)[B]) {
-  const int64_t bytes = bit_plane_bytes(columns);
-  const __m256 zero = _mm256_setzero_ps();
-  Sums<B> sums;
-  for (int64_t i = 0; i < bytes; i += 32) {
-    in.ahead(bits + i);
-    const __m256i w = load_some(bits + i, bytes - i);
-#pragma GCC unroll 32
-    for (int f = 0; f < 32; ++f) {
-      const __m256 sign = _mm256_castsi256_ps(_mm256_slli_epi32(w, 31 - f));
-      for (int b = 0; b < B; ++b) {
-        const __m256 x = _mm256_loadu_ps(in.floats(b) + 8 * i + 8 * f);
-        __m256& sum = sums.of[b][f % kChains];
-        sum = _mm256_add_ps(sum, _mm256_blendv_ps(zero, x, sign));
-      }
-    }
-  }
-  for (int b = 0; b < B; ++b) y[b] = sums.sum(b);
-}
-
-template <int B>
-SLUICE_AVX2_INLINE void binary_row(const std::byte* codes, const std::byte* scales, int64_t columns,
-                                   int planes, const Inputs<B>& in, float (&y)[B]) {
-  for (int b = 0; b < B; ++b) y[b] = 0;
-  for (int k = 0; k < planes; ++k) {
-    float part[B];
-    float_bits<B>(codes + k * bit_plane_bytes(columns), columns, in, part);
-    for (int b = 0; b < B; ++b) y[b] += load_f32(scales + 4 * k) * (2 * part[b] - in.header(b).sum);
-  }
-}
-
-template <int B>
-SLUICE_AVX2_INLINE void mixed_row(const std::byte* codes, const std::byte* scales, int64_t columns,
-                                  const Inputs<B>& in, float (&y)[B]) {
-  float bits[B];
-  float_bits<B>(codes, columns, in, bits);
-  const float* x[B];
-  for (int b = 0; b < B; ++b) x[b] = in.template extra<float>(b);
-  float_dot<DecodeI8, B>(codes + bit_plane_bytes(columns), bundle::salient_columns(columns), x,
-                         in.distance[0], y);
-  for (int b = 0; b < B; ++b)
-    y[b] = load_f32(scales) * y[b] + load_f32(scales + 4) * (2 * bits[b] - in.header(b).sum);
-}
-
-template <class Decode, int B>
-SLUICE_AVX2_INLINE void plain_row(const std::byte* codes, int64_t columns, const Inputs<B>& in,
-                                  float (&y)[B]) {
-  const float* x[B];
-  values_of(in, x);
-  float_dot<Decode, B>(codes, columns, x, in.distance[0], y);
-}
-
-template <Format kFormat>
-struct Product {
-  static constexpr int64_t kMost = most_rows(kFormat, false);
-  template <int B>
-  static constexpr int kRows = 1;
-  static constexpr int kFewest = 1, kAtOnce = 1;  // run_streams() is for several
-  template <int R, int B>
-  SLUICE_AVX2_INLINE void rows(const Streams<R>& w, int64_t columns, const Inputs<B>& in,
-                               float (&sums)[R][B]) {
-    const std::byte *codes = w.codes[0], *scales = w.scales[0];
-    float(&y)[B] = sums[0];
-    if constexpr (kFormat == Format::f32) plain_row<DecodeF32, B>(codes, columns, in, y);
-    if constexpr (kFormat == Format::bf16) plain_row<DecodeBf16, B>(codes, columns, in, y);
-    if constexpr (kFormat == Format::i8) {
-      plain_row<DecodeI8, B>(codes, columns, in, y);
-      for (int b = 0; b < B; ++b) y[b] *= load_f32(scales);
-    }
-    if constexpr (kFormat == Format::i8_group) i8_group_row<B>(codes, scales, columns, in, y);
-    if constexpr (kFormat == Format::i4_group) i4_row<B, false>(codes, scales, columns, in, y);
-    if constexpr (kFormat == Format::i4_group_min) i4_row<B, true>(codes, scales, columns, in, y);
-    if constexpr (kFormat == Format::ternary) ternary_row<B>(codes, scales, columns, in, y);
-    if constexpr (kFormat == Format::binary) binary_row<B>(codes, scales, columns, 1, in, y);
-    if constexpr (kFormat == Format::binary2) binary_row<B>(codes, scales, columns, 2, in, y);
-    if constexpr (kFormat == Format::mixed) mixed_row<B>(codes, scales, columns, in, y);
+    const __m256i q = _mm256_srai_epi32(_mm256_slli_epi32(w, 28 - 4 * p), 28);
+    return _mm256_mul_ps(_mm256_cvtepi32_ps(q), factor[r]);
   }
 };
+template <int R>
+struct Decode<Format::i4_group, R> : DecodeI4<R, false> {
+  using DecodeI4<R, false>::DecodeI4;
+};
+template <int R>
+struct Decode<Format::i4_group_min, R> : DecodeI4<R, true> {
+  using DecodeI4<R, true>::DecodeI4;
+};
+
+template <int R>
+struct Decode<Format::ternary, R> : InRegisters<R, 4, 16> {
+  Decode(const Streams<R>&, int64_t) {}
+  void begin(int64_t) {}
+  SLUICE_DOT_MEMBER Floats part(int r, int p) const {
+    // The value of the lowest two bits, whatever the others are.
+    const Floats values = _mm256_set_ps(2, 1, 0, -1, 2, 1, 0, -1);
+    return _mm256_permutevar_ps(values, _mm256_srli_epi32(this->codes[r], 2 * p));
+  }
+};
+
+// Bits as 1 and 0.
+template <int R>
+struct Decode<Format::binary, R> : InRegisters<R, 8, 8> {
+  Decode(const Streams<R>&, int64_t) {}
+  void begin(int64_t) {}
+  SLUICE_DOT_MEMBER Floats part(int r, int p) const {
+    const Floats sign = _mm256_castsi256_ps(_mm256_slli_epi32(this->codes[r], 31 - p));
+    return _mm256_blendv_ps(zeros(), _mm256_set1_ps(1), sign);
+  }
+};
+
+#include "sluice/engine/kernel/packed_dot_floats-inl.h"
 
 }  // namespace
 

@@ -18,73 +18,6 @@ SLUICE_AVX2_INLINE void ahead(const std::byte* const (&codes)[R], const Inputs<1
   for (int r = 0; r < R; ++r) in.ahead(codes[r] + at, r);
 }
 
-// ---------------------------------------------------------------- floats
-
-struct StreamF32 {
-  static constexpr int64_t kBytes = 4;
-  SLUICE_AVX2_INLINE void add(const std::byte* const (&w)[R], int64_t at, const float* x,
-                              __m256 (&sums)[R][2]) {
-    __m256 v[4];
-#pragma GCC unroll 4
-    for (int c = 0; c < 4; ++c) v[c] = _mm256_loadu_ps(x + 8 * c);
-#pragma GCC unroll 3
-    for (int r = 0; r < R; ++r) {
-      const float* row = reinterpret_cast<const float*>(w[r] + at);
-#pragma GCC unroll 4
-      for (int c = 0; c < 4; ++c)
-        sums[r][c % 2] = _mm256_fmadd_ps(_mm256_loadu_ps(row + 8 * c), v[c], sums[r][c % 2]);
-    }
-  }
-};
-struct StreamBf16 {
-  static constexpr int64_t kBytes = 2;
-  SLUICE_AVX2_INLINE void add(const std::byte* const (&w)[R], int64_t at, const float* x,
-                              __m256 (&sums)[R][2]) {
-    const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xFFFF0000u));
-    __m256 v[4];
-#pragma GCC unroll 4
-    for (int c = 0; c < 4; ++c) v[c] = _mm256_loadu_ps(x + 8 * c);
-#pragma GCC unroll 3
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 2
-      for (int h = 0; h < 2; ++h) {
-        const __m256i both = load(w[r] + at + 32 * h);
-        sums[r][0] =
-            _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_slli_epi32(both, 16)), v[2 * h], sums[r][0]);
-        sums[r][1] = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_and_si256(both, upper)),
-                                     v[2 * h + 1], sums[r][1]);
-      }
-    }
-  }
-};
-
-template <class Step>
-SLUICE_AVX2_INLINE void float_rows(const Streams<R>& w, int64_t columns, const Inputs<1>& in,
-                                   float (&y)[R][1]) {
-  const float* x = in.floats(0);
-  __m256 sums[R][2];
-  for (int r = 0; r < R; ++r) sums[r][0] = sums[r][1] = _mm256_setzero_ps();
-  int64_t i = 0;
-  for (; i + 32 <= columns; i += 32) {
-    for (int64_t line = 0; line < 32 * Step::kBytes; line += 64)
-      ahead(w.codes, in, i * Step::kBytes + line);
-    Step::add(w.codes, i * Step::kBytes, x + i, sums);
-  }
-  if (i < columns) {
-    alignas(32) std::byte part[R][32 * Step::kBytes] = {};
-    const std::byte* parts[R];
-    for (int r = 0; r < R; ++r) {
-      std::memcpy(part[r], w.codes[r] + i * Step::kBytes,
-                  static_cast<size_t>((columns - i) * Step::kBytes));
-      parts[r] = part[r];
-    }
-    Step::add(parts, 0, x + i, sums);
-  }
-  for (int r = 0; r < R; ++r) y[r][0] = total(_mm256_add_ps(sums[r][0], sums[r][1]));
-}
-
-// ---------------------------------------------------------------- codes
-
 SLUICE_AVX2_INLINE __m256i widen(__m256i sums, int factor = 1) {
   return _mm256_madd_epi16(sums, _mm256_set1_epi16(static_cast<int16_t>(factor)));
 }
@@ -311,8 +244,6 @@ struct Product {
   template <int, int>
   SLUICE_AVX2_INLINE void rows(const Streams<R>& w, int64_t columns, const Inputs<1>& in,
                                float (&y)[R][1]) {
-    if constexpr (kFormat == Format::f32) float_rows<StreamF32>(w, columns, in, y);
-    if constexpr (kFormat == Format::bf16) float_rows<StreamBf16>(w, columns, in, y);
     if constexpr (kFormat == Format::i8) i8_rows(w, columns, in, y);
     if constexpr (kFormat == Format::i8_group) i8_group_rows(w, columns, in, y);
     if constexpr (kFormat == Format::i4_group) i4_rows<false>(w, columns, in, y);
@@ -326,15 +257,11 @@ struct Product {
 
 }  // namespace
 
-bool run_streams(const PackedMatrix& w, const DotInput& x, const DotRows& rows, float* y) {
-  if (x.batch != 1) return false;
+void run_streams(const PackedMatrix& w, const DotInput& x, const DotRows& rows, float* y) {
   const auto run = [&]<Format kFormat>() {
-    run_rows<Product<kFormat>, R, 1>(w, x, 0, kStreamAhead, rows, y, 0);
-    return true;
+    run_rows<Product<kFormat>, R, 1>(w, x, 0, reading_of(w.format, true, 1, rows.list != nullptr),
+                                     rows, y, 0);
   };
-  if (w.format == Format::f32) return run.template operator()<Format::f32>();
-  if (w.format == Format::bf16) return run.template operator()<Format::bf16>();
-  if (x.kind != DotKind::i8) return false;  // unpacking to floats is what takes time
   switch (w.format) {
     case Format::i8:
       return run.template operator()<Format::i8>();
@@ -353,7 +280,7 @@ bool run_streams(const PackedMatrix& w, const DotInput& x, const DotRows& rows, 
     case Format::mixed:
       return run.template operator()<Format::mixed>();
     default:
-      return false;
+      return;  // no codes
   }
 }
 

@@ -39,7 +39,8 @@ bool chosen_target_has_avx2();
 /// How weights are read.
 struct Reading {
   int rows;       ///< that go by side by side for one row of x, streams for the memory
-  int64_t ahead;  ///< bytes of codes in each to those that are asked for
+  int64_t ahead;  ///< bytes of codes in each to those that are asked for; of a list: of its rows
+  bool closest = false;  ///< they are to come into the first-level cache, not only the second
 };
 inline constexpr int kMostStreams = 4;
 

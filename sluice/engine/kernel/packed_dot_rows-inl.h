@@ -3,8 +3,6 @@
 // most_rows(), reading_of(), places(), Inputs, run_codes() and run_floats().
 // For one target at a time, because functions of another are not inlined into it: no include guard.
 constexpr int64_t kScaleRows = 4;
-constexpr int64_t kListAhead =
-    4096;  // bytes of a stream's rows to the one of a list that is asked for
 
 SLUICE_DOT_INLINE void prefetch(const std::byte* from, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64)
@@ -30,14 +28,16 @@ struct Streams {
 /// rows(streams, columns, inputs, float (&y)[R][B]).
 template <class Product, int R, int B>
 SLUICE_DOT_TARGET void run_rows(const PackedMatrix& w, const DotInput& x, int64_t first_input,
-                                int64_t ahead, const DotRows& rows, float* y, int64_t y_stride) {
+                                const Reading& reading, const DotRows& rows, float* y,
+                                int64_t y_stride) {
   static_assert(R <= kMostStreams);
   Inputs<B> in;
   in.p = places(w.format, x.kind, w.columns);
   for (int b = 0; b < B; ++b) in.row[b] = x.data + (first_input + b) * x.stride;
-  for (int r = 0; r < R; ++r) in.distance[r] = ahead;
+  for (int r = 0; r < R; ++r) in.distance[r] = reading.ahead;
+  in.closest = reading.closest;
   // Rows of a list are asked for line by line: a row at once would keep what is needed now waiting.
-  const int64_t after = 1 + kListAhead / (w.code_stride + 1);
+  const int64_t after = 1 + reading.ahead / (w.code_stride + 1);
   Streams<R> streams;
   const int64_t part = rows.count / R;
   float result[R][B];
@@ -85,22 +85,23 @@ void run_batch(const PackedMatrix& w, const DotInput& x, const DotRows& rows, fl
                int64_t y_stride) {
   // Batches of powers of two are compiled; others are sums of these. Product::kRows<B> rows of
   // weights meet B of x, if B is not 1.
-  const Reading reading = reading_of(w.format, takes_codes(w, x), x.batch);
+  const Reading reading = reading_of(w.format, takes_codes(w, x), x.batch, rows.list != nullptr);
   int64_t b = 0;
   const auto all = [&]<int R, int B>() {
     for (; x.batch - b >= B; b += B)
-      run_rows<Product, R, B>(w, x, b, reading.ahead, rows, y + b * y_stride, y_stride);
+      run_rows<Product, R, B>(w, x, b, reading, rows, y + b * y_stride, y_stride);
   };
   if constexpr (Product::kMost >= 8) all.template operator()<Product::template kRows<8>, 8>();
   if constexpr (Product::kMost >= 4) all.template operator()<Product::template kRows<4>, 4>();
   all.template operator()<Product::template kRows<2>, 2>();
+  // One row of x: as many rows of weights as suit the processor, kFewest to kWidest.
   if constexpr (Product::kFewest == 1) {
     if (reading.rows == 1) all.template operator()<1, 1>();
   }
-  if constexpr (Product::kFewest <= 2 && Product::kAtOnce >= 2) {
+  if constexpr (Product::kFewest <= 2 && Product::kWidest >= 2) {
     if (reading.rows == 2) all.template operator()<2, 1>();
   }
-  if constexpr (Product::kAtOnce >= 4) all.template operator()<4, 1>();
+  if constexpr (Product::kWidest == 4) all.template operator()<4, 1>();
 }
 
 /// kFloats: f32 and bf16 weights, too; else they are not given.

@@ -333,7 +333,7 @@ struct Product {
   static constexpr int64_t kMost = most_rows(kFormat, true);
   template <int B>
   static constexpr int kRows = side_by_side(kFormat, true, B);
-  static constexpr int kFewest = fewest_rows(kFormat, true), kAtOnce = kMostStreams;
+  static constexpr int kFewest = fewest_rows(kFormat, true), kWidest = 4;
   template <int R, int B>
   SLUICE_VNNI_INLINE void rows(const Streams<R>& w, int64_t columns, const Inputs<B>& in,
                                float (&y)[R][B]) {
