@@ -94,10 +94,12 @@ BENCHMARK(PackedAccumulateTokens)
                    {0, 1}})
     ->Unit(benchmark::kMicrosecond);
 
-/// Reads some rows of a matrix in memory and computes nothing, 16 side by side: what memory gives
-/// to a list of rows, which start at a page or `offset` bytes behind one.
+/// Reads some rows of a matrix in memory and computes nothing, kTogether side by side, with
+/// requests 16 lines ahead or without: what memory gives to a list of rows, which start at a page
+/// or `offset` bytes behind one. Few instructions a line, so that many lines are under way at once.
+template <size_t kTogether, bool kAsks>
 void ScatteredRows(benchmark::State& state) {
-  constexpr size_t kTogether = 16, kAhead = 16, kLine = 64;
+  constexpr size_t kAhead = 16, kLine = 64, kMost = 16;
   const auto bytes = static_cast<size_t>(state.range(0)),
              percent = static_cast<size_t>(state.range(1)),
              offset = static_cast<size_t>(state.range(2));
@@ -107,33 +109,44 @@ void ScatteredRows(benchmark::State& state) {
   std::vector<size_t> rows(static_cast<size_t>(kRows));
   std::iota(rows.begin(), rows.end(), size_t{0});
   if (percent < 100) std::shuffle(rows.begin(), rows.end(), std::mt19937_64(1));
-  rows.resize(rows.size() * percent / 100 / kTogether * kTogether);
+  rows.resize(rows.size() * percent / 100 / kMost * kMost);
   std::sort(rows.begin(), rows.end());
   size_t next = 0;
   for (auto _ : state) {
     const std::byte* const start = copies.memory.get() + next++ % matrices * matrix + offset;
     uint64_t sum = 0;
     for (size_t j = 0; j < rows.size(); j += kTogether) {
-      const size_t* const then = &rows[j + kTogether < rows.size() ? j + kTogether : j];
-      for (size_t l = 0; l < lines; ++l) {
+      const std::byte *now[kTogether], *then[kTogether];
+      for (size_t r = 0; r < kTogether; ++r) {
+        now[r] = start + rows[j + r] * bytes;
+        then[r] = j + kTogether < rows.size() ? start + rows[j + kTogether + r] * bytes : now[r];
+      }
+      const auto read = [&](size_t l, const std::byte* const(&ask)[kTogether], size_t at) {
+#pragma GCC unroll 16
         for (size_t r = 0; r < kTogether; ++r) {
-          const bool same = l + kAhead < lines;
-          const size_t line = same ? l + kAhead : l + kAhead - lines;
-          __builtin_prefetch(start + (same ? rows[j + r] : then[r]) * bytes + line * kLine, 0, 2);
+          if (kAsks) __builtin_prefetch(ask[r] + at, 0, 2);
           uint64_t word;
-          std::memcpy(&word, start + rows[j + r] * bytes + l * kLine, sizeof word);
+          std::memcpy(&word, now[r] + l * kLine, sizeof word);
           sum += word;
         }
-      }
+      };
+      const size_t here = lines - kAhead;
+      for (size_t l = 0; l < here; ++l) read(l, now, (l + kAhead) * kLine);
+      for (size_t l = here; l < lines; ++l) read(l, then, (l - here) * kLine);
     }
     benchmark::DoNotOptimize(sum);
   }
   state.SetBytesProcessed(state.iterations() * static_cast<int64_t>(rows.size() * bytes));
 }
-BENCHMARK(ScatteredRows)
-    ->ArgNames({"bytes", "kept_percent", "offset"})
-    ->ArgsProduct({{4096, 2048}, {35, 100}, {0, 1088}})
-    ->Unit(benchmark::kMicrosecond);
+void scattered_cases(benchmark::internal::Benchmark* benchmark) {
+  benchmark->ArgNames({"bytes", "kept_percent", "offset"})
+      ->ArgsProduct({{4096, 2048}, {35, 100}, {0, 1088}})
+      ->Unit(benchmark::kMicrosecond);
+}
+BENCHMARK_TEMPLATE(ScatteredRows, 4, false)->Apply(scattered_cases);
+BENCHMARK_TEMPLATE(ScatteredRows, 4, true)->Apply(scattered_cases);
+BENCHMARK_TEMPLATE(ScatteredRows, 16, false)->Apply(scattered_cases);
+BENCHMARK_TEMPLATE(ScatteredRows, 16, true)->Apply(scattered_cases);
 
 }  // namespace packed_accumulate_bench
 }  // namespace sluice::engine

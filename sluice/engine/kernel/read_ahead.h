@@ -3,10 +3,11 @@
 
 namespace sluice::engine {
 
-/// True where prefetching by hardware follows a few rows of weights by itself, and requests for
-/// them cost more than they bring: a Zen 5 (family 1Ah) reads 35% of the rows of a matrix, 4 KB
-/// each, at 37 GB/s with four side by side and no request, at 23 to 32 with requests, and 16 side
-/// by side at 28 to 31 either way. A Zen 4 needs requests, and 16 rows suit it.
+/// True where prefetching by hardware follows a few rows of weights by itself: on a Zen 5 (family
+/// 1Ah), which reads 35% of the rows of a matrix, 4 KB each, at 35 GB/s with four side by side and
+/// no request, at 30 with requests (sluice_engine_bench, ScatteredRows). What is computed on the
+/// way decides as well: packed_dot asks for nothing where rows follow each other, and for the rows
+/// of a list; sums of rows ask everywhere.
 bool follows_rows();
 
 }  // namespace sluice::engine
