@@ -4,6 +4,7 @@
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <set>
 
@@ -399,10 +400,8 @@ std::vector<std::pair<std::string, Figure>> kernels_figures(const KernelRun& run
   bars.x_label = "weight format";
   bars.y_label = "share of the read bandwidth of the same run";
   for (const int threads : thread_counts) {
-    Figure curve;
-    curve.title = fmt::format("Time over kept fraction, {}", plural(threads, "thread"));
-    curve.x_label = "kept fraction";
-    curve.y_label = "time / time of the dense kernel";
+    // What skips rows and columns of one product, and the rest: convolutions, widths, weights.
+    std::array<Figure, 2> curves;
     Series share;
     share.name = plural(threads, "thread");
     for (const MeasuredCase& c : run.cases) {
@@ -411,6 +410,9 @@ std::vector<std::pair<std::string, Figure>> kernels_figures(const KernelRun& run
       }
       if (c.conditional && c.dense() != nullptr) {
         const std::string name = c.name();
+        Figure& curve =
+            curves[c.kernel.starts_with("sparse-") || c.kernel.starts_with("gathered-gemv") ? 0
+                                                                                            : 1];
         auto found = std::find_if(curve.series.begin(), curve.series.end(),
                                   [&](const Series& s) { return s.name == name; });
         if (found == curve.series.end()) {
@@ -428,12 +430,22 @@ std::vector<std::pair<std::string, Figure>> kernels_figures(const KernelRun& run
         share.y.push_back(*c.ours().share);
       }
     }
-    std::erase_if(curve.series, [](const Series& s) { return s.x.size() < 3; });
-    if (!curve.series.empty()) {
+    for (size_t k = 0; k < curves.size(); ++k) {
+      Figure& curve = curves[k];
+      std::erase_if(curve.series, [](const Series& s) { return s.x.size() < 3; });
+      if (curve.series.empty()) {
+        continue;
+      }
       curve.series.push_back({"proportional", {0, 1}, {0, 1}});
-      curve.width = 800;
-      curve.height = 560;
-      figures.emplace_back(fmt::format("kernels-kept-threads-{}.svg", threads), curve);
+      curve.title = fmt::format("Time over kept {}, {}", k == 0 ? "inputs and neurons" : "share",
+                                plural(threads, "thread"));
+      curve.x_label = "kept fraction";
+      curve.y_label = "time / time of the dense kernel";
+      curve.names_beside = true;
+      curve.width = 1200;
+      curve.height = 460;
+      figures.emplace_back(
+          fmt::format("kernels-kept-{}threads-{}.svg", k == 0 ? "inputs-" : "", threads), curve);
     }
     if (!share.y.empty()) {
       bars.series.push_back(std::move(share));

@@ -25,6 +25,7 @@ struct Figure {
   double y_min = 0, y_max = 0;
   int bins = 20;
   int width = 640, height = 400;
+  bool names_beside = false;  ///< at the right, not above, where many would leave no place
 };
 
 /// SVG text. Throws Error{missing} with the package to install when gnuplot is absent,

@@ -114,7 +114,8 @@ class Script {
     if (named == 0) {
       add("set key off");
     } else {
-      add("set key tmargin center horizontal Left reverse samplen 2 textcolor '#303030'");
+      add("set key {} Left reverse samplen 2 textcolor '#303030'",
+          figure_.names_beside ? "outside right center vertical" : "tmargin center horizontal");
     }
     if (figure_.log_x && figure_.kind == Figure::Kind::lines) {
       add("set logscale x");
