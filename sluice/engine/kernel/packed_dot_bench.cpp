@@ -4,7 +4,9 @@
 #include <benchmark/benchmark.h>
 #include <hwy/targets.h>
 
+#include <random>
 #include <string>
+#include <vector>
 
 #include "sluice/engine/kernel/buffer.h"
 #include "sluice/engine/kernel/cold_copies.h"
@@ -59,6 +61,33 @@ BENCHMARK(PackedDot)
                    {int(DotKind::f32), int(DotKind::i8)},
                    benchmark::CreateDenseRange(0, 9, 1),
                    {1, 2, 4, 8}})
+    ->Unit(benchmark::kMicrosecond);
+
+/// One row times the rows of a list, of packed weights from memory.
+void PackedDotRows(benchmark::State& state) {
+  const auto format = static_cast<Format>(state.range(0));
+  const ColdCopies& copies = ColdCopies::of(format);
+  std::mt19937_64 random(1);
+  std::vector<int32_t> rows;
+  for (int32_t r = 0; r < kRows; ++r) {
+    if (static_cast<int64_t>(random() % 100) < state.range(1)) rows.push_back(r);
+  }
+  const std::vector<float> x(kColumns, 0.5f);
+  std::vector<float> y(rows.size());
+  const Buffer scratch(dot_scratch_bytes(format, DotKind::i8, kColumns, 1));
+  size_t next = 0;
+  for (auto _ : state) {
+    const bundle::PackedMatrix& w = copies.matrices[next++ % copies.matrices.size()];
+    const DotInput input = prepare_dot(w, DotKind::i8, x.data(), kColumns, 1, scratch.data());
+    packed_dot_rows(w, input, rows, y.data(), kRows);
+    benchmark::ClobberMemory();
+  }
+  state.SetLabel(std::string(bundle::format_name(format)));
+  state.SetBytesProcessed(state.iterations() * std::ssize(rows) * copies.matrices[0].row_bytes());
+}
+BENCHMARK(PackedDotRows)
+    ->ArgNames({"format", "kept_percent"})
+    ->ArgsProduct({{int(Format::f32), int(Format::i8), int(Format::i4_group)}, {10, 50, 100}})
     ->Unit(benchmark::kMicrosecond);
 
 }  // namespace packed_dot_bench
