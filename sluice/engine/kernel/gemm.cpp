@@ -21,11 +21,8 @@ using bundle::Format;
 using bundle::PackedMatrix;
 
 // For 2048 x 2048 on one thread (Zen 5, AVX-512 VNNI): at 12 rows oneDNN's integer and bf16
-// products take half and a third of packed_dot's time. Unpacking to f32 costs 1.3 ms a call,
-// packed_dot 63 us a row in most formats; it is slower for f32 (oneDNN's own) and binary-2 (two
-// planes).
-constexpr int64_t kProductRows = 9, kUnpackedRows = 128, kUnpackedRowsEarly = 16;
-constexpr int64_t kTileRows = 9;
+// products take half and a third of packed_dot's time.
+constexpr int64_t kProductRows = 9, kTileRows = 9;
 // Less than this is done by one thread before two have met.
 constexpr int64_t kParallelMacs = 1 << 17;
 // A strip of packed weights beside eight rows of activations in the second-level cache.
@@ -63,13 +60,21 @@ int64_t unpacked_from(const PackedLinear& layer) {
     // Products of int8 beat those of floats where one instruction does four of them (VNNI) or two
     // (AVX2: 0.3 to 0.7 of the time at 16 rows; two planes of bits 1.0 at 64 and 1.2 at 192).
     if (dot_vnni_usable()) return kNever;
-    if (!chosen_target_has_avx2()) return kUnpackedRowsEarly;
-    return format == Format::binary2 ? kUnpackedRows : kNever;
+    if (!chosen_target_has_avx2()) return 16;
+    return format == Format::binary2 ? 128 : kNever;
   }
-  // With AVX2, packed_dot takes two rows of floats at a time: 0.9 to 1.3 of the time at 16 rows,
-  // 1.6 to 2.4 at 64.
-  if (!dot_vnni_usable()) return kUnpackedRowsEarly;
-  return format == Format::f32 || format == Format::binary2 ? kUnpackedRowsEarly : kUnpackedRows;
+  // Where packed_dot takes as long as unpacking to f32 (f32, bf16: as panels) and multiplying, for
+  // 4096 x 4096 on one thread of a Zen 5: 128 rows of most formats take 19 to 25 ms and 23 to 26
+  // with AVX-512, 32 rows 9 to 12 and 10 to 12 with AVX2 (gemm_bench.cpp). Two planes of bits take
+  // twice as long as one.
+  if (dot_vnni_usable()) {
+    return format == Format::f32       ? 32
+           : format == Format::bf16    ? 80
+           : format == Format::binary2 ? 96
+                                       : 128;
+  }
+  if (!chosen_target_has_avx2() || format == Format::binary2) return 16;
+  return floats ? 48 : 32;
 }
 
 /// Panels take less time than unpacked strips and oneDNN: 4096 x 4096 with AVX2 0.85 to 0.97 of it

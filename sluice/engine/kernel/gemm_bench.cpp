@@ -60,6 +60,13 @@ BENCHMARK(ManyRows)
                    {1, 2},
                    {static_cast<int64_t>(GemmPath::panels),
                     static_cast<int64_t>(GemmPath::unpacked)}})
+    // Floats and packed weights: whose rows are unpacked from how many on?
+    ->ArgsProduct({{static_cast<int64_t>(Format::f32), static_cast<int64_t>(Format::i8_group),
+                    static_cast<int64_t>(Format::i4_group), static_cast<int64_t>(Format::ternary),
+                    static_cast<int64_t>(Format::binary), static_cast<int64_t>(Format::binary2)},
+                   {16, 32, 64, 128, 256},
+                   {1},
+                   {static_cast<int64_t>(GemmPath::dot), static_cast<int64_t>(GemmPath::unpacked)}})
     ->ArgsProduct({{static_cast<int64_t>(Format::i8)},
                    {64, 512},
                    {1, 2},
