@@ -22,6 +22,19 @@ SLUICE_AVX2_INLINE Floats multiply_add(Floats a, Floats b, Floats c) {
 }
 SLUICE_AVX2_INLINE float multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 
+SLUICE_AVX2_INLINE Floats multiply(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
+SLUICE_AVX2_INLINE Floats broadcast(const float* from) { return _mm256_broadcast_ss(from); }
+SLUICE_AVX2_INLINE Floats widen(const std::byte* from) {
+  return _mm256_cvtepi32_ps(
+      _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+}
+SLUICE_AVX2_INLINE void load_scales(const std::byte* from, int64_t left, float* out) {
+  _mm256_store_ps(out, scales8(from, left));
+  _mm256_store_ps(out + 8, left > 8 ? scales8(from + 16, left - 8) : zeros());
+}
+
+#include "sluice/engine/kernel/packed_dot_floats-inl.h"
+
 // Codes of R rows that are read where they lie; those of a chunk that ends early, kBytes for each
 // of its columns, from a copy with zeros behind them.
 template <int R, int64_t kColumns, int64_t kEach>
@@ -48,9 +61,6 @@ struct InRegisters {
   }
 };
 
-template <Format kFormat, int R>
-struct Decode;
-
 template <int R>
 struct Decode<Format::f32, R> : InPlace<R, 16, 4> {
   Decode(const Streams<R>&, int64_t) {}
@@ -73,48 +83,11 @@ struct Decode<Format::bf16, R> : InPlace<R, 32, 2> {
   }
 };
 
-SLUICE_AVX2_INLINE Floats widen(const std::byte* from) {
-  return _mm256_cvtepi32_ps(
-      _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
-}
-
 template <int R>
 struct Decode<Format::i8, R> : InPlace<R, 32, 1> {
   Decode(const Streams<R>&, int64_t) {}
   void begin(int64_t) {}
   SLUICE_DOT_MEMBER Floats part(int r, int p) const { return widen(this->codes[r] + 8 * p); }
-};
-
-// Scales of 16 groups of 32 columns for each of R rows, from scale `first` on.
-template <int R>
-struct Factors {
-  alignas(32) float of[R][16];
-  SLUICE_DOT_MEMBER void load(const Streams<R>& w, int64_t first, int64_t left) {
-    for (int r = 0; r < R; ++r) {
-      const std::byte* from = w.scales[r] + 2 * first;
-      _mm256_store_ps(of[r], scales8(from, left));
-      _mm256_store_ps(of[r] + 8, left > 8 ? scales8(from + 16, left - 8) : zeros());
-    }
-  }
-};
-
-template <int R>
-struct Decode<Format::i8_group, R> {
-  static constexpr int64_t kChunk = 32, kBytes = 32;
-  const Streams<R>& w;
-  const int64_t groups;
-  Factors<R> factors;
-  const std::byte* codes[R];
-  Floats factor[R];
-  Decode(const Streams<R>& w, int64_t columns) : w(w), groups((columns + 31) / 32) {}
-  SLUICE_DOT_MEMBER void begin(int64_t i) { factors.load(w, i / 32, groups - i / 32); }
-  SLUICE_DOT_MEMBER void load(int r, const std::byte* from, int64_t i, int64_t) {
-    codes[r] = from;
-    factor[r] = _mm256_broadcast_ss(&factors.of[r][i / 32 % 16]);
-  }
-  SLUICE_DOT_MEMBER Floats part(int r, int p) const {
-    return _mm256_mul_ps(widen(codes[r] + 8 * p), factor[r]);
-  }
 };
 
 // A vector of codes has two groups, one in each half.
@@ -182,8 +155,6 @@ struct Decode<Format::binary, R> : InRegisters<R, 8, 8> {
     return _mm256_blendv_ps(zeros(), _mm256_set1_ps(1), sign);
   }
 };
-
-#include "sluice/engine/kernel/packed_dot_floats-inl.h"
 
 }  // namespace
 

@@ -1,7 +1,7 @@
-// One row of activations with AVX2: three rows of weights, a third of all rows apart, go by side
-// by side. A core has more reads under way in several streams than in one: 25 GB/s for 20 on a
+// One row of int8 activations with AVX2: three rows of weights, a third of all rows apart, go by
+// side by side. A core has more reads under way in several streams than in one: 25 GB/s for 20 on a
 // Zen 3. Of two, three and four streams three suit all formats: four have too few registers.
-// Numbers are those of the rows one by one (packed_dot_avx2_codes.cpp, packed_dot_avx2_floats.cpp).
+// Numbers are those of the rows one by one (packed_dot_avx2_codes.cpp).
 #include "sluice/engine/kernel/packed_dot_avx2.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)

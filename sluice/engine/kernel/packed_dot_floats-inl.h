@@ -2,9 +2,10 @@
 // by packed_dot_vnni_floats.cpp and packed_dot_avx2_floats.cpp behind the macros SLUICE_DOT_TARGET,
 // SLUICE_DOT_INLINE and SLUICE_DOT_MEMBER and what depends on the vectors:
 //   Floats, kLanes, kHeld (vectors of x that registers hold beside the sums),
-//   zeros(), load_floats(from), multiply_add(a, b, c) = a b + c, total(v),
-//   Decode<format, R>: codes of R rows of weights.
-// A decoder has kChunk, the columns it takes at once (of kBytes bytes), and
+//   zeros(), load_floats(from), broadcast(from), multiply(a, b), multiply_add(a, b, c) = a b + c,
+//   total(v), widen(codes) of kLanes bytes, load_scales(from, left, to): 16, zeros behind `left`.
+// Behind it come the decoders, Decode<format, R>: codes of R rows of weights. They have kChunk, the
+// columns it takes at once (of kBytes bytes), and
 //   begin(i)                 before each multiple of 512 columns,
 //   load(r, from, i, left)   row r's codes at `from`, of columns i to i + kChunk - 1, of which
 //                            `left` are there (or kChunk),
@@ -16,6 +17,37 @@
 // R rows of weights go by side by side: they are streams for the memory, sums that do not wait for
 // each other, and share what is loaded of the activations, which, of four rows, fill the
 // first-level cache twice. For one target at a time: no include guard.
+
+template <Format kFormat, int R>
+struct Decode;
+
+/// Scales of 16 groups of 32 columns for each of R rows, from scale `first` on.
+template <int R>
+struct Factors {
+  alignas(64) float of[R][16];
+  SLUICE_DOT_MEMBER void load(const Streams<R>& w, int64_t first, int64_t left) {
+    for (int r = 0; r < R; ++r) load_scales(w.scales[r] + 2 * first, left, of[r]);
+  }
+};
+
+template <int R>
+struct Decode<Format::i8_group, R> {
+  static constexpr int64_t kChunk = 32, kBytes = 32;
+  const Streams<R>& w;
+  const int64_t groups;
+  Factors<R> factors;
+  const std::byte* codes[R];
+  Floats factor[R];
+  Decode(const Streams<R>& w, int64_t columns) : w(w), groups((columns + 31) / 32) {}
+  SLUICE_DOT_MEMBER void begin(int64_t i) { factors.load(w, i / 32, groups - i / 32); }
+  SLUICE_DOT_MEMBER void load(int r, const std::byte* from, int64_t i, int64_t) {
+    codes[r] = from;
+    factor[r] = broadcast(&factors.of[r][i / 32 % 16]);
+  }
+  SLUICE_DOT_MEMBER Floats part(int r, int p) const {
+    return multiply(widen(codes[r] + kLanes * p), factor[r]);
+  }
+};
 
 template <int R>
 SLUICE_DOT_INLINE Streams<R> behind(Streams<R> w, int64_t bytes) {

@@ -24,12 +24,20 @@ SLUICE_VNNI_INLINE Floats multiply_add(__mmask16 chosen, Floats b, Floats c) {
 }
 SLUICE_VNNI_INLINE float total(Floats v) { return _mm512_reduce_add_ps(v); }
 
-SLUICE_VNNI_INLINE Floats widen(__m128i codes) {
-  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes));
-}
+SLUICE_VNNI_INLINE Floats multiply(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+SLUICE_VNNI_INLINE Floats broadcast(const float* from) { return _mm512_set1_ps(*from); }
 SLUICE_VNNI_INLINE __m128i load16(const std::byte* from) {
   return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
 }
+SLUICE_VNNI_INLINE Floats widen(__m128i codes) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes));
+}
+SLUICE_VNNI_INLINE Floats widen(const std::byte* codes) { return widen(load16(codes)); }
+SLUICE_VNNI_INLINE void load_scales(const std::byte* from, int64_t left, float* out) {
+  _mm512_store_ps(out, scales16(from, left));
+}
+
+#include "sluice/engine/kernel/packed_dot_floats-inl.h"
 
 // Of formats without groups.
 template <int R>
@@ -37,9 +45,6 @@ struct Plain {
   Plain(const Streams<R>&, int64_t) {}
   void begin(int64_t) {}
 };
-
-template <Format kFormat, int R>
-struct Decode;
 
 template <int R>
 struct Decode<Format::f32, R> : Plain<R> {
@@ -82,34 +87,6 @@ struct Decode<Format::i8, R> : Plain<R> {
     values[r] = widen(left == 16 ? load16(from) : _mm_maskz_loadu_epi8(first16(left), from));
   }
   SLUICE_DOT_MEMBER Floats part(int r, int) const { return values[r]; }
-};
-
-// Scales of 16 groups of 32 columns for each of R rows, from scale `first` on.
-template <int R>
-struct Factors {
-  alignas(64) float of[R][16];
-  SLUICE_DOT_MEMBER void load(const Streams<R>& w, int64_t first, int64_t left) {
-    for (int r = 0; r < R; ++r) _mm512_store_ps(of[r], scales16(w.scales[r] + 2 * first, left));
-  }
-};
-
-template <int R>
-struct Decode<Format::i8_group, R> {
-  static constexpr int64_t kChunk = 32, kBytes = 32;
-  const Streams<R>& w;
-  const int64_t groups;
-  Factors<R> factors;
-  const std::byte* codes[R];
-  Floats factor[R];
-  Decode(const Streams<R>& w, int64_t columns) : w(w), groups((columns + 31) / 32) {}
-  SLUICE_DOT_MEMBER void begin(int64_t i) { factors.load(w, i / 32, groups - i / 32); }
-  SLUICE_DOT_MEMBER void load(int r, const std::byte* from, int64_t i, int64_t) {
-    codes[r] = from;
-    factor[r] = _mm512_set1_ps(factors.of[r][i / 32 % 16]);
-  }
-  SLUICE_DOT_MEMBER Floats part(int r, int p) const {
-    return _mm512_mul_ps(widen(load16(codes[r] + 16 * p)), factor[r]);
-  }
 };
 
 template <int R, bool kMin>
@@ -177,8 +154,6 @@ struct Decode<Format::binary, R> : Plain<R> {
     return static_cast<__mmask16>(bits[r] >> (16 * p));
   }
 };
-
-#include "sluice/engine/kernel/packed_dot_floats-inl.h"
 
 }  // namespace
 
