@@ -8,7 +8,6 @@
 #include "sluice/base/error.h"
 #include "sluice/base/file.h"
 #include "sluice/base/json.h"
-#include "sluice/base/utf8.h"
 
 // The only file that includes it: it costs several seconds.
 #include <toml++/toml.h>
@@ -120,8 +119,7 @@ Json parse_toml(std::string_view text, std::string_view what) {
     return convert_table(table, what, 0);
   } catch (const toml::parse_error& error) {
     const toml::source_position at = error.source().begin;
-    fail(Code::config, "{}:{}:{}: {}", what, at.line, at.column,
-         printable(error.description(), 240));
+    fail(Code::config, "{}:{}:{}: {}", what, at.line, at.column, error.description());
   }
 }
 

@@ -37,7 +37,7 @@ TEST(ParseToml, NamesLineAndColumnOfErrors) {
   expect_error(Code::config, "run.toml:1:", [&] { parse_toml("a = \"\xff\"", "run.toml"); });
 }
 
-TEST(ParseToml, MessagesAreOneLineOfPlainText) {
+TEST(ParseToml, MessagesAreOneLineOfPlainText) {  // toml++ sees to it
   for (const char* text : {"a = 1\n\"a\\n\\u001B[2J\" = 1\n\"a\\n\\u001B[2J\" = 2\n",
                            "a\x1b[2J = 1", "[\"t\\n\"]\nx = 1\n[\"t\\n\"]\nx = 1\n"}) {
     const auto error = error_of([&] { parse_toml(text, "t"); });

@@ -220,12 +220,7 @@ void run_unpacked(const Layer& layer, const float* x, float* y, std::byte* scrat
       onednn::multiply_rows(x, values, rows, w.columns, count, y + first, w.rows);
     }
   };
-  if (threads == 1) {  // without a team: the runtime allocates one for every region of another size
-    run_lane(0);
-  } else {
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-    for (int64_t lane = 0; lane < threads; ++lane) run_lane(lane);
-  }
+  for_each_of(threads, threads, run_lane);
   if (layer.kind == DotKind::i8) {
     for (int64_t r = 0; r < rows; ++r)
       scale_all(y + r * w.rows, scales[r], y + r * w.rows, static_cast<size_t>(w.rows));

@@ -4,6 +4,7 @@
 
 #include "sluice/base/error.h"
 #include "sluice/engine/kernel/packed_dot_path.h"
+#include "sluice/engine/kernel/threads.h"
 
 namespace sluice::engine {
 namespace {
@@ -87,11 +88,10 @@ void packed_dot(const PackedMatrix& weights, const DotInput& x, float* y, int64_
   if (threads <= 1 || weights.rows < 2) {
     return packed_dot_range(weights, x, 0, weights.rows, y, y_stride);
   }
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int t = 0; t < threads; ++t) {
+  for_each_of(threads, threads, [&](int64_t t) {
     const int64_t first = weights.rows * t / threads, last = weights.rows * (t + 1) / threads;
     packed_dot_range(weights, x, first, last, y + first, y_stride);
-  }
+  });
 }
 
 std::string_view dot_name() {

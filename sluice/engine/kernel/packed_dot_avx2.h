@@ -79,7 +79,6 @@ struct Inputs {
   const std::byte* row[B];
   Places p;
   int64_t distance[kMostStreams];  ///< of a stream: to the codes that are asked for ahead
-  bool closest = true;
   SLUICE_AVX2 __attribute__((always_inline)) inline void ahead(const std::byte* now,
                                                                int r = 0) const {
     _mm_prefetch(reinterpret_cast<const char*>(now + distance[r]), _MM_HINT_T0);

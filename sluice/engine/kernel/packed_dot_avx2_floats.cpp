@@ -62,9 +62,8 @@ struct InRegisters {
 };
 
 template <int R>
-struct Decode<Format::f32, R> : InPlace<R, 16, 4> {
-  Decode(const Streams<R>&, int64_t) {}
-  void begin(int64_t) {}
+struct Decode<Format::f32, R> : Plain<R>, InPlace<R, 16, 4> {
+  using Plain<R>::Plain;
   SLUICE_DOT_MEMBER Floats part(int r, int p) const {
     return _mm256_loadu_ps(reinterpret_cast<const float*>(this->codes[r]) + 8 * p);
   }
@@ -72,9 +71,8 @@ struct Decode<Format::f32, R> : InPlace<R, 16, 4> {
 
 // Of 16 those at even places, then those at odd ones.
 template <int R>
-struct Decode<Format::bf16, R> : InPlace<R, 32, 2> {
-  Decode(const Streams<R>&, int64_t) {}
-  void begin(int64_t) {}
+struct Decode<Format::bf16, R> : Plain<R>, InPlace<R, 32, 2> {
+  using Plain<R>::Plain;
   SLUICE_DOT_MEMBER Floats part(int r, int p) const {
     const __m256i pairs = avx2::load(this->codes[r] + p / 2 * 32);
     const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xFFFF0000u));
@@ -84,25 +82,17 @@ struct Decode<Format::bf16, R> : InPlace<R, 32, 2> {
 };
 
 template <int R>
-struct Decode<Format::i8, R> : InPlace<R, 32, 1> {
-  Decode(const Streams<R>&, int64_t) {}
-  void begin(int64_t) {}
+struct Decode<Format::i8, R> : Plain<R>, InPlace<R, 32, 1> {
+  using Plain<R>::Plain;
   SLUICE_DOT_MEMBER Floats part(int r, int p) const { return widen(this->codes[r] + 8 * p); }
 };
 
 // A vector of codes has two groups, one in each half.
 template <int R, bool kMin>
-struct DecodeI4 : InRegisters<R, 2, 16> {
+struct DecodeI4 : Grouped<R, kMin>, InRegisters<R, 2, 16> {
   using Codes = InRegisters<R, 2, 16>;
-  const Streams<R>& w;
-  const int64_t groups;
-  Factors<R> factors, minima;
+  using Grouped<R, kMin>::Grouped;
   Floats factor[R], minimum[R];
-  DecodeI4(const Streams<R>& w, int64_t columns) : w(w), groups((columns + 31) / 32) {}
-  SLUICE_DOT_MEMBER void begin(int64_t i) {
-    factors.load(w, i / 32, groups - i / 32);
-    if (kMin) minima.load(w, groups + i / 32, groups - i / 32);
-  }
   SLUICE_DOT_MEMBER static Floats of_two(const float* groups) {
     return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_broadcast_ss(groups)),
                                 _mm_broadcast_ss(groups + 1), 1);
@@ -112,8 +102,8 @@ struct DecodeI4 : InRegisters<R, 2, 16> {
     // A code q + 8 with its upper bit flipped is q in four bits of two's complement.
     const __m256i flip = _mm256_set1_epi8(static_cast<char>(0x88));
     if (!kMin) this->codes[r] = _mm256_xor_si256(this->codes[r], flip);
-    factor[r] = of_two(&factors.of[r][i / 32 % 16]);
-    if (kMin) minimum[r] = of_two(&minima.of[r][i / 32 % 16]);
+    factor[r] = of_two(&this->factors.of[r][i / 32 % 16]);
+    if (kMin) minimum[r] = of_two(&this->minima.of[r][i / 32 % 16]);
   }
   SLUICE_DOT_MEMBER Floats part(int r, int p) const {
     const __m256i w = this->codes[r];
@@ -135,9 +125,8 @@ struct Decode<Format::i4_group_min, R> : DecodeI4<R, true> {
 };
 
 template <int R>
-struct Decode<Format::ternary, R> : InRegisters<R, 4, 16> {
-  Decode(const Streams<R>&, int64_t) {}
-  void begin(int64_t) {}
+struct Decode<Format::ternary, R> : Plain<R>, InRegisters<R, 4, 16> {
+  using Plain<R>::Plain;
   SLUICE_DOT_MEMBER Floats part(int r, int p) const {
     // The value of the lowest two bits, whatever the others are.
     const Floats values = _mm256_set_ps(2, 1, 0, -1, 2, 1, 0, -1);
@@ -147,9 +136,8 @@ struct Decode<Format::ternary, R> : InRegisters<R, 4, 16> {
 
 // Bits as 1 and 0.
 template <int R>
-struct Decode<Format::binary, R> : InRegisters<R, 8, 8> {
-  Decode(const Streams<R>&, int64_t) {}
-  void begin(int64_t) {}
+struct Decode<Format::binary, R> : Plain<R>, InRegisters<R, 8, 8> {
+  using Plain<R>::Plain;
   SLUICE_DOT_MEMBER Floats part(int r, int p) const {
     const Floats sign = _mm256_castsi256_ps(_mm256_slli_epi32(this->codes[r], 31 - p));
     return _mm256_blendv_ps(zeros(), _mm256_set1_ps(1), sign);

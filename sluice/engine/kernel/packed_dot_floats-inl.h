@@ -5,7 +5,7 @@
 //   zeros(), load_floats(from), broadcast(from), multiply(a, b), multiply_add(a, b, c) = a b + c,
 //   total(v), widen(codes) of kLanes bytes, load_scales(from, left, to): 16, zeros behind `left`.
 // Behind it come the decoders, Decode<format, R>: codes of R rows of weights. They have kChunk, the
-// columns it takes at once (of kBytes bytes), and
+// columns they take at once (of kBytes bytes), and
 //   begin(i)                 before each multiple of 512 columns,
 //   load(r, from, i, left)   row r's codes at `from`, of columns i to i + kChunk - 1, of which
 //                            `left` are there (or kChunk),
@@ -30,19 +30,33 @@ struct Factors {
   }
 };
 
+/// What decoders of formats without groups and with groups have in common.
 template <int R>
-struct Decode<Format::i8_group, R> {
-  static constexpr int64_t kChunk = 32, kBytes = 32;
+struct Plain {
+  Plain(const Streams<R>&, int64_t) {}
+  void begin(int64_t) {}
+};
+template <int R, bool kMin>
+struct Grouped {
   const Streams<R>& w;
   const int64_t groups;
-  Factors<R> factors;
+  Factors<R> factors, minima;
+  Grouped(const Streams<R>& w, int64_t columns) : w(w), groups((columns + 31) / 32) {}
+  SLUICE_DOT_MEMBER void begin(int64_t i) {
+    factors.load(w, i / 32, groups - i / 32);
+    if (kMin) minima.load(w, groups + i / 32, groups - i / 32);
+  }
+};
+
+template <int R>
+struct Decode<Format::i8_group, R> : Grouped<R, false> {
+  static constexpr int64_t kChunk = 32, kBytes = 32;
+  using Grouped<R, false>::Grouped;
   const std::byte* codes[R];
   Floats factor[R];
-  Decode(const Streams<R>& w, int64_t columns) : w(w), groups((columns + 31) / 32) {}
-  SLUICE_DOT_MEMBER void begin(int64_t i) { factors.load(w, i / 32, groups - i / 32); }
   SLUICE_DOT_MEMBER void load(int r, const std::byte* from, int64_t i, int64_t) {
     codes[r] = from;
-    factor[r] = broadcast(&factors.of[r][i / 32 % 16]);
+    factor[r] = broadcast(&this->factors.of[r][i / 32 % 16]);
   }
   SLUICE_DOT_MEMBER Floats part(int r, int p) const {
     return multiply(widen(codes[r] + kLanes * p), factor[r]);

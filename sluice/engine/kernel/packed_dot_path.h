@@ -40,7 +40,7 @@ bool chosen_target_has_avx2();
 struct Reading {
   int rows;       ///< that go by side by side for one row of x, streams for the memory
   int64_t ahead;  ///< bytes of codes in each to those that are asked for; of a list: of its rows
-  bool closest = false;  ///< they are to come into the first-level cache, not only the second
+  bool closest = false;  ///< into the first-level cache, not only the second; with AVX2 always
 };
 inline constexpr int kMostStreams = 4;
 

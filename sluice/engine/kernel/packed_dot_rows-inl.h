@@ -35,7 +35,7 @@ SLUICE_DOT_TARGET void run_rows(const PackedMatrix& w, const DotInput& x, int64_
   in.p = places(w.format, x.kind, w.columns);
   for (int b = 0; b < B; ++b) in.row[b] = x.data + (first_input + b) * x.stride;
   for (int r = 0; r < R; ++r) in.distance[r] = reading.ahead;
-  in.closest = reading.closest;
+  if constexpr (requires { in.closest; }) in.closest = reading.closest;
   // Rows of a list are asked for line by line: a row at once would keep what is needed now waiting.
   const int64_t after = 1 + reading.ahead / (w.code_stride + 1);
   Streams<R> streams;

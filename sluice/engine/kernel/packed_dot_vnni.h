@@ -149,7 +149,7 @@ constexpr int side_by_side(Format f, bool codes, int batch) {
 /// from 85 to 92% of the bandwidth down to 71 to 84%. A Zen 5 follows two streams by itself: one
 /// row of i8 takes 0.38 ms, 0.50 as on a Zen 4, 0.43 in one stream; bits, whose products take
 /// longer, are asked for, and the rows of a list are wanted in the first-level cache (a sparse FFN
-/// of i4-32 takes 0.26 of dense, 0.32 from the second).
+/// of i4-32 takes 0.28 to 0.30 of dense, 0.32 to 0.33 from the second).
 Reading reading_of(Format format, bool codes, int64_t batch, bool listed);
 /// The fewest rows that it gives.
 constexpr int fewest_rows(Format f, bool codes) {

@@ -39,13 +39,6 @@ SLUICE_VNNI_INLINE void load_scales(const std::byte* from, int64_t left, float* 
 
 #include "sluice/engine/kernel/packed_dot_floats-inl.h"
 
-// Of formats without groups.
-template <int R>
-struct Plain {
-  Plain(const Streams<R>&, int64_t) {}
-  void begin(int64_t) {}
-};
-
 template <int R>
 struct Decode<Format::f32, R> : Plain<R> {
   static constexpr int64_t kChunk = 16, kBytes = 64;
@@ -90,18 +83,11 @@ struct Decode<Format::i8, R> : Plain<R> {
 };
 
 template <int R, bool kMin>
-struct DecodeI4 {
+struct DecodeI4 : Grouped<R, kMin> {
   static constexpr int64_t kChunk = 32, kBytes = 16;
-  const Streams<R>& w;
-  const int64_t groups;
-  Factors<R> factors, minima;
+  using Grouped<R, kMin>::Grouped;
   __m512i codes[R];
   int64_t group = 0;
-  DecodeI4(const Streams<R>& w, int64_t columns) : w(w), groups((columns + 31) / 32) {}
-  SLUICE_DOT_MEMBER void begin(int64_t i) {
-    factors.load(w, i / 32, groups - i / 32);
-    if (kMin) minima.load(w, groups + i / 32, groups - i / 32);
-  }
   SLUICE_DOT_MEMBER void load(int r, const std::byte* from, int64_t i, int64_t) {
     codes[r] = _mm512_cvtepu8_epi32(load16(from));
     group = i / 32 % 16;
@@ -112,8 +98,8 @@ struct DecodeI4 {
     // Indices of vpermps are 4 bits: the code's upper neighbour is ignored.
     const Floats v =
         _mm512_permutexvar_ps(p == 0 ? codes[r] : _mm512_srli_epi32(codes[r], 4), values);
-    const Floats factor = _mm512_set1_ps(factors.of[r][group]);
-    return kMin ? multiply_add(v, factor, _mm512_set1_ps(minima.of[r][group]))
+    const Floats factor = broadcast(&this->factors.of[r][group]);
+    return kMin ? multiply_add(v, factor, broadcast(&this->minima.of[r][group]))
                 : _mm512_mul_ps(v, factor);
   }
 };
